@@ -1,0 +1,1 @@
+custom_hooks = [dict(type='OrthogonalityLossHook', loss_weight=10.0)]

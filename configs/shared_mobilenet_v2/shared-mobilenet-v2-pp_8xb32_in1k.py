@@ -1,0 +1,2 @@
+_base_ = './shared-mobilenet-v2_8xb32_in1k.py'
+model = dict(backbone=dict(sharing=dict(groups=['conv.0.conv', 'conv.2.conv'])))

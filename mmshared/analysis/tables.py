@@ -1,0 +1,65 @@
+"""The tables of models in the READMEs, from the metafiles, and the metafiles' figures from the built models."""
+from pathlib import Path
+from typing import Dict, List
+
+import yaml
+from mmengine.config import Config
+
+from .complexity import complexity
+
+INPUT_SIZE = (224, 224)
+
+
+def measure(metafile: dict, root: Path) -> None:
+    """Set the counts of each model of a metafile to those of its built config and of its plain twin."""
+    for model in metafile['Models']:
+        counts = complexity(Config.fromfile(root / model['Config']), INPUT_SIZE)
+        model.setdefault('Metadata', {}).update({
+            'Parameters': counts['parameters'],
+            'Plain Parameters': counts['plain_parameters'],
+            'FLOPs': counts['macs'],
+            'Plain FLOPs': counts['plain_macs'],
+        })
+
+
+def model_table(models: List[dict], folder: str) -> str:
+    """A Markdown table of a metafile's models.
+
+    Args:
+        models (list[dict]): Entries of ``Models``.
+        folder (str): The folder of the README, relative to the root, to link the configs from; '' for the root.
+    """
+    head = ['model', 'parameters', 'plain', 'fewer', 'multiply-adds', 'plain', 'top-1 error (paper)']
+    rows = [head, ['---', *['---:'] * (len(head) - 1)]]
+    for model in models:
+        data = model['Metadata']
+        path = Path(model['Config'])
+        link = path.relative_to(folder) if folder else path
+        rows.append([
+            f'[{model["Name"]}]({link})', f'{data["Parameters"]:,}', f'{data["Plain Parameters"]:,}',
+            f'{1 - data["Parameters"] / data["Plain Parameters"]:.1%}', f'{data["FLOPs"] / 1e9:.2f} G',
+            f'{data["Plain FLOPs"] / 1e9:.2f} G', f'{model["Paper"]["Top 1 Error"]:.2f} %'
+        ])
+    return '\n'.join(f'| {" | ".join(row)} |' for row in rows)
+
+
+def put_table(text: str, table: str) -> str:
+    """Put a table between the marks ``<!-- models -->`` and ``<!-- end of models -->`` of a README."""
+    start, end = '<!-- models -->', '<!-- end of models -->'
+    before, found, rest = text.partition(start)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise ValueError(f'The README lacks the marks {start} and {end}.')
+    return f'{before}{start}\n{table}\n{end}{after}'
+
+
+def readmes(root: Path) -> Dict[Path, str]:
+    """Each README with a table of models, as it has to read by the metafiles."""
+    texts, everything = {}, []
+    for path in sorted(root.glob('configs/*/metafile.yml')):
+        models = yaml.safe_load(path.read_text())['Models']
+        everything += models
+        readme = path.with_name('README.md')
+        texts[readme] = put_table(readme.read_text(), model_table(models, str(path.parent.relative_to(root))))
+    texts[root / 'README.md'] = put_table((root / 'README.md').read_text(), model_table(everything, ''))
+    return texts

@@ -1,0 +1,79 @@
+"""What a finished training run shows: its curves and its detections."""
+import json
+from pathlib import Path
+from typing import Dict, List, Sequence, Tuple
+
+import matplotlib
+import mmcv
+from mmdet.apis import inference_detector
+from mmdet.visualization import DetLocalVisualizer
+from torch import nn
+
+matplotlib.use('Agg')
+from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib.ticker import MaxNLocator  # noqa: E402
+
+Curve = List[Tuple[int, float]]
+
+
+def read_scalars(work_dir: Path) -> Dict[str, Curve]:
+    """The logged scalars of a run by name, each as (iteration or, for a metric, epoch, value).
+
+    A resumed run has several logs; where they overlap the later one counts.
+    """
+    curves: Dict[str, Dict[int, float]] = {}
+    for log in sorted(work_dir.glob('*/vis_data/scalars.json')):
+        for line in log.read_text().splitlines():
+            record = json.loads(line)
+            for name, value in record.items():
+                if isinstance(value, (int, float)):
+                    curves.setdefault(name, {})[record['step']] = value
+    return {name: sorted(curve.items()) for name, curve in curves.items()}
+
+
+def draw_curves(scalars: Dict[str, Curve], metric: str, out: Path) -> None:
+    """Draw the loss, the orthogonality loss and a metric of a run, each over its own axis."""
+    panels = [('loss', 'iteration', 'linear'), ('loss_orth', 'iteration', 'log'), (metric, 'epoch', 'linear')]
+    panels = [panel for panel in panels if scalars.get(panel[0])]
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.5 * len(panels), 3.2), squeeze=False)
+    for axis, (name, steps, scale) in zip(axes[0], panels):
+        x, y = zip(*scalars[name])
+        axis.plot(x, y, marker='.' if len(x) < 30 else None)
+        axis.set(xlabel=steps, title=name, yscale=scale)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(out, dpi=120)
+    plt.close(figure)
+
+
+def draw_detections(model: nn.Module, pictures: Sequence[Path], out: Path, score: float = 0.5) -> None:
+    """Draw what a detector finds in some pictures, side by side.
+
+    Args:
+        model (nn.Module): A detector from ``mmdet.apis.init_detector``.
+        pictures (Sequence[Path]): The files of the pictures.
+        out (Path): The picture to write.
+        score (float): The least score of a box that is drawn. Defaults to 0.5.
+    """
+    visualizer = DetLocalVisualizer()
+    visualizer.dataset_meta = model.dataset_meta
+    height, width = mmcv.imread(str(pictures[0])).shape[:2]
+    columns = min(4, len(pictures))
+    rows = -(-len(pictures) // columns)
+    size = (3.2 * columns, 3.2 * rows * height / width)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
+    for axis in axes.flat:
+        axis.axis('off')
+    for axis, path in zip(axes.flat, pictures):
+        picture = mmcv.imread(str(path), channel_order='rgb')
+        # Enlarged, so that boxes and labels of small pictures can be read.
+        factor = max(1, 480 // max(picture.shape[:2]))
+        found = inference_detector(model, str(path)).cpu()
+        found.pred_instances.bboxes *= factor
+        visualizer.add_datasample(
+            '', mmcv.imrescale(picture, factor), found, draw_gt=False, pred_score_thr=score)
+        axis.imshow(visualizer.get_image())
+    figure.tight_layout(pad=0.3)
+    figure.savefig(out, dpi=110)
+    plt.close(figure)

@@ -1,0 +1,61 @@
+"""Backbones that share their filters: one mixin over the libraries' own classes."""
+import inspect
+from types import ModuleType
+
+from mmengine.registry import Registry
+from torch import nn
+
+from ..sharing.surgery import check_groups, share_stage, share_state_dict
+
+
+class SharedBackboneMixin:
+    """Passes each stage of a backbone through the surgery as the backbone makes it.
+
+    Args:
+        sharing (dict): ``groups``, a list of patterns, and ``bank``, the config of their banks. See
+            :func:`mmshared.share_convs`.
+        *args, **kwargs: The arguments of the plain backbone.
+    """
+
+    def __init__(self, *args, sharing: dict, **kwargs):
+        self.sharing = sharing
+        super().__init__(*args, **kwargs)
+        check_groups([stage for stage in self.modules() if 'banks' in vars(stage)], sharing['groups'])
+
+    # The seam of the libraries' backbones, by either of its names.
+    def make_res_layer(self, *args, **kwargs) -> nn.Module:
+        return self._share(super().make_res_layer(*args, **kwargs))
+
+    def make_layer(self, *args, **kwargs) -> nn.Module:
+        return self._share(super().make_layer(*args, **kwargs))
+
+    def _share(self, stage: nn.Module) -> nn.Module:
+        share_stage(stage, **self.sharing)
+        return stage
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        # Before any parameter is loaded: a plain checkpoint is converted, one that fits neither way refused.
+        share_state_dict(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def makes_stages(backbone: type) -> bool:
+    """Whether a backbone makes each of its stages, a sequence of blocks, by a method that can be overridden."""
+    if hasattr(backbone, 'make_res_layer'):
+        return True
+    # EfficientNet's make_layer makes all stages at once.
+    return hasattr(backbone, 'make_layer') and 'num_blocks' in inspect.signature(backbone.make_layer).parameters
+
+
+def share_backbones(backbones: ModuleType, registry: Registry) -> None:
+    """Register ``Shared<Name>`` for each backbone of a library that has the seam.
+
+    Args:
+        backbones (ModuleType): The library's package of backbones.
+        registry (Registry): The library's registry of models.
+    """
+    for parent in list(vars(backbones).values()):
+        if inspect.isclass(parent) and makes_stages(parent):
+            name = f'Shared{parent.__name__}'
+            doc = f'``{parent.__name__}`` with shared filters: all of its arguments, and ``sharing``.'
+            registry.register_module(module=type(name, (SharedBackboneMixin, parent), {'__doc__': doc}))

@@ -1,0 +1,3 @@
+from .mmcv_ops import supply
+
+supply()

@@ -1,0 +1,153 @@
+"""Deeply shared filter bases (Kang and Kim, NeurIPS 2021, https://arxiv.org/abs/2006.05066)."""
+from typing import Optional, Sequence, Tuple
+
+import torch
+import torch.nn.functional as F
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .base import Bank, SharedConv2d, SharingError
+
+
+class TiedConv2d(SharedConv2d):
+    """A conv whose kernel is the kernel of its group."""
+
+    def dense(self) -> Tuple[Tensor, Optional[Tensor]]:
+        return self.bank.filters, self.bias
+
+
+@MODELS.register_module()
+class TiedFilters(Bank):
+    """One kernel that all convs of the group use as it is.
+
+    The sharing of the paper's ResNet-50, ResNet-101 and MobileNetV2: the convs that stay unshared before and
+    behind take the part of the coefficients. The kernel is initialised orthogonally.
+
+    Args:
+        convs (Sequence[nn.Conv2d]): The plain convs of the group.
+    """
+
+    conv_class = TiedConv2d
+
+    def __init__(self, convs: Sequence[nn.Conv2d]):
+        super().__init__()
+        self.filters = nn.Parameter(torch.empty_like(convs[0].weight))  # (O, I / groups, k, k)
+        nn.init.orthogonal_(self.filters)
+
+    @torch.no_grad()
+    def fit(self, kernels: Sequence[Tensor]) -> None:
+        self.filters.copy_(torch.stack(list(kernels)).mean(0))
+
+    def basis(self) -> Tensor:
+        return self.filters
+
+
+class BasisConv2d(SharedConv2d):
+    """A conv that combines the responses to its own and to the shared filters.
+
+    With B the U own filters stacked on the S shared ones it computes ``coefficients . BN(B * x)``: a convolution,
+    a batch norm of its own and a 1x1 convolution, with no non-linearity between. In eval mode, with the batch norm
+    as ``r -> scale r + shift``, this is the conv of kernel ``(coefficients scale) . B`` and bias
+    ``coefficients . shift``.
+    """
+
+    def __init__(self, conv: nn.Conv2d, bank: 'FilterBasis', norm: Optional[nn.Module] = None):
+        super().__init__(conv, bank, norm)
+        like = dict(device=conv.weight.device, dtype=conv.weight.dtype)
+        rank = bank.unique_rank + bank.shared_rank
+        self.unique = nn.Parameter(torch.empty(bank.unique_rank, *conv.weight.shape[1:], **like))  # (U, I, k, k)
+        # The kind of norm that the network itself uses here, SyncBN say, frozen where that one is.
+        if isinstance(norm, _BatchNorm):
+            self.norm = type(norm)(rank, norm.eps, norm.momentum).to(**like)
+            self.norm.requires_grad_(all(p.requires_grad for p in norm.parameters()))
+        else:
+            self.norm = nn.BatchNorm2d(rank, **like)
+        self.coefficients = nn.Parameter(torch.empty(self.out_channels, rank, 1, 1, **like))  # (O, U + S, 1, 1)
+        for filters in (self.unique, self.coefficients):
+            if filters.numel():
+                nn.init.kaiming_normal_(filters, mode='fan_out', nonlinearity='relu')
+
+    def filters(self) -> Tensor:
+        """The own filters stacked on the shared ones, (U + S, I, k, k)."""
+        return torch.cat([self.unique, self.bank.filters])
+
+    def forward(self, x: Tensor) -> Tensor:
+        # One convolution with all filters, not two and a concatenation of their maps.
+        x = F.conv2d(x, self.filters(), None, self.stride, self.padding, self.dilation)  # (N, U + S, H, W)
+        return F.conv2d(self.norm(x), self.coefficients, self.bias)  # (N, O, H, W)
+
+    def dense(self) -> Tuple[Tensor, Tensor]:
+        norm, coefficients = self.norm, self.coefficients.flatten(1)  # (O, U + S)
+        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)  # (U + S, )
+        weight = (coefficients * scale) @ self.filters().flatten(1)  # (O, I k k)
+        bias = coefficients @ (norm.bias - norm.running_mean * scale)  # (O, )
+        if self.bias is not None:
+            bias = bias + self.bias
+        return weight.view(self.out_channels, self.in_channels, *self.kernel_size), bias
+
+
+@MODELS.register_module()
+class FilterBasis(Bank):
+    """A basis of filters; each conv of the group is a linear combination of it and of a few filters of its own.
+
+    The ranks are those of the names in the paper: S32U1 is ``shared_rank=32, unique_rank=1``, given at 64 channels,
+    and they grow with the width of the stage. The basis is initialised orthogonally.
+
+    Args:
+        convs (Sequence[nn.Conv2d]): The plain convs of the group.
+        shared_rank (int): Number S of shared filters at ``base_channels`` input channels.
+        unique_rank (int): Number U of filters that each conv has of its own at ``base_channels`` input channels.
+        base_channels (int): The width at which the ranks are given: 64, and 16 for the CIFAR-10 networks.
+
+    Raises:
+        SharingError: If a rank is no whole number of filters at the width of the group, if there are more filters
+            than the space they are to span has dimensions, or if the convs are grouped.
+    """
+
+    conv_class = BasisConv2d
+
+    def __init__(self, convs: Sequence[nn.Conv2d], shared_rank: int, unique_rank: int, base_channels: int = 64):
+        super().__init__()
+        conv = convs[0]
+        if conv.groups > 1:
+            raise SharingError(f'FilterBasis shares ungrouped convs alone, and these have groups={conv.groups}: '
+                               'use TiedFilters for them.')
+        for name, rank in dict(shared_rank=shared_rank, unique_rank=unique_rank).items():
+            if rank < 0 or rank * conv.in_channels % base_channels:
+                raise SharingError(
+                    f'{name}={rank} at {base_channels} channels is {rank * conv.in_channels / base_channels:g} '
+                    f'filters at the {conv.in_channels} channels of a stage: give a rank that is a whole number '
+                    'there.')
+            setattr(self, name, rank * conv.in_channels // base_channels)
+        dims = conv.weight[0].numel()
+        if self.shared_rank + self.unique_rank > dims:
+            raise SharingError(
+                f'shared_rank={shared_rank} and unique_rank={unique_rank} make '
+                f'{self.shared_rank + self.unique_rank} filters at {conv.in_channels} channels, where filters have '
+                f'only {dims} dimensions: give lower ranks.')
+        self.filters = nn.Parameter(conv.weight.new_empty(self.shared_rank, *conv.weight.shape[1:]))  # (S, I, k, k)
+        nn.init.orthogonal_(self.filters)
+
+    @torch.no_grad()
+    def fit(self, kernels: Sequence[Tensor]) -> None:
+        """Take the leading right singular vectors of all kernels as the basis, and of what it leaves of each
+        kernel as that conv's own filters: the best orthonormal filters for the group, then for each conv."""
+        rows = [kernel.flatten(1) for kernel in kernels]  # (O, I k k) each
+        shared = torch.linalg.svd(torch.cat(rows), full_matrices=False).Vh[:self.shared_rank]  # (S, I k k)
+        self.filters.copy_(shared.view_as(self.filters))
+        for conv, row in zip(self.convs, rows):
+            on_shared = row @ shared.T  # (O, S)
+            rest = row - on_shared @ shared
+            unique = torch.linalg.svd(rest, full_matrices=False).Vh[:self.unique_rank]  # (U, I k k)
+            conv.unique.copy_(unique.view_as(conv.unique))
+            norm = conv.norm
+            norm.reset_running_stats()
+            nn.init.ones_(norm.weight)
+            nn.init.zeros_(norm.bias)
+            # The fresh batch norm divides by sqrt(1 + eps) in eval mode.
+            coefficients = torch.cat([rest @ unique.T, on_shared], 1) * (1 + norm.eps)**0.5  # (O, U + S)
+            conv.coefficients.copy_(coefficients.view_as(conv.coefficients))
+
+    def basis(self) -> Tensor:
+        return self.filters

@@ -1,0 +1,47 @@
+"""What several tests need: banks, backbones, and batch norms that leave no output at zero."""
+from pathlib import Path
+from typing import Optional, Sequence
+
+import torch
+from mmengine.registry import MODELS
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+ROOT = Path(__file__).parents[1]
+TIED = dict(type='TiedFilters')
+BASIS = dict(type='FilterBasis', shared_rank=32, unique_rank=4)
+
+
+def backbone(depth: int = 50, groups: Sequence[str] = ('conv2', ), bank: Optional[dict] = TIED, type: str = 'ResNet', **kwargs):
+    """A narrow backbone of the current default scope; plain where ``bank`` is None."""
+    if type != 'MobileNetV2':
+        kwargs = {**dict(depth=depth, base_channels=16, stem_channels=16), **kwargs}
+    if bank is not None:
+        kwargs['sharing'], type = dict(groups=groups, bank=bank), f'Shared{type}'
+    return MODELS.build(dict(type=type, **kwargs))
+
+
+def randomise_norms(model: nn.Module) -> nn.Module:
+    """Give every batch norm a weight, a bias and statistics of its own: residual branches count, biases show."""
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.2)
+            nn.init.normal_(module.running_mean, std=0.2)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    return model
+
+
+def evaluating(model: nn.Module) -> nn.Module:
+    """The model in eval mode (mmdet's backbones return None from ``eval``)."""
+    model.eval()
+    return model
+
+
+def picture(size: int = 64, batch: int = 2) -> torch.Tensor:
+    return torch.randn(batch, 3, size, size)
+
+
+def difference(a, b) -> float:
+    """The largest difference of two tuples of tensors, relative to the largest value."""
+    return max(((x - y).abs().max() / y.abs().max()).item() for x, y in zip(a, b))

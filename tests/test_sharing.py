@@ -1,0 +1,258 @@
+"""Laws of banks, shared convs and the surgery."""
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import BASIS, TIED, backbone, difference, evaluating, picture, randomise_norms
+from mmengine.registry import MODELS
+from torch import nn
+
+from mmshared import FilterBasis, SharedConv2d, SharingError, TiedFilters, fold_convs, share_convs, shared_stages
+
+NETWORKS = [
+    dict(type='ResNet', depth=34, groups=['conv1', 'conv2'], bank=BASIS),
+    dict(type='ResNet', depth=18, groups=['conv[12]'], bank=BASIS),
+    dict(type='ResNet', depth=50, groups=['conv2', 'conv3'], bank=TIED),
+    dict(type='ResNeXt', depth=50, groups=['conv2'], bank=TIED, base_channels=64, stem_channels=64),
+    # mmpretrain names its convs by number, mmdet by their part.
+    dict(type='MobileNetV2', groups=['(conv.0|expand_conv).conv', '(conv.2|linear_conv).conv'], bank=TIED,
+         out_indices=(2, 4, 6)),
+]
+
+
+def shared_convs(model):
+    return [module for module in model.modules() if isinstance(module, SharedConv2d)]
+
+
+@pytest.mark.parametrize('network', NETWORKS, ids=lambda network: f'{network["type"]}-{network["bank"]["type"]}')
+def test_folding_preserves_the_output_and_gives_the_plain_network(library, network):
+    shared = evaluating(randomise_norms(backbone(**network)))
+    x = picture()
+    before = shared(x)
+    assert len(shared_convs(shared)) > 1
+    fold_convs(shared)
+    assert not shared_convs(shared)
+    assert difference(shared(x), before) < 1e-5
+    plain = backbone(**{**network, 'bank': None})
+    plain.load_state_dict(shared.state_dict(), strict=True)
+    assert difference(evaluating(plain)(x), before) < 1e-5
+    assert sum(p.numel() for p in plain.parameters()) == sum(p.numel() for p in shared.parameters())
+
+
+@pytest.mark.parametrize('bank', [TIED, BASIS], ids=lambda bank: bank['type'])
+def test_a_shared_conv_is_in_eval_mode_the_conv_that_dense_says(mmpretrain, bank):
+    model = evaluating(randomise_norms(backbone(depth=34, bank=bank)))
+    for conv in shared_convs(model):
+        x = torch.randn(2, conv.in_channels, 9, 7)
+        weight, bias = conv.dense()
+        assert weight.shape == (conv.out_channels, conv.in_channels, 3, 3)
+        direct = F.conv2d(x, weight, bias, conv.stride, conv.padding)
+        torch.testing.assert_close(conv(x), direct, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('bank', [TIED, BASIS], ids=lambda bank: bank['type'])
+def test_a_shared_tensor_is_stored_once(library, bank):
+    model = backbone(depth=34, groups=['conv1', 'conv2'], bank=bank)
+    state = model.state_dict()
+    pointers = [tensor.data_ptr() for tensor in state.values() if tensor.numel()]
+    assert len(set(pointers)) == len(pointers)
+    assert [key for key in state if key.startswith('layer1.') and 'bank' in key] == [
+        'layer1.1.conv1.bank.filters', 'layer1.1.conv2.bank.filters']
+    assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for _, p in model.named_parameters(
+        remove_duplicate=False))
+
+
+def test_the_gradient_of_a_tied_kernel_is_the_sum_over_its_convs(mmpretrain):
+    shared = randomise_norms(backbone(groups=['conv2'])).double()
+    plain = fold_convs(copy.deepcopy(shared))
+    x = picture().double()
+    for model in (shared, plain):
+        model(x)[0].square().mean().backward()
+    for stage, banks in shared_stages(shared).items():
+        convs = [block.conv2 for block in list(plain.get_submodule(stage))[1:]]
+        torch.testing.assert_close(banks[0].filters.grad, sum(conv.weight.grad for conv in convs))
+
+
+def test_a_copy_of_a_network_shares_within_itself_alone(mmpretrain):
+    model = backbone(depth=34, groups=['conv[12]'], bank=BASIS)
+    twin = copy.deepcopy(model)
+    for convs in (shared_convs(model), shared_convs(twin)):
+        first = [conv for conv in convs if conv.bank is convs[0].bank]
+        assert len(first) == 4 and first == convs[0].bank.convs
+    assert not {id(conv.bank) for conv in shared_convs(model)} & {id(conv.bank) for conv in shared_convs(twin)}
+
+
+def test_bases_start_orthonormal_and_init_weights_leaves_them_so(library):
+    for bank in (TIED, BASIS):
+        model = backbone(depth=34, groups=['conv2'], bank=bank)
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items() if 'bank' in name}
+        plain_conv = model.layer1[0].conv2.weight.clone()
+        model.init_weights()
+        for name, tensor in before.items():
+            assert torch.equal(model.state_dict()[name], tensor)
+            rows = tensor.flatten(1)
+            torch.testing.assert_close(rows @ rows.T, torch.eye(len(rows)), rtol=0, atol=1e-5)
+        assert not torch.equal(model.layer1[0].conv2.weight, plain_conv)
+
+
+def test_the_first_block_and_single_convs_keep_their_own(mmpretrain):
+    model = backbone(depth=34, groups=['conv1', 'conv2'])
+    for name in shared_stages(model):
+        stage = model.get_submodule(name)
+        assert type(stage[0].conv1) is nn.Conv2d and type(stage[0].conv2) is nn.Conv2d
+        assert all(isinstance(block.conv1, SharedConv2d) for block in list(stage)[1:])
+    mobile = backbone(type='MobileNetV2', groups=['conv.0.conv'])
+    # Of the stages of 1, 2, 3, 4, 3, 3 and 1 blocks those with two besides the first share.
+    assert list(shared_stages(mobile)) == ['layer3', 'layer4', 'layer5', 'layer6']
+
+
+def test_one_pattern_is_one_bank(mmpretrain):
+    single = backbone(depth=34, groups=['conv[12]'], bank=BASIS)
+    double = backbone(depth=34, groups=['conv1', 'conv2'], bank=BASIS)
+    assert [len(banks) for banks in shared_stages(single).values()] == [1] * 4
+    assert [len(banks) for banks in shared_stages(double).values()] == [2] * 4
+    assert [len(banks[0].convs) for banks in shared_stages(single).values()] == [4, 6, 10, 4]
+
+
+def test_ranks_grow_with_the_width(mmpretrain):
+    model = backbone(depth=34, groups=['conv2'], bank=BASIS)
+    shapes = [tuple(banks[0].filters.shape[:2]) for banks in shared_stages(model).values()]
+    assert shapes == [(8, 16), (16, 32), (32, 64), (64, 128)]
+    assert [len(banks[0].convs[0].unique) for banks in shared_stages(model).values()] == [1, 2, 4, 8]
+
+
+@pytest.mark.parametrize('groups, bank, words', [
+    (['conv9'], TIED, ["'conv9' forms no group", 'conv1, conv2, conv3']),
+    (['conv2', 'downsample.0'], TIED, ["'downsample.0' forms no group"]),
+    (['conv[13]'], TIED, ["'conv[13]'", 'convs that differ', '1x1 from 64 to 16 channels']),
+    (['conv('], TIED, ["'conv('", 'no regular expression']),
+    ('conv2', TIED, ['groups is a list', "groups=['conv2']"]),
+    (['conv2'], dict(BASIS, shared_rank=3), ['shared_rank=3 at 64 channels is 0.75 filters at the 16 channels']),
+    (['conv2'], dict(BASIS, shared_rank=-4), ['shared_rank=-4']),
+    (['conv2'], dict(BASIS, shared_rank=600), ['151 filters', '144 dimensions', 'give lower ranks']),
+])
+def test_what_cannot_be_shared_is_refused_with_the_reason(library, groups, bank, words):
+    with pytest.raises(SharingError) as error:
+        backbone(groups=groups, bank=bank)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_grouped_convs_are_tied_but_have_no_basis(mmpretrain):
+    kwargs = dict(type='ResNeXt', base_channels=64, stem_channels=64)
+    assert shared_convs(backbone(**kwargs))[0].groups == 32
+    with pytest.raises(SharingError, match='groups=32: use TiedFilters'):
+        backbone(bank=BASIS, **kwargs)
+
+
+def test_deformable_convs_are_never_shared(mmdet):
+    dcn = dict(type='DCN', deform_groups=1)
+    with pytest.raises(SharingError, match='conv2 is a DeformConv2dPack, which is never shared'):
+        backbone(dcn=dcn, stage_with_dcn=(True, ) * 4)
+    model = backbone(dcn=dcn, stage_with_dcn=(False, True, True, True))
+    assert list(shared_stages(model)) == ['layer1']
+
+
+def test_frozen_stages_freeze_their_banks(library):
+    model = backbone(depth=34, groups=['conv2'], bank=BASIS, frozen_stages=2, norm_eval=True)
+    model.train()
+    frozen = [not banks[0].filters.requires_grad for banks in shared_stages(model).values()]
+    assert frozen == [True, True, False, False]
+    assert not any(conv.norm.training for conv in shared_convs(model))
+
+
+def test_checkpointed_blocks_have_the_same_gradients(library):
+    models = [backbone(depth=34, groups=['conv[12]'], bank=BASIS, with_cp=with_cp).double() for with_cp in (0, 1)]
+    models[1].load_state_dict(models[0].state_dict())
+    x = picture().double().requires_grad_()
+    for model in models:
+        model.train()
+        model(x)[-1].square().mean().backward()
+    for (name, a), b in zip(models[0].named_parameters(), models[1].parameters()):
+        torch.testing.assert_close(a.grad, b.grad, msg=lambda text, name=name: f'{name}: {text}')
+
+
+def test_the_norm_of_a_basis_is_the_kind_that_the_network_uses(library):
+    model = backbone(depth=34, groups=['conv2'], bank=BASIS, norm_cfg=dict(type='SyncBN', requires_grad=False, eps=1e-3))
+    norm = shared_convs(model)[0].norm
+    assert isinstance(norm, nn.SyncBatchNorm) and norm.eps == 1e-3 and not norm.weight.requires_grad
+    grouped = backbone(depth=34, groups=['conv2'], bank=BASIS, norm_cfg=dict(type='GN', num_groups=4))
+    assert type(shared_convs(grouped)[0].norm) is nn.BatchNorm2d
+
+
+def test_a_bank_in_mixed_precision_runs_in_that_precision(mmpretrain):
+    model = evaluating(backbone(depth=34, bank=BASIS))
+    with torch.autocast('cpu', torch.bfloat16):
+        assert shared_convs(model)[0](torch.randn(1, 16, 8, 8)).dtype == torch.bfloat16
+
+
+class TestFit:
+    """Starting a bank from the kernels of a plain network."""
+
+    def group(self, bank, count=3, width=16):
+        stage = nn.Sequential(*[nn.Sequential(nn.Conv2d(width, width, 3, padding=1, bias=False)) for _ in range(count + 1)])
+        kernels = [block[0].weight.detach().clone() for block in list(stage)[1:]]
+        share_convs(stage, ['0'], bank)
+        return stage.banks['0'].eval(), kernels
+
+    def test_tied_filters_are_the_least_squares_fit(self):
+        bank, kernels = self.group(TIED)
+        bank.fit(kernels)
+        x = bank.filters.detach().requires_grad_()
+        sum((x - kernel).square().sum() for kernel in kernels).backward()
+        assert x.grad.abs().max() < 1e-5
+
+    def test_a_basis_of_full_rank_loses_nothing(self):
+        bank, kernels = self.group(dict(BASIS, shared_rank=192, unique_rank=4))  # 48 = 3 x 16 filters
+        bank.fit(kernels)
+        for conv, kernel in zip(bank.convs, kernels):
+            torch.testing.assert_close(conv.eval().dense()[0], kernel, rtol=0, atol=1e-5)
+            assert conv.dense()[1].abs().max() < 1e-6
+
+    def test_a_basis_keeps_the_leading_singular_values(self):
+        bank, kernels = self.group(dict(BASIS, shared_rank=32, unique_rank=0))
+        bank.fit(kernels)
+        rows = torch.cat([kernel.flatten(1) for kernel in kernels])
+        tail = torch.linalg.svdvals(rows)[8:].square().sum()  # Eckart and Young
+        error = sum((conv.eval().dense()[0] - kernel).square().sum() for conv, kernel in zip(bank.convs, kernels))
+        torch.testing.assert_close(error, tail, rtol=1e-4, atol=0)
+
+    def test_own_filters_lower_the_error_and_are_orthogonal_to_the_shared_ones(self):
+        errors = []
+        for unique_rank in (0, 4, 8):
+            torch.manual_seed(0)
+            bank, kernels = self.group(dict(BASIS, shared_rank=32, unique_rank=unique_rank))
+            bank.fit(kernels)
+            errors.append(sum((conv.eval().dense()[0] - k).norm() for conv, k in zip(bank.convs, kernels)).item())
+            for conv in bank.convs:
+                assert (conv.unique.flatten(1) @ bank.filters.flatten(1).T).abs().max() < 1e-5 if unique_rank else True
+        assert errors[0] > errors[1] > errors[2]
+
+
+def test_a_new_method_is_two_classes(mmpretrain):
+
+    class ScaledConv2d(SharedConv2d):
+
+        def __init__(self, conv, bank, norm=None):
+            super().__init__(conv, bank, norm)
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def dense(self):
+            return self.bank.filters * self.scale, self.bias
+
+    class ScaledFilters(TiedFilters):
+        conv_class = ScaledConv2d
+
+    MODELS.register_module(module=ScaledFilters, force=True)
+    model = evaluating(randomise_norms(backbone(bank=dict(type='ScaledFilters'))))
+    for conv in shared_convs(model):
+        conv.scale.data.uniform_(0.5, 2)
+    x = picture()
+    before = model(x)
+    assert difference(fold_convs(model)(x), before) < 1e-5
+
+
+def test_public_names():
+    import mmshared
+    assert mmshared.FilterBasis is FilterBasis and all(hasattr(mmshared, name) for name in mmshared.__all__)

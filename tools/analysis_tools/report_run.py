@@ -1,0 +1,59 @@
+"""Draw and print what a detector's training run came to.
+
+Writes detections.png (what its last checkpoint finds in pictures of the validation set) and curves.png (loss,
+orthogonality loss and AP over training) into the run's folder, and prints its AP and its parameter counts.
+"""
+import argparse
+from pathlib import Path
+
+from mmdet.apis import init_detector
+from mmdet.registry import DATASETS
+from mmengine.config import Config
+from mmengine.runner import find_latest_checkpoint
+
+import mmshared  # noqa: F401
+from mmshared.analysis.complexity import build_model, parameter_count, plain_twin
+from mmshared.analysis.training import draw_curves, draw_detections, read_scalars
+from mmshared.cli import refuse_pickles
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('work_dir', type=Path, help='the work dir of a run of train.py')
+    parser.add_argument('--pictures', type=int, default=8, help='number of validation pictures (default: 8)')
+    parser.add_argument('--metric', help='name of the metric (default: the run\'s box AP)')
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    configs, checkpoint = sorted(args.work_dir.glob('*.py')), find_latest_checkpoint(str(args.work_dir))
+    if not configs or checkpoint is None:
+        raise SystemExit(f'{args.work_dir} is no work dir of a finished run: it has no '
+                         f'{"config" if not configs else "checkpoint"}.')
+    refuse_pickles()
+    cfg = Config.fromfile(configs[-1])
+    model = init_detector(cfg, checkpoint, device='cpu')
+
+    dataset = DATASETS.build(cfg.val_dataloader.dataset)
+    pictures = [Path(dataset.get_data_info(i)['img_path']) for i in range(min(args.pictures, len(dataset)))]
+    draw_detections(model, pictures, args.work_dir / 'detections.png')
+    scalars = read_scalars(args.work_dir)
+    metric = args.metric or next((name for name in scalars if name.endswith(('bbox_mAP', '/mAP'))), '')
+    draw_curves(scalars, metric, args.work_dir / 'curves.png')
+
+    plain = build_model(Config(dict(model=plain_twin(cfg.model), default_scope=cfg.default_scope)))
+    shared_count, plain_count = parameter_count(model), parameter_count(plain)
+    rows = [(name, scalars[name][-1][1]) for name in scalars if name.startswith(metric) and metric]
+    for name, value in rows:
+        print(f'{name}: {value:.3f}')
+    print(f'parameters of the detector: {shared_count:,} shared, {plain_count:,} plain '
+          f'({1 - shared_count / plain_count:.1%} fewer)')
+    print(f'parameters of its backbone: {parameter_count(model.backbone):,} shared, '
+          f'{parameter_count(plain.backbone):,} plain '
+          f'({1 - parameter_count(model.backbone) / parameter_count(plain.backbone):.1%} fewer)')
+    print(f'pictures: {args.work_dir / "detections.png"}, {args.work_dir / "curves.png"}; checkpoint: {checkpoint}')
+
+
+if __name__ == '__main__':
+    main()
