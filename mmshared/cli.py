@@ -2,7 +2,6 @@
 import argparse
 import os
 import os.path as osp
-import pickle
 import re
 import runpy
 import sys
@@ -51,7 +50,7 @@ def load_checkpoint_file(filename: str, map_location='cpu') -> dict:
     try:
         with torch.serialization.safe_globals(get_torch_safe_globals()):
             checkpoint = torch.load(filename, map_location=map_location, weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError, KeyError) as error:
+    except Exception as error:  # torch.load has many ways to say so
         reason = str(error).strip().partition('\n')[0] or type(error).__name__
         raise SharingError(f'The checkpoint {filename} cannot be loaded: it is damaged or cut off, or it holds more '
                            f'than weights ({reason}). Copy or download it again.') from None

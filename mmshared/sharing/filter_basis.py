@@ -87,6 +87,11 @@ class BasisConv2d(SharedConv2d):
         return weight.view(self.out_channels, self.in_channels, *self.kernel_size), bias
 
 
+def leading_directions(rows: Tensor, rank: int) -> Tensor:
+    """The first ``rank`` right singular vectors of a matrix: the orthonormal rows that keep most of its energy."""
+    return torch.linalg.svd(rows, full_matrices=rank > len(rows)).Vh[:rank]
+
+
 @MODELS.register_module()
 class FilterBasis(Bank):
     """A basis of filters; each conv of the group is a linear combination of it and of a few filters of its own.
@@ -134,12 +139,12 @@ class FilterBasis(Bank):
         """Take the leading right singular vectors of all kernels as the basis, and of what it leaves of each
         kernel as that conv's own filters: the best orthonormal filters for the group, then for each conv."""
         rows = [kernel.flatten(1) for kernel in kernels]  # (O, I k k) each
-        shared = torch.linalg.svd(torch.cat(rows), full_matrices=False).Vh[:self.shared_rank]  # (S, I k k)
+        shared = leading_directions(torch.cat(rows), self.shared_rank)  # (S, I k k)
         self.filters.copy_(shared.view_as(self.filters))
         for conv, row in zip(self.convs, rows):
             on_shared = row @ shared.T  # (O, S)
             rest = row - on_shared @ shared
-            unique = torch.linalg.svd(rest, full_matrices=False).Vh[:self.unique_rank]  # (U, I k k)
+            unique = leading_directions(rest, self.unique_rank)  # (U, I k k)
             conv.unique.copy_(unique.view_as(conv.unique))
             norm = conv.norm
             norm.reset_running_stats()

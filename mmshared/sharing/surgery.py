@@ -11,6 +11,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .base import Bank, SharedConv2d, SharingError
 
+_WANTED = 'Give a checkpoint of the same network, either plain or shared by the same groups and bank.'
+
 
 def share_convs(stages: Union[nn.Module, Sequence[nn.Module]], groups: Sequence[str], bank: dict) -> None:
     """Make groups of convs of each stage share a bank, in place.
@@ -134,8 +136,7 @@ def share_state_dict(module: nn.Module, state_dict: Dict[str, Tensor], prefix: s
                 there = next((key for key in given if key.startswith(stage + '.')), next(iter(given), 'nothing'))
                 raise SharingError(
                     f'The checkpoint fits neither as a plain nor as a shared network: it has no {dense[0]} and no '
-                    f'{missing} (but {there}, for one). Nothing was loaded. Give a checkpoint of the same network, '
-                    'either plain or shared by the same groups and bank.')
+                    f'{missing} (but {there}, for one). Nothing was loaded. {_WANTED}')
             error = _fit(bank, names, kernels, added)
             dropped += dense
             log.append(f'{stage}: the kernels of {", ".join(names[conv][len(stage) + 1:] for conv in bank.convs)} '
@@ -177,12 +178,12 @@ def _refuse_other_network(name: str, stage: nn.Module, own: Dict[str, Tensor], g
         block = key[len(name) + 1:].partition('.')[0]
         if block not in blocks:
             raise SharingError(f'The checkpoint is of a deeper network: it has {key}, and {name} has {len(blocks)} '
-                               'blocks here. Nothing was loaded. Give a checkpoint of the same network.')
+                               f'blocks here. Nothing was loaded. {_WANTED}')
 
 
 def _mismatch(key: str, there: Sequence[int], here: Sequence[int]) -> SharingError:
-    return SharingError(f'The checkpoint is of another network: {key} has the shape {tuple(there)} there and '
-                        f'{tuple(here)} here. Nothing was loaded. Give a checkpoint of the same network.')
+    return SharingError(f'The checkpoint is of another network, or shared in another way: {key} has the shape '
+                        f'{tuple(there)} there and {tuple(here)} here. Nothing was loaded. {_WANTED}')
 
 
 def following_norm(parent: nn.Module, name: str) -> Optional[_BatchNorm]:

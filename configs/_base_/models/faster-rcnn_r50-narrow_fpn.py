@@ -1,9 +1,7 @@
 # Faster R-CNN on a ResNet-50 of a quarter of the width, from random weights: learns a small data set on a CPU.
 _base_ = 'mmdet::_base_/models/faster-rcnn_r50_fpn.py'
 model = dict(
-    backbone=dict(
-        base_channels=16, frozen_stages=-1, norm_eval=False, zero_init_residual=False, init_cfg=None),
+    backbone=dict(base_channels=16, frozen_stages=-1, norm_eval=False, init_cfg=None),
     neck=dict(in_channels=[64, 128, 256, 512], out_channels=64),
     rpn_head=dict(in_channels=64, feat_channels=64),
-    roi_head=dict(
-        bbox_roi_extractor=dict(out_channels=64), bbox_head=dict(in_channels=64, fc_out_channels=256)))
+    roi_head=dict(bbox_roi_extractor=dict(out_channels=64), bbox_head=dict(in_channels=64)))

@@ -1,0 +1,50 @@
+# make install   set up .venv (what demo and test do first)
+# make demo      write a small data set, train a shared Faster R-CNN on it, show what it finds
+# make test      run the tests
+#
+# PYTHON=python3.12   the interpreter, 3.10 to 3.12
+# OPS=compiled        also build mmcv's own operators (about ten minutes, needs a compiler)
+
+PYTHON ?= python3
+OPS ?= torchvision
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed-with-$(OPS)-operators
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint .ci/constraints.txt
+DEMO := work_dirs/demo
+DEMO_CONFIG := configs/small/faster-rcnn_r50-narrow-shared_12e_digits.py
+
+.PHONY: install test demo clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): Makefile setup.cfg pyproject.toml .ci/constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' || \
+	    { echo "$(PYTHON) is not there or not Python 3.10 to 3.12: name another one, make PYTHON=python3.12 say."; exit 1; }
+	@echo "1/4 creating $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $$($(BIN)/python -c 'import sys; print(sys.version)' 2>/dev/null | grep -qxF \
+	    "$$($(PYTHON) -c 'import sys; print(sys.version)')" || echo --clear) $(VENV)
+	@echo "2/4 installing mmcv as a pure wheel (without pip's cache, which may hold one built for another PyTorch)"
+	@$(PIP) --no-cache-dir --no-deps onedl-mmcv
+	@echo "3/4 installing PyTorch, OpenMMLab and mmshared: 5 GB with the CUDA libraries, about two minutes"
+	@$(PIP) --editable '.[tests]'
+	@$(BIN)/python -c 'import cv2' 2>/dev/null || $(PIP) --force-reinstall --no-deps opencv-python-headless
+ifeq ($(OPS),compiled)
+	@echo "    building mmcv's operators, about ten minutes on two cores"
+	@$(PIP) setuptools wheel ninja psutil
+	@$(PIP) --no-build-isolation --no-cache-dir --force-reinstall --no-deps onedl-mmcv
+endif
+	@echo "4/4 checking the installation"
+	@PYTHONWARNINGS=ignore $(BIN)/python -c 'import mmshared; print("mmshared", mmshared.__version__, "is ready")'
+	@rm -f $(VENV)/installed-with-* && touch $@
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+demo: $(INSTALLED)
+	$(BIN)/python tools/dataset_converters/digit_scenes.py data/digits
+	PYTHONWARNINGS=ignore $(BIN)/python tools/train.py $(DEMO_CONFIG) --work-dir $(DEMO) --resume
+	PYTHONWARNINGS=ignore $(BIN)/python tools/analysis_tools/report_run.py $(DEMO)
+
+clean:
+	rm -rf $(VENV) $(DEMO)

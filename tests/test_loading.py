@@ -1,0 +1,142 @@
+"""Laws of loading: a plain checkpoint is converted, one that fits neither way is refused, nothing is half-loaded."""
+import pickle
+
+import pytest
+import torch
+from helpers import BASIS, TIED, backbone, difference, evaluating, picture, randomise_norms
+from mmengine.logging import MMLogger
+from mmengine.runner.checkpoint import load_checkpoint, load_state_dict
+
+from mmshared import SharingError, fold_convs, shared_stages
+from mmshared.cli import load_checkpoint_file
+
+
+def state_of(model):
+    return {key: tensor.clone() for key, tensor in model.state_dict().items()}
+
+
+def refuses(model, state, *words, prefix=''):
+    before = state_of(model)
+    with pytest.raises(SharingError) as error:
+        load_state_dict(model, {prefix + key: tensor for key, tensor in state.items()})
+    for word in (*words, 'Nothing was loaded'):
+        assert word in str(error.value)
+    assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize('bank', [TIED, BASIS], ids=lambda bank: bank['type'])
+def test_a_shared_checkpoint_loads_as_it_is(library, bank):
+    models = [randomise_norms(backbone(depth=34, groups=['conv[12]'], bank=bank)) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict(), strict=True)
+    x = picture()
+    assert difference(*[evaluating(model)(x) for model in models]) == 0
+
+
+@pytest.mark.parametrize('bank', [TIED, dict(BASIS, shared_rank=384)], ids=lambda bank: bank['type'])
+def test_a_folded_network_loads_back_without_loss(library, bank):
+    # What was shared once lies in the span of a basis of its rank, and its tied kernels agree.
+    shared = evaluating(randomise_norms(backbone(depth=34, bank=bank)))
+    x = picture()
+    before = shared(x)
+    fold_convs(shared)
+    again = backbone(depth=34, bank=bank)
+    again.load_state_dict(shared.state_dict(), strict=True)
+    assert difference(evaluating(again)(x), before) < 1e-4
+
+
+def test_a_plain_checkpoint_is_converted_with_its_error_in_the_log(library, caplog):
+    plain, shared = backbone(bank=None), backbone()
+    logger = MMLogger.get_current_instance()
+    logger.addHandler(caplog.handler)
+    load_state_dict(shared, dict(plain.state_dict(), **{'fc.weight': torch.zeros(3, 2)}), logger='current')
+    logger.removeHandler(caplog.handler)
+    for stage in range(1, 5):
+        kernels = [block.conv2.weight for block in list(plain.get_submodule(f'layer{stage}'))[1:]]
+        mean = sum(kernels) / len(kernels)
+        error = (sum((k - mean).square().sum() for k in kernels) / sum(k.square().sum() for k in kernels)).sqrt()
+        assert f'layer{stage}: the kernels of 1.conv2, 2.conv2' in caplog.text
+        assert f'became one TiedFilters, relative error {error:.4f}' in caplog.text
+        bank = shared_stages(shared)[f'layer{stage}'][0]
+        torch.testing.assert_close(bank.filters, mean)
+    for key, tensor in plain.state_dict().items():
+        if key in shared.state_dict():
+            assert torch.equal(shared.state_dict()[key], tensor)
+
+
+def test_a_half_shared_checkpoint_gives_what_it_has(mmpretrain):
+    source = backbone(groups=['conv2'])
+    target = backbone(groups=['conv2', 'conv3'])
+    load_state_dict(target, source.state_dict())
+    for stage, banks in shared_stages(target).items():
+        assert torch.equal(banks[0].filters, shared_stages(source)[stage][0].filters)
+        kernels = [block.conv3.weight for block in list(source.get_submodule(stage))[1:]]
+        torch.testing.assert_close(banks[1].filters, sum(kernels) / len(kernels))
+
+
+@pytest.mark.parametrize('prefix', ['', 'backbone.'])
+def test_a_pretrained_init_cfg_is_converted(library, tmp_path, prefix):
+    plain = randomise_norms(backbone(bank=None))
+    path = str(tmp_path / 'plain.pth')
+    torch.save(dict(state_dict={prefix + key: tensor for key, tensor in plain.state_dict().items()}), path)
+    init_cfg = dict(type='Pretrained', checkpoint=path, **(dict(prefix=prefix) if prefix else {}))
+    shared = backbone(init_cfg=init_cfg)
+    shared.init_weights()
+    assert torch.equal(shared.layer3[0].conv2.weight, plain.layer3[0].conv2.weight)
+    kernels = [block.conv2.weight for block in list(plain.layer3)[1:]]
+    torch.testing.assert_close(shared_stages(shared)['layer3'][0].filters, sum(kernels) / len(kernels))
+
+
+def test_a_checkpoint_of_another_network_is_refused(library):
+    model = backbone()
+    refuses(model, backbone(depth=34, bank=None).state_dict(), 'of another network', 'layer1.0.conv1.weight')
+    refuses(model, backbone(depth=101, bank=None).state_dict(), 'of a deeper network', 'layer3.6.', '6 blocks')
+    refuses(model, backbone(base_channels=32, stem_channels=16, bank=None).state_dict(), 'of another network')
+    refuses(model, backbone(bank=BASIS).state_dict(), 'shared in another way', 'layer1.1.conv2.bank.filters')
+    refuses(backbone(depth=34, bank=BASIS), backbone(depth=34, bank=dict(BASIS, shared_rank=16)).state_dict(),
+            'shared in another way', '(16, 5, 1, 1) there and (16, 9, 1, 1) here')
+    refuses(model, {'head.fc.weight': torch.zeros(2, 2)}, 'neither as a plain nor as a shared network',
+            'head.fc.weight')
+    truncated = dict(list(backbone(bank=None).state_dict().items())[:100])
+    refuses(model, truncated, 'neither as a plain nor as a shared network')
+
+
+class _Payload:
+
+    def __reduce__(self):
+        return print, ('a checkpoint ran code', )
+
+
+@pytest.mark.parametrize('content, words', [
+    (None, 'There is no checkpoint'),
+    (b'', 'damaged or cut off'),
+    (b'no checkpoint at all', 'damaged or cut off'),
+    ('cut', 'damaged or cut off'),
+    ('payload', 'holds more than weights'),
+    ('list', 'holds a list and no state dict'),
+])
+def test_a_damaged_or_foreign_file_is_refused_and_runs_nothing(tmp_path, capsys, content, words):
+    path = tmp_path / 'checkpoint.pth'
+    if content == 'cut':
+        torch.save(dict(state_dict=dict(weight=torch.zeros(1000))), path)
+        path.write_bytes(path.read_bytes()[:1500])
+    elif content == 'payload':
+        path.write_bytes(pickle.dumps(_Payload(), protocol=2))
+    elif content == 'list':
+        torch.save([1, 2], path)
+    elif content is not None:
+        path.write_bytes(content)
+    with pytest.raises(SharingError, match=words):
+        load_checkpoint_file(str(path))
+    assert 'ran code' not in capsys.readouterr().out
+
+
+def test_a_checkpoint_on_disk_has_the_ratio_of_the_parameters(mmpretrain, tmp_path):
+    sizes, counts = [], []
+    for bank in (TIED, None):
+        model = backbone(base_channels=32, stem_channels=32, groups=['conv2', 'conv3'], bank=bank)
+        path = tmp_path / 'model.pth'
+        torch.save(model.state_dict(), path)
+        sizes.append(path.stat().st_size)
+        counts.append(sum(tensor.numel() for tensor in model.state_dict().values()))
+        load_checkpoint(model, str(path), strict=True)
+    assert sizes[0] / sizes[1] == pytest.approx(counts[0] / counts[1], rel=0.02)

@@ -1,0 +1,170 @@
+"""The orthogonality loss: equal to the authors' formulas, and a loss like every other while a model trains."""
+import pytest
+import torch
+from helpers import BASIS, TIED, backbone, evaluating
+from mmengine.hooks import Hook
+from mmengine.model import BaseModel
+from mmengine.runner import Runner
+from torch.utils.data import DataLoader
+
+from mmshared import OrthogonalityLossHook, SharingError, shared_stages
+from mmshared.hooks import orthogonality_loss, orthogonality_spaces
+
+
+def disturbed(**kwargs):
+    """A backbone whose bases are not orthonormal any more."""
+    model = backbone(**kwargs).double()
+    for banks in shared_stages(model).values():
+        for bank in banks:
+            bank.filters.data += 0.1 * torch.randn_like(bank.filters)
+    return model
+
+
+def rows(*banks):
+    return torch.cat([bank.filters.flatten(1) for bank in banks])
+
+
+# The three formulas as train_ilsvrc.py of the authors' code has them: D = (B B^T - I)^2, summed over the stages and
+# divided by the summed squares of the numbers of filters.
+
+
+def single(stages):
+    """train_basis_single: one basis a stage."""
+    error, count = 0, 0
+    for banks in stages:
+        basis = rows(banks[0])
+        error += ((basis @ basis.T - torch.eye(len(basis)).double())**2).sum()
+        count += len(basis)**2
+    return error / count
+
+
+def double(stages):
+    """train_basis_double: both bases of a stage stacked."""
+    error, count = 0, 0
+    for banks in stages:
+        basis = rows(*banks)
+        error += ((basis @ basis.T - torch.eye(len(basis)).double())**2).sum()
+        count += len(basis)**2
+    return error / count
+
+
+def separate(stages):
+    """train_basis_double_separate: a mean for the first bases and one for the second."""
+    return single(stages) + single([banks[1:] for banks in stages])
+
+
+@pytest.mark.parametrize('formula, network', [
+    (single, dict(depth=34, groups=['conv[12]'], bank=BASIS)),
+    (single, dict(depth=50, groups=['conv2'], bank=TIED)),
+    (double, dict(depth=34, groups=['conv1', 'conv2'], bank=BASIS)),
+    (separate, dict(depth=50, groups=['conv2', 'conv3'], bank=TIED)),
+], ids=['single-FilterBasis', 'single-TiedFilters', 'double', 'separate'])
+def test_the_loss_equals_the_authors_formulas(mmpretrain, formula, network):
+    model = disturbed(**network)
+    loss = orthogonality_loss(orthogonality_spaces(model))
+    expected = formula(list(shared_stages(model).values()))
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+    parameters = [bank.filters for banks in shared_stages(model).values() for bank in banks]
+    for grad, other in zip(torch.autograd.grad(loss, parameters), torch.autograd.grad(expected, parameters)):
+        torch.testing.assert_close(grad, other, rtol=1e-10, atol=1e-14)
+
+
+def test_an_orthonormal_start_costs_nothing_but_the_rank_floor(mmpretrain):
+    assert orthogonality_loss(orthogonality_spaces(backbone(depth=34, bank=BASIS))) < 1e-12
+    # Of 4C filters in C dimensions at most C are orthonormal: sum (N - M) / sum N^2 is left (papers' Shared++).
+    model = backbone(groups=['conv2', 'conv3'])
+    shapes = [banks[1].filters.flatten(1).shape for banks in shared_stages(model).values()]
+    floor = sum(n - m for n, m in shapes) / sum(n**2 for n, _ in shapes)
+    torch.testing.assert_close(orthogonality_loss(orthogonality_spaces(model)), torch.tensor(floor), rtol=1e-4, atol=0)
+
+
+def test_half_precision_is_no_matter(mmpretrain):
+    model = disturbed(depth=34, bank=BASIS).float()
+    exact = orthogonality_loss(orthogonality_spaces(model))
+    with torch.autocast('cpu', torch.bfloat16):
+        assert orthogonality_loss(orthogonality_spaces(model)).dtype == torch.float32
+        torch.testing.assert_close(orthogonality_loss(orthogonality_spaces(model)), exact)
+    model.bfloat16()
+    torch.testing.assert_close(orthogonality_loss(orthogonality_spaces(model)), exact, rtol=0.02, atol=0)
+
+
+def test_frozen_banks_are_left_out(library):
+    model = disturbed(depth=34, bank=BASIS, frozen_stages=2)
+    model.train()
+    loss = orthogonality_loss(orthogonality_spaces(model))
+    torch.testing.assert_close(loss, single(list(shared_stages(model).values())[2:]))
+
+
+class Classifier(BaseModel):
+
+    def __init__(self, network):
+        super().__init__()
+        self.backbone = network
+        self.fc = torch.nn.Linear(32, 3)
+
+    def forward(self, inputs, labels=None, mode='tensor'):
+        logits = self.fc(self.backbone(inputs)[-1].mean((2, 3)))
+        return dict(loss=torch.nn.functional.cross_entropy(logits, labels)) if mode == 'loss' else logits
+
+
+def run(network, tmp_path, loss_weight=10., iterations=2):
+    torch.manual_seed(0)
+    data = [dict(inputs=torch.randn(3, 32, 32), labels=i % 3) for i in range(4)]
+    model = Classifier(network)
+    seen = []
+
+    class Watch(Hook):
+
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            seen.append(outputs)
+
+    runner = Runner(
+        model,
+        str(tmp_path),
+        train_dataloader=DataLoader(data, batch_size=2),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
+        train_cfg=dict(by_epoch=False, max_iters=iterations),
+        custom_hooks=[OrthogonalityLossHook(loss_weight), Watch()],
+        default_scope='mmpretrain',
+        experiment_name=f'{tmp_path.name}-{loss_weight}-{id(model)}')
+    runner.train()
+    return model, seen
+
+
+def small(**kwargs):
+    return backbone(depth=18, groups=['conv[12]'], bank=BASIS, num_stages=2, strides=(1, 2), dilations=(1, 1),
+                    out_indices=(1, ), **kwargs)
+
+
+def test_the_hook_adds_the_weighted_loss_to_the_sum_and_the_gradient(mmpretrain, tmp_path):
+    network = disturbed_small = small()
+    for banks in shared_stages(disturbed_small).values():
+        banks[0].filters.data += 0.1 * torch.randn_like(banks[0].filters)
+    start = {key: tensor.clone() for key, tensor in network.state_dict().items()}
+    expected = 10 * single([[bank.double() for bank in banks] for banks in shared_stages(network).values()])
+    network.float()
+    model, seen = run(network, tmp_path, 10., 1)
+    torch.testing.assert_close(seen[0]['loss_orth'].double(), expected.double(), rtol=1e-5, atol=0)
+    names = [name for name in seen[0] if name.startswith('loss')]
+    assert sorted(names) == ['loss', 'loss_orth']
+
+    plain = small()
+    plain.load_state_dict(start)
+    other, seen = run(plain, tmp_path, 0., 1)
+    step = model.backbone.state_dict()['layer1.1.conv1.bank.filters']
+    step_without = other.backbone.state_dict()['layer1.1.conv1.bank.filters']
+    assert seen[0]['loss_orth'] == 0 and not torch.allclose(step, step_without)
+    error = [torch.dist(f.flatten(1) @ f.flatten(1).T, torch.eye(len(f))) for f in (step, step_without)]
+    assert error[0] < error[1]
+
+
+def test_the_hook_leaves_the_model_as_it_found_it(mmpretrain, tmp_path):
+    model, _ = run(small(), tmp_path)
+    assert not model._forward_hooks
+    assert isinstance(evaluating(model)(torch.randn(1, 3, 32, 32)), torch.Tensor)
+
+
+def test_a_model_without_a_basis_is_refused(mmpretrain, tmp_path):
+    plain = backbone(depth=18, bank=None, num_stages=2, strides=(1, 2), dilations=(1, 1), out_indices=(1, ))
+    with pytest.raises(SharingError, match='found no filter basis in the model'):
+        run(plain, tmp_path)

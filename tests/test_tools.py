@@ -1,0 +1,189 @@
+"""The tools as a user runs them."""
+import json
+import re
+import signal
+import subprocess
+import sys
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from helpers import ROOT
+from mmengine.config import Config
+from PIL import Image
+
+from mmshared.cli import check_data, config_path, dotted, load_config, moved_root, run_tool
+
+SCENES = ROOT / 'tools/dataset_converters/digit_scenes.py'
+CONFIG = ROOT / 'configs/small/faster-rcnn_r50-narrow-shared_12e_digits.py'
+SMALL = ['--train', '8', '--val', '4', '--size', '64', '--digits', '1', '2', '--digit-size', '16', '32']
+
+
+def call(*command, check=True):
+    result = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, cwd=ROOT)
+    assert not check or result.returncode == 0, result.stderr
+    return result
+
+
+@pytest.fixture(scope='module')
+def digits(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('data') / 'digits'
+    call(SCENES, folder, *SMALL)
+    return folder
+
+
+class TestDigitScenes:
+
+    def test_the_same_seed_gives_the_same_bytes(self, digits, tmp_path):
+        call(SCENES, tmp_path / 'again', *SMALL)
+        call(SCENES, tmp_path / 'other', *SMALL, '--seed', '1')
+        names = [path.relative_to(digits) for path in digits.rglob('*') if path.is_file()]
+        assert len(names) == 12 * 2 + 5
+        assert all((digits / name).read_bytes() == (tmp_path / 'again' / name).read_bytes() for name in names)
+        changed = [(digits / name).read_bytes() != (tmp_path / 'other' / name).read_bytes() for name in names]
+        assert sum(changed) >= 12 * 2 + 3
+
+    def test_coco_and_voc_say_the_same_boxes_and_they_hold_the_digits(self, digits):
+        for split in ('train', 'val'):
+            coco = json.loads((digits / f'instances_{split}.json').read_text())
+            names = {item['id']: item['name'] for item in coco['categories']}
+            listed = (digits / 'ImageSets/Main' / f'{split}.txt').read_text().split()
+            assert listed == [image['file_name'][:-4] for image in coco['images']]
+            for image in coco['images']:
+                own = [item for item in coco['annotations'] if item['image_id'] == image['id']]
+                tree = ElementTree.parse(digits / 'Annotations' / f'{image["file_name"][:-4]}.xml')
+                corners = [[int(box.find(key).text) for key in ('xmin', 'ymin', 'xmax', 'ymax')]
+                           for box in tree.iter('bndbox')]
+                assert [name.text for name in tree.findall('object/name')] == [names[i['category_id']] for i in own]
+                assert corners == [[x + 1, y + 1, x + w, y + h] for x, y, w, h in (i['bbox'] for i in own)]
+                pixels = np.asarray(Image.open(digits / 'JPEGImages' / image['file_name'])).astype(float)
+                assert pixels.shape == (image['height'], image['width'], 3)
+                inside = np.zeros(pixels.shape[:2], bool)
+                for x, y, w, h in (i['bbox'] for i in own):
+                    assert 0 <= x and 0 <= y and x + w <= image['width'] and y + h <= image['height']
+                    inside[y:y + h, x:x + w] = True
+                # Ink is near black or near white, the ground is neither.
+                ink = (np.abs(pixels.mean(2) - 127) > 110)
+                assert ink[inside].any() and ink[~inside].mean() < 0.01
+
+    def test_train_and_val_use_different_digits(self, digits):
+        sys.path.insert(0, str(SCENES.parent))
+        import digit_scenes
+        drawn = {}
+
+        def watched(digits, labels, args, rng):
+            drawn.setdefault(len(labels), {tuple(digit.ravel()) for digit in digits})
+            return Image.new('RGB', (8, 8)), []
+
+        original, digit_scenes.scene = digit_scenes.scene, watched
+        try:
+            sys.argv = ['digit_scenes.py', str(digits.parent / 'watched'), *SMALL]
+            digit_scenes.main()
+        finally:
+            digit_scenes.scene = original
+        train, val = sorted(drawn.values(), key=len, reverse=True)
+        assert len(train) + len(val) > 1700 and len(train & val) <= 1  # two of the 1,797 are alike to the pixel
+
+    def test_what_is_there_is_not_overwritten(self, digits, tmp_path):
+        assert 'there already, made with the same settings' in call(SCENES, digits, *SMALL).stdout
+        result = call(SCENES, digits, *SMALL, '--seed', '3', check=False)
+        assert result.returncode == 1 and 'name another folder or remove it' in result.stderr
+        assert 'rising order' in call(SCENES, tmp_path / 'no', '--digit-size', '40', '20', check=False).stderr
+
+
+class TestConfigs:
+
+    def test_a_config_has_a_path_or_a_name(self):
+        assert config_path(str(CONFIG)) == str(CONFIG)
+        assert load_config('mmpretrain::resnet/resnet18_8xb32_in1k.py').model.backbone.depth == 18
+        for name, words in [('configs/none.py', 'There is no config configs/none.py'),
+                            ('mmdet::none/none.py', 'There is no config mmdet::none/none.py'),
+                            ('other::a/b.py', 'not of other')]:
+            with pytest.raises(SystemExit, match=words):
+                config_path(name)
+
+    def test_one_option_moves_the_data_set(self):
+        cfg = load_config(str(CONFIG))
+        cfg.merge_from_dict(dict(option.split('=', 1) for option in moved_root(cfg, 'elsewhere')))
+        leaves = [value for key, value in dotted(cfg.to_dict()) if isinstance(value, str) and key != 'data_root']
+        assert not any('data/digits' in value for value in leaves)
+        assert cfg.train_dataloader.dataset.data_root == 'elsewhere/'
+        assert cfg.val_evaluator.ann_file == cfg.test_evaluator.ann_file == 'elsewhere/instances_val.json'
+        voc = load_config('mmdet::pascal_voc/faster-rcnn_r50_fpn_1x_voc0712.py')
+        assert ('train_dataloader.dataset.dataset.datasets.1.data_root=elsewhere/' in moved_root(voc, 'elsewhere'))
+
+    def test_a_missing_data_set_is_one_sentence(self, digits, tmp_path):
+        cfg = load_config(str(CONFIG), dict(o.split('=', 1) for o in moved_root(load_config(str(CONFIG)), digits)))
+        check_data(cfg, ['train_dataloader', 'val_dataloader'])
+        (tmp_path / 'JPEGImages').mkdir()
+        for root, words in [(tmp_path, 'has no instances_train.json'), (tmp_path / 'none', 'which is not there')]:
+            cfg.train_dataloader.dataset.data_root = str(root)
+            with pytest.raises(SystemExit, match=f'{root}, which .*data_root=FOLDER') as error:
+                check_data(cfg, ['train_dataloader'])
+            assert words in str(error.value)
+        imagenet = load_config('mmpretrain::resnet/resnet18_8xb32_in1k.py')
+        imagenet.train_dataloader.dataset.data_root = str(tmp_path / 'none')
+        with pytest.raises(SystemExit, match='which is not there'):
+            check_data(imagenet, ['train_dataloader'])
+        check_data(Config(dict(test_dataloader=None)), ['test_dataloader'])
+
+    def test_the_missing_data_set_is_said_before_anything_is_built(self, monkeypatch):
+        monkeypatch.setattr(sys, 'argv', ['train.py', str(CONFIG), '--cfg-options', 'data_root=nowhere',
+                                          'model.backbone.type=NoSuchBackbone'])
+        with pytest.raises(SystemExit, match='expected in nowhere/, which is not there'):
+            run_tool('train.py', ['train_dataloader'])
+
+
+def test_training_can_be_interrupted_resumed_and_evaluated(digits, tmp_path):
+    options = ['--work-dir', str(tmp_path), '--cfg-options', f'data_root={digits}', 'train_dataloader.batch_size=2',
+               'train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False',
+               'val_dataloader.num_workers=0', 'val_dataloader.persistent_workers=False',
+               'default_hooks.logger.interval=1', 'model.backbone.depth=50']
+    command = [sys.executable, 'tools/train.py', str(CONFIG), *options]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
+    for line in process.stdout:
+        if 'Epoch(train)  [2]' in line:
+            process.send_signal(signal.SIGINT)
+            break
+    rest = process.stdout.read()
+    assert process.wait() != 0 and 'with --resume goes on from the last checkpoint' in rest
+    assert 'Traceback' not in rest
+
+    result = call('tools/train.py', CONFIG, '--resume', *options, 'train_cfg.max_epochs=2', 'train_cfg.val_interval=1')
+    assert 'resumed epoch: 1, iter: 4' in result.stdout
+    steps = re.findall(r'Epoch\(train\) +\[(\d)\]\[(\d)/4\].*loss_orth: (\S+)', result.stdout)
+    assert [(epoch, step) for epoch, step, _ in steps] == [('2', str(i)) for i in range(1, 5)]
+    assert 'bbox_mAP' in result.stdout
+
+    test = call('tools/test.py', CONFIG, tmp_path / 'epoch_2.pth', '--work-dir', tmp_path / 'test', '--cfg-options',
+                f'data_root={digits}', 'test_dataloader.num_workers=0', 'test_dataloader.persistent_workers=False')
+    assert 'coco/bbox_mAP' in test.stdout
+    report = call('tools/analysis_tools/report_run.py', tmp_path, '--pictures', '2').stdout
+    assert re.search(r'parameters of its backbone: 1,165,328 shared, 1,480,976 plain \(21\.3% fewer\)', report)
+    for name in ('detections.png', 'curves.png'):
+        assert np.asarray(Image.open(tmp_path / name)).std() > 1
+
+    (tmp_path / 'epoch_2.pth').write_bytes((tmp_path / 'epoch_2.pth').read_bytes()[:5000])
+    broken = call('tools/test.py', CONFIG, tmp_path / 'epoch_2.pth', '--cfg-options', f'data_root={digits}',
+                  f'work_dir={tmp_path}', check=False)
+    assert broken.returncode == 1 and 'Traceback' not in broken.stderr
+    assert re.search(r'Error: The checkpoint \S+epoch_2.pth cannot be loaded: it is damaged', broken.stderr)
+
+
+def test_the_launchers_pass_their_arguments_on(tmp_path):
+    for name in ('torchrun', 'srun'):
+        path = tmp_path / name
+        path.write_text('#!/bin/sh\nfor argument in "$@"; do echo "$argument"; done\n')
+        path.chmod(0o755)
+    for script, arguments, expected in [
+        ('dist_train.sh', ['c.py', '4', '--amp'], ['--nproc_per_node=4', 'tools/train.py', 'c.py', '--amp']),
+        ('dist_test.sh', ['c.py', 'a b.pth', '4', '--tta'], ['tools/test.py', 'c.py', 'a b.pth', '--tta']),
+        ('slurm_train.sh', ['gpu', 'job', 'c.py', 'dir', '--amp'],
+         ['--partition=gpu', '--job-name=job', 'tools/train.py', 'c.py', '--work-dir', 'dir', '--amp']),
+        ('slurm_test.sh', ['gpu', 'job', 'c.py', 'a.pth', '--tta'], ['tools/test.py', 'c.py', 'a.pth', '--tta']),
+    ]:
+        lines = subprocess.run([f'tools/{script}', *arguments], capture_output=True, text=True, cwd=ROOT, check=True,
+                               env=dict(PATH=f'{tmp_path}:/usr/bin:/bin')).stdout.splitlines()
+        lines = [line.replace(f'{ROOT}/', '') for line in lines]
+        assert [line for line in lines if line in expected] == expected
+        assert lines[-2:] == ['--launcher', 'slurm' if script.startswith('slurm') else 'pytorch']
