@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Optional, Sequence
 
 import torch
+from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -45,3 +46,16 @@ def picture(size: int = 64, batch: int = 2) -> torch.Tensor:
 def difference(a, b) -> float:
     """The largest difference of two tuples of tensors, relative to the largest value."""
     return max(((x - y).abs().max() / y.abs().max()).item() for x, y in zip(a, b))
+
+
+class Classifier(BaseModel):
+    """A backbone and a linear layer, in the form that mmengine trains."""
+
+    def __init__(self, network: nn.Module, width: int = 32):
+        super().__init__()
+        self.backbone = network
+        self.fc = nn.Linear(width, 3)
+
+    def forward(self, inputs, labels=None, mode='tensor'):
+        logits = self.fc(self.backbone(inputs)[-1].mean((2, 3)))
+        return dict(loss=nn.functional.cross_entropy(logits, labels)) if mode == 'loss' else logits

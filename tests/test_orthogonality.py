@@ -1,9 +1,8 @@
 """The orthogonality loss: equal to the authors' formulas, and a loss like every other while a model trains."""
 import pytest
 import torch
-from helpers import BASIS, TIED, backbone, evaluating
+from helpers import BASIS, TIED, Classifier, backbone, evaluating
 from mmengine.hooks import Hook
-from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
@@ -93,18 +92,6 @@ def test_frozen_banks_are_left_out(library):
     model.train()
     loss = orthogonality_loss(orthogonality_spaces(model))
     torch.testing.assert_close(loss, single(list(shared_stages(model).values())[2:]))
-
-
-class Classifier(BaseModel):
-
-    def __init__(self, network):
-        super().__init__()
-        self.backbone = network
-        self.fc = torch.nn.Linear(32, 3)
-
-    def forward(self, inputs, labels=None, mode='tensor'):
-        logits = self.fc(self.backbone(inputs)[-1].mean((2, 3)))
-        return dict(loss=torch.nn.functional.cross_entropy(logits, labels)) if mode == 'loss' else logits
 
 
 def run(network, tmp_path, loss_weight=10., iterations=2):

@@ -139,6 +139,12 @@ def test_what_cannot_be_shared_is_refused_with_the_reason(library, groups, bank,
         assert word in str(error.value)
 
 
+def test_what_sharing_lacks_is_said(library):
+    for sharing in (None, dict(groups=['conv2']), dict(group=['conv2'], bank=TIED)):
+        with pytest.raises(SharingError, match=r'SharedResNet needs sharing=dict\(groups=\[...\], bank=dict'):
+            MODELS.build(dict(type='SharedResNet', depth=50, sharing=sharing))
+
+
 def test_grouped_convs_are_tied_but_have_no_basis(mmpretrain):
     kwargs = dict(type='ResNeXt', base_channels=64, stem_channels=64)
     assert shared_convs(backbone(**kwargs))[0].groups == 32

@@ -1,10 +1,12 @@
 """Backbones that share their filters: one mixin over the libraries' own classes."""
 import inspect
 from types import ModuleType
+from typing import Optional
 
 from mmengine.registry import Registry
 from torch import nn
 
+from ..sharing.base import SharingError
 from ..sharing.surgery import check_groups, share_stage, share_state_dict
 
 
@@ -17,7 +19,10 @@ class SharedBackboneMixin:
         *args, **kwargs: The arguments of the plain backbone.
     """
 
-    def __init__(self, *args, sharing: dict, **kwargs):
+    def __init__(self, *args, sharing: Optional[dict] = None, **kwargs):
+        if set(sharing or ()) != {'groups', 'bank'}:
+            raise SharingError(f'{type(self).__name__} needs sharing=dict(groups=[...], bank=dict(type=...)), and got '
+                               f'sharing={sharing}.')
         self.sharing = sharing
         super().__init__(*args, **kwargs)
         check_groups([stage for stage in self.modules() if 'banks' in vars(stage)], sharing['groups'])
