@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import BASIS, TIED, backbone, difference, evaluating, picture, randomise_norms
-from mmengine.registry import MODELS
+from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
 
 from mmshared import FilterBasis, SharedConv2d, SharingError, TiedFilters, fold_convs, share_convs, shared_stages
@@ -166,6 +166,20 @@ def test_frozen_stages_freeze_their_banks(library):
     frozen = [not banks[0].filters.requires_grad for banks in shared_stages(model).values()]
     assert frozen == [True, True, False, False]
     assert not any(conv.norm.training for conv in shared_convs(model))
+
+
+def test_a_bank_has_the_layer_decay_of_its_first_conv(mmpretrain):
+    wrapper = OPTIM_WRAPPER_CONSTRUCTORS.build(dict(
+        type='mmpretrain.LearningRateDecayOptimWrapperConstructor',
+        optim_wrapper_cfg=dict(optimizer=dict(type='SGD', lr=1., weight_decay=0.1)),
+        paramwise_cfg=dict(layer_decay_rate=0.5)))
+    sharing = dict(groups=['conv2'], bank=TIED)
+    model = MODELS.build(dict(type='ImageClassifier', backbone=dict(type='SharedResNet', depth=50, sharing=sharing)))
+    rates = {id(p): group['lr'] for group in wrapper(model).param_groups for p in group['params']}
+    assert all(id(p) in rates for p in model.parameters())
+    for stage, banks in shared_stages(model).items():
+        first = model.get_submodule(stage)[1]
+        assert rates[id(banks[0].filters)] == rates[id(first.conv1.weight)] < 1
 
 
 def test_checkpointed_blocks_have_the_same_gradients(library):

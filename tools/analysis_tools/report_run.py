@@ -4,14 +4,17 @@ Writes detections.png (what its last checkpoint finds in pictures of the validat
 orthogonality loss and AP over training) into the run's folder, and prints its AP and its parameter counts.
 """
 import argparse
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
+
+import mmshared  # noqa: F401, I001  (before mmdet: it supplies mmcv's operators)
 
 from mmdet.apis import init_detector
 from mmdet.registry import DATASETS
 from mmengine.config import Config
 from mmengine.runner import find_latest_checkpoint
 
-import mmshared  # noqa: F401
 from mmshared.analysis.complexity import build_model, parameter_count, plain_twin
 from mmshared.analysis.training import draw_curves, draw_detections, read_scalars
 from mmshared.cli import refuse_pickles
@@ -35,24 +38,22 @@ def main() -> None:
     cfg = Config.fromfile(configs[-1])
     model = init_detector(cfg, checkpoint, device='cpu')
 
-    dataset = DATASETS.build(cfg.val_dataloader.dataset)
+    with redirect_stdout(StringIO()):  # pycocotools reports every step
+        dataset = DATASETS.build(cfg.val_dataloader.dataset)
     pictures = [Path(dataset.get_data_info(i)['img_path']) for i in range(min(args.pictures, len(dataset)))]
     draw_detections(model, pictures, args.work_dir / 'detections.png')
     scalars = read_scalars(args.work_dir)
     metric = args.metric or next((name for name in scalars if name.endswith(('bbox_mAP', '/mAP'))), '')
     draw_curves(scalars, metric, args.work_dir / 'curves.png')
 
+    for name, curve in scalars.items():
+        if metric and name.startswith(metric) and curve[-1][1] >= 0:  # -1: no object of that size
+            print(f'{name}: {curve[-1][1]:.3f}')
     plain = build_model(Config(dict(model=plain_twin(cfg.model), default_scope=cfg.default_scope)))
-    shared_count, plain_count = parameter_count(model), parameter_count(plain)
-    rows = [(name, scalars[name][-1][1]) for name in scalars if name.startswith(metric) and metric]
-    for name, value in rows:
-        print(f'{name}: {value:.3f}')
-    print(f'parameters of the detector: {shared_count:,} shared, {plain_count:,} plain '
-          f'({1 - shared_count / plain_count:.1%} fewer)')
-    print(f'parameters of its backbone: {parameter_count(model.backbone):,} shared, '
-          f'{parameter_count(plain.backbone):,} plain '
-          f'({1 - parameter_count(model.backbone) / parameter_count(plain.backbone):.1%} fewer)')
-    print(f'pictures: {args.work_dir / "detections.png"}, {args.work_dir / "curves.png"}; checkpoint: {checkpoint}')
+    for name, counted, twin in (('detector', model, plain), ('backbone', model.backbone, plain.backbone)):
+        here, there = parameter_count(counted), parameter_count(twin)
+        print(f'parameters of the {name}: {here:,} shared, {there:,} plain ({1 - here / there:.1%} fewer)')
+    print(f'pictures: {args.work_dir}/detections.png, {args.work_dir}/curves.png\ncheckpoint: {checkpoint}')
 
 
 if __name__ == '__main__':
