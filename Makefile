@@ -25,7 +25,7 @@ $(INSTALLED): Makefile setup.cfg pyproject.toml .ci/constraints.txt
 	@$(PYTHON) -m venv $$($(BIN)/python -c 'import sys; print(sys.version)' 2>/dev/null | grep -qxF \
 	    "$$($(PYTHON) -c 'import sys; print(sys.version)')" || echo --clear) $(VENV)
 	@echo "2/4 installing mmcv as a pure wheel (without pip's cache, which may hold one built for another PyTorch)"
-	@$(PIP) --no-cache-dir --no-deps onedl-mmcv
+	@$(PIP) --no-cache-dir --no-deps --force-reinstall onedl-mmcv
 	@echo "3/4 installing PyTorch, OpenMMLab and mmshared: 5 GB with the CUDA libraries, about two minutes"
 	@$(PIP) --editable '.[tests]'
 	@$(BIN)/python -c 'import cv2' 2>/dev/null || $(PIP) --force-reinstall --no-deps opencv-python-headless

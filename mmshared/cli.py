@@ -1,15 +1,16 @@
 """What the tools do around those of mmdet and mmpretrain."""
-import argparse
+import inspect
 import os
 import os.path as osp
 import re
-import runpy
-import sys
 from importlib import import_module
-from typing import Any, Iterator, List, Tuple
+from importlib.util import module_from_spec, spec_from_file_location
+from types import ModuleType
+from typing import Any, Dict, Iterator, List, Tuple
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
+from mmengine.registry import DATASETS
 from mmengine.runner.checkpoint import CheckpointLoader, get_torch_safe_globals
 
 from .sharing import SharingError
@@ -31,20 +32,13 @@ def config_path(name: str) -> str:
     return path
 
 
-def load_config(name: str, cfg_options: dict = None) -> Config:
-    """Load a config by path or name, with options merged into it."""
-    cfg = Config.fromfile(config_path(name))
-    if cfg_options:
-        cfg.merge_from_dict(cfg_options)
-    return cfg
-
-
 def load_checkpoint_file(filename: str, map_location='cpu') -> dict:
     """Load a checkpoint from a file without running any code that it may carry.
 
     Raises:
         SharingError: If there is no such file, or if it is damaged, or if it holds more than weights and plain data.
     """
+    filename = osp.expanduser(filename)
     if not osp.isfile(filename):
         raise SharingError(f'There is no checkpoint {filename}: check the path.')
     try:
@@ -75,15 +69,17 @@ def dotted(cfg: Any, prefix: str = '') -> Iterator[Tuple[str, Any]]:
             yield from dotted(value, f'{prefix}{key}.')
 
 
-def moved_root(cfg: Config, root: str) -> List[str]:
-    """The options that move a config's data set to another root, wherever its ``data_root`` has gone."""
-    old = cfg.get('data_root')
-    if old is None:
-        raise SystemExit('This config has no data_root: set the data_root of each of its data sets instead.')
-    root = osp.join(root, '')
+def moved_root(cfg: Config, root: str) -> Dict[str, str]:
+    """The options that move a config's data set to another root, wherever the config has its ``data_root``."""
     loaders = {key: value for key, value in cfg.items() if re.fullmatch('(train|val|test)_(dataloader|evaluator)', key)}
-    return [f'{key}={root}{value[len(old):].lstrip("/")}' for key, value in dotted(loaders)
-            if isinstance(value, str) and value.startswith(old)]
+    leaves = dict(dotted(loaders))
+    roots = {value for key, value in leaves.items() if key.endswith('.data_root') and value}
+    if len(roots) != 1:
+        raise SystemExit(f'The data sets of this config have {len(roots)} roots ({", ".join(sorted(roots)) or "none"}): '
+                         'set the data_root of each of them instead.')
+    old = roots.pop()
+    return {key: osp.join(root, value[len(old):].lstrip('/')) for key, value in leaves.items()
+            if isinstance(value, str) and value.startswith(old)}
 
 
 def check_data(cfg: Config, loaders: List[str]) -> None:
@@ -91,14 +87,21 @@ def check_data(cfg: Config, loaders: List[str]) -> None:
     for loader in loaders:
         for dataset in _datasets((cfg.get(loader) or {}).get('dataset')):
             root, prefix = dataset.get('data_root') or '', dataset.get('data_prefix') or ''
-            prefixes = list(prefix.values()) if isinstance(prefix, dict) else [prefix]
-            parts = [''] if root else []
-            parts += [part for part in (dataset.get('ann_file'), *prefixes) if root and isinstance(part, str) and part]
-            missing = [part for part in parts if '://' not in root + part and not osp.exists(osp.join(root, part))]
+            if not root or '://' in root or _downloads(dataset, cfg.default_scope):
+                continue
+            parts = ['', dataset.get('ann_file'), *(prefix.values() if isinstance(prefix, dict) else [prefix])]
+            missing = [part for part in parts if isinstance(part, str) and '://' not in part
+                       and not osp.exists(osp.join(root, part))]
             if missing:
                 lack = 'is not there' if '' in missing else f'has no {" and no ".join(missing)}'
                 raise SystemExit(f'The data set of {loader} is expected in {root}, which {lack}: put the data set '
                                  'there, or name its folder with --cfg-options data_root=FOLDER.')
+
+
+def _downloads(dataset: dict, scope: str) -> bool:
+    """Whether a data set fetches itself where it is missing, as mmpretrain's CIFAR-10 does."""
+    kind = DATASETS.get(dataset['type'] if '.' in dataset['type'] else f'{scope}.{dataset["type"]}')
+    return kind is not None and 'download' in inspect.signature(kind).parameters and dataset.get('download', True)
 
 
 def _datasets(dataset: Any) -> Iterator[dict]:
@@ -121,37 +124,35 @@ def run_tool(script: str, loaders: List[str]) -> None:
         script (str): The tool's file name.
         loaders (list[str]): The data loaders whose data must be there.
     """
-    arguments = sys.argv[1:]
-    named = next((i for i, argument in enumerate(arguments)
-                  if re.fullmatch(r'[^-=][^=]*(::[^=]*|\.(py|ya?ml|json))', argument)), None)
-    cfg = None
-    if named is not None:
-        arguments[named] = config_path(arguments[named])
-        cfg = Config.fromfile(arguments[named])
-    library = cfg.get('default_scope', LIBRARIES[0]) if cfg else LIBRARIES[0]
+    # mmpretrain's tools have every option of mmdet's, so that they can find the config among the arguments.
+    path = config_path(_library_tool('mmpretrain', script).parse_args().config)
+    cfg = Config.fromfile(path)
+    library = cfg.get('default_scope')
     if library not in LIBRARIES:
-        raise SystemExit(f'This config is of {library}: the tools know {" and ".join(LIBRARIES)}.')
-    roots = [argument for argument in arguments if argument.startswith('data_root=')]
-    if cfg and roots:
-        at = arguments.index(roots[-1])
-        arguments[at:at + 1] = [roots[-1], *moved_root(cfg, roots[-1].partition('=')[2])]
-    if cfg and not {'-h', '--help'} & set(arguments):
-        cfg.merge_from_dict(_cfg_options(arguments))
-        check_data(cfg, loaders)
-
+        raise SystemExit(f'The config {path} is of {library}: the tools know {" and ".join(LIBRARIES)}.')
+    tool = _library_tool(library, script)
+    args = tool.parse_args()
+    args.config = path
+    if args.cfg_options:
+        if 'data_root' in args.cfg_options:
+            args.cfg_options = {**moved_root(cfg, args.cfg_options['data_root']), **args.cfg_options}
+        cfg.merge_from_dict(args.cfg_options)
+    check_data(cfg, loaders)
     refuse_pickles()
-    path = osp.join(osp.dirname(import_module(library).__file__), '.mim', 'tools', script)
-    sys.argv = [sys.argv[0], *arguments]
+    tool.parse_args = lambda: args
     try:
-        runpy.run_path(path, run_name='__main__')
+        tool.main()
     except SharingError as error:
         raise SystemExit(f'Error: {error}') from None
     except KeyboardInterrupt:
-        raise SystemExit('Interrupted. The same command with --resume goes on from the last checkpoint.') from None
+        raise SystemExit('Interrupted.' + (' The same command with --resume goes on from the last checkpoint.'
+                                           if script == 'train.py' else '')) from None
 
 
-def _cfg_options(arguments: List[str]) -> dict:
-    """What the tool will read from ``--cfg-options``."""
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction)
-    return parser.parse_known_args(arguments)[0].cfg_options or {}
+def _library_tool(library: str, script: str) -> ModuleType:
+    """A library's own tool as a module."""
+    path = osp.join(osp.dirname(import_module(library).__file__), '.mim', 'tools', script)
+    spec = spec_from_file_location(f'{library}_{script[:-3]}', path)
+    tool = module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    return tool

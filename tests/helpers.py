@@ -1,12 +1,14 @@
 """What several tests need: banks, backbones, and batch norms that leave no output at zero."""
 from pathlib import Path
-from typing import Optional, Sequence
+from typing import Dict, List, Optional, Sequence
 
 import torch
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from mmshared import Bank, shared_stages
 
 ROOT = Path(__file__).parents[1]
 TIED = dict(type='TiedFilters')
@@ -20,6 +22,11 @@ def backbone(depth: int = 50, groups: Sequence[str] = ('conv2', ), bank: Optiona
     if bank is not None:
         kwargs['sharing'], type = dict(groups=groups, bank=bank), f'Shared{type}'
     return MODELS.build(dict(type=type, **kwargs))
+
+
+def stage_banks(model: nn.Module) -> Dict[str, List[Bank]]:
+    """The banks of each stage, in the order of their patterns."""
+    return {stage: list(banks.values()) for stage, banks in shared_stages(model).items()}
 
 
 def randomise_norms(model: nn.Module) -> nn.Module:

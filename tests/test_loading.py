@@ -3,11 +3,11 @@ import pickle
 
 import pytest
 import torch
-from helpers import BASIS, TIED, backbone, difference, evaluating, picture, randomise_norms
+from helpers import BASIS, TIED, backbone, difference, evaluating, picture, randomise_norms, stage_banks
 from mmengine.logging import MMLogger
 from mmengine.runner.checkpoint import load_checkpoint, load_state_dict
 
-from mmshared import SharingError, fold_convs, shared_stages
+from mmshared import SharingError, fold_convs
 from mmshared.cli import load_checkpoint_file
 
 
@@ -19,7 +19,7 @@ def refuses(model, state, *words, prefix=''):
     before = state_of(model)
     with pytest.raises(SharingError) as error:
         load_state_dict(model, {prefix + key: tensor for key, tensor in state.items()})
-    for word in (*words, 'Nothing was loaded'):
+    for word in (*words, 'Nothing of it was loaded'):
         assert word in str(error.value)
     assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
 
@@ -56,7 +56,7 @@ def test_a_plain_checkpoint_is_converted_with_its_error_in_the_log(library, capl
         error = (sum((k - mean).square().sum() for k in kernels) / sum(k.square().sum() for k in kernels)).sqrt()
         assert f'layer{stage}: the kernels of 1.conv2, 2.conv2' in caplog.text
         assert f'became one TiedFilters, relative error {error:.4f}' in caplog.text
-        bank = shared_stages(shared)[f'layer{stage}'][0]
+        bank = stage_banks(shared)[f'layer{stage}'][0]
         torch.testing.assert_close(bank.filters, mean)
     for key, tensor in plain.state_dict().items():
         if key in shared.state_dict():
@@ -67,8 +67,8 @@ def test_a_half_shared_checkpoint_gives_what_it_has(mmpretrain):
     source = backbone(groups=['conv2'])
     target = backbone(groups=['conv2', 'conv3'])
     load_state_dict(target, source.state_dict())
-    for stage, banks in shared_stages(target).items():
-        assert torch.equal(banks[0].filters, shared_stages(source)[stage][0].filters)
+    for stage, banks in stage_banks(target).items():
+        assert torch.equal(banks[0].filters, stage_banks(source)[stage][0].filters)
         kernels = [block.conv3.weight for block in list(source.get_submodule(stage))[1:]]
         torch.testing.assert_close(banks[1].filters, sum(kernels) / len(kernels))
 
@@ -83,21 +83,50 @@ def test_a_pretrained_init_cfg_is_converted(library, tmp_path, prefix):
     shared.init_weights()
     assert torch.equal(shared.layer3[0].conv2.weight, plain.layer3[0].conv2.weight)
     kernels = [block.conv2.weight for block in list(plain.layer3)[1:]]
-    torch.testing.assert_close(shared_stages(shared)['layer3'][0].filters, sum(kernels) / len(kernels))
+    torch.testing.assert_close(stage_banks(shared)['layer3'][0].filters, sum(kernels) / len(kernels))
+
+
+def without(state, *parts):
+    return {key: tensor for key, tensor in state.items() if not any(part in key for part in parts)}
 
 
 def test_a_checkpoint_of_another_network_is_refused(library):
-    model = backbone()
+    model, plain = backbone(), backbone(bank=None).state_dict()
     refuses(model, backbone(depth=34, bank=None).state_dict(), 'of another network', 'layer1.0.conv1.weight')
-    refuses(model, backbone(depth=101, bank=None).state_dict(), 'of a deeper network', 'layer3.6.', '6 blocks')
     refuses(model, backbone(base_channels=32, stem_channels=16, bank=None).state_dict(), 'of another network')
-    refuses(model, backbone(bank=BASIS).state_dict(), 'shared in another way', 'layer1.1.conv2.bank.filters')
-    refuses(backbone(depth=34, bank=BASIS), backbone(depth=34, bank=dict(BASIS, shared_rank=16)).state_dict(),
+    for bank in (None, TIED):
+        deeper = backbone(depth=101, bank=bank)
+        refuses(model, deeper.state_dict(), 'layer3 has 23 blocks there and 6 here')
+        refuses(deeper if bank else backbone(depth=101), backbone(bank=bank).state_dict(),
+                'layer3 has 6 blocks there and 23 here')
+    refuses(model, {'head.fc.weight': torch.zeros(2, 2)}, 'layer1 has 0 blocks there and 3 here')
+    refuses(model, without(plain, 'layer3.4.conv2'), 'neither as a plain nor as a shared network',
+            'layer3.1.conv2.weight', 'layer3.1.conv2.bank.filters')
+    refuses(model, dict(plain, **{'layer2.1.conv2.weight': plain['layer2.1.conv2.weight'] * float('nan')}),
+            'not finite in layer2.1.conv2.weight')
+
+
+def test_a_checkpoint_that_is_shared_in_another_way_is_refused(library):
+    small = dict(BASIS, shared_rank=16)
+    refuses(backbone(depth=34, bank=BASIS), backbone(depth=34, bank=small).state_dict(),
             'shared in another way', '(16, 5, 1, 1) there and (16, 9, 1, 1) here')
-    refuses(model, {'head.fc.weight': torch.zeros(2, 2)}, 'neither as a plain nor as a shared network',
-            'head.fc.weight')
-    truncated = dict(list(backbone(bank=None).state_dict().items())[:100])
-    refuses(model, truncated, 'neither as a plain nor as a shared network')
+    refuses(backbone(), backbone(bank=BASIS).state_dict(), 'shared in another way', 'layer1.1.conv2.bank.filters')
+    # Where the tensors that are needed are all there, what is too many tells.
+    refuses(backbone(), backbone(bank=dict(BASIS, shared_rank=64, unique_rank=0)).state_dict(),
+            'shared in another way', 'layer1.1.conv2.unique')
+    for bank in (TIED, BASIS):
+        double = backbone(depth=34, groups=['conv1', 'conv2'], bank=bank)
+        single = backbone(depth=34, groups=['conv[12]'], bank=bank)
+        refuses(single, double.state_dict(), 'shared in another way', 'layer1.1.conv2.bank.filters')
+        refuses(double, single.state_dict(), 'neither as a plain nor as a shared network')
+
+
+def test_keys_that_sharing_does_not_touch_may_lack(mmdet):
+    # A plain checkpoint starts a network with deformable convs, whose offsets it does not know.
+    model = backbone(dcn=dict(type='DCN', deform_groups=1), stage_with_dcn=(False, True, True, True))
+    plain = backbone(bank=None).state_dict()
+    load_state_dict(model, plain)
+    assert torch.equal(model.layer2[1].conv2.weight, plain['layer2.1.conv2.weight'])
 
 
 class _Payload:

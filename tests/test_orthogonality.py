@@ -1,19 +1,19 @@
 """The orthogonality loss: equal to the authors' formulas, and a loss like every other while a model trains."""
 import pytest
 import torch
-from helpers import BASIS, TIED, Classifier, backbone, evaluating
+from helpers import BASIS, TIED, Classifier, backbone, evaluating, stage_banks
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
-from mmshared import OrthogonalityLossHook, SharingError, shared_stages
+from mmshared import OrthogonalityLossHook, SharingError
 from mmshared.hooks import orthogonality_loss, orthogonality_spaces
 
 
 def disturbed(**kwargs):
     """A backbone whose bases are not orthonormal any more."""
     model = backbone(**kwargs).double()
-    for banks in shared_stages(model).values():
+    for banks in stage_banks(model).values():
         for bank in banks:
             bank.filters.data += 0.1 * torch.randn_like(bank.filters)
     return model
@@ -61,18 +61,28 @@ def separate(stages):
 def test_the_loss_equals_the_authors_formulas(mmpretrain, formula, network):
     model = disturbed(**network)
     loss = orthogonality_loss(orthogonality_spaces(model))
-    expected = formula(list(shared_stages(model).values()))
+    expected = formula(list(stage_banks(model).values()))
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
-    parameters = [bank.filters for banks in shared_stages(model).values() for bank in banks]
+    parameters = [bank.filters for banks in stage_banks(model).values() for bank in banks]
     for grad, other in zip(torch.autograd.grad(loss, parameters), torch.autograd.grad(expected, parameters)):
         torch.testing.assert_close(grad, other, rtol=1e-10, atol=1e-14)
+
+
+def test_a_stage_without_a_group_leaves_the_others_together(mmdet):
+    # Deformable convs keep their kernels: stages 2 to 4 have no group of conv2.
+    model = disturbed(groups=['conv2', 'conv3'], dcn=dict(type='DCN', deform_groups=1),
+                      stage_with_dcn=(False, True, True, True))
+    stages = list(stage_banks(model).values())
+    assert [len(banks) for banks in stages] == [2, 1, 1, 1]
+    expected = single(stages[:1]) + single([banks[-1:] for banks in stages])
+    torch.testing.assert_close(orthogonality_loss(orthogonality_spaces(model)), expected)
 
 
 def test_an_orthonormal_start_costs_nothing_but_the_rank_floor(mmpretrain):
     assert orthogonality_loss(orthogonality_spaces(backbone(depth=34, bank=BASIS))) < 1e-12
     # Of 4C filters in C dimensions at most C are orthonormal: sum (N - M) / sum N^2 is left (papers' Shared++).
     model = backbone(groups=['conv2', 'conv3'])
-    shapes = [banks[1].filters.flatten(1).shape for banks in shared_stages(model).values()]
+    shapes = [banks[1].filters.flatten(1).shape for banks in stage_banks(model).values()]
     floor = sum(n - m for n, m in shapes) / sum(n**2 for n, _ in shapes)
     torch.testing.assert_close(orthogonality_loss(orthogonality_spaces(model)), torch.tensor(floor), rtol=1e-4, atol=0)
 
@@ -91,7 +101,7 @@ def test_frozen_banks_are_left_out(library):
     model = disturbed(depth=34, bank=BASIS, frozen_stages=2)
     model.train()
     loss = orthogonality_loss(orthogonality_spaces(model))
-    torch.testing.assert_close(loss, single(list(shared_stages(model).values())[2:]))
+    torch.testing.assert_close(loss, single(list(stage_banks(model).values())[2:]))
 
 
 def run(network, tmp_path, loss_weight=10., iterations=2):
@@ -125,10 +135,10 @@ def small(**kwargs):
 
 def test_the_hook_adds_the_weighted_loss_to_the_sum_and_the_gradient(mmpretrain, tmp_path):
     network = disturbed_small = small()
-    for banks in shared_stages(disturbed_small).values():
+    for banks in stage_banks(disturbed_small).values():
         banks[0].filters.data += 0.1 * torch.randn_like(banks[0].filters)
     start = {key: tensor.clone() for key, tensor in network.state_dict().items()}
-    expected = 10 * single([[bank.double() for bank in banks] for banks in shared_stages(network).values()])
+    expected = 10 * single([[bank.double() for bank in banks] for banks in stage_banks(network).values()])
     network.float()
     model, seen = run(network, tmp_path, 10., 1)
     torch.testing.assert_close(seen[0]['loss_orth'].double(), expected.double(), rtol=1e-5, atol=0)

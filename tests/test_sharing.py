@@ -1,14 +1,17 @@
 """Laws of banks, shared convs and the surgery."""
 import copy
+import pickle
+from importlib import import_module
 
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import BASIS, TIED, backbone, difference, evaluating, picture, randomise_norms
-from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS
+from helpers import BASIS, TIED, backbone, difference, evaluating, picture, randomise_norms, stage_banks
+from mmengine.model import ExponentialMovingAverage, convert_sync_batchnorm, revert_sync_batchnorm
+from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS, init_default_scope
 from torch import nn
 
-from mmshared import FilterBasis, SharedConv2d, SharingError, TiedFilters, fold_convs, share_convs, shared_stages
+from mmshared import FilterBasis, SharedConv2d, SharingError, TiedFilters, fold_convs, share_convs
 
 NETWORKS = [
     dict(type='ResNet', depth=34, groups=['conv1', 'conv2'], bank=BASIS),
@@ -69,7 +72,7 @@ def test_the_gradient_of_a_tied_kernel_is_the_sum_over_its_convs(mmpretrain):
     x = picture().double()
     for model in (shared, plain):
         model(x)[0].square().mean().backward()
-    for stage, banks in shared_stages(shared).items():
+    for stage, banks in stage_banks(shared).items():
         convs = [block.conv2 for block in list(plain.get_submodule(stage))[1:]]
         torch.testing.assert_close(banks[0].filters.grad, sum(conv.weight.grad for conv in convs))
 
@@ -98,28 +101,28 @@ def test_bases_start_orthonormal_and_init_weights_leaves_them_so(library):
 
 def test_the_first_block_and_single_convs_keep_their_own(mmpretrain):
     model = backbone(depth=34, groups=['conv1', 'conv2'])
-    for name in shared_stages(model):
+    for name in stage_banks(model):
         stage = model.get_submodule(name)
         assert type(stage[0].conv1) is nn.Conv2d and type(stage[0].conv2) is nn.Conv2d
         assert all(isinstance(block.conv1, SharedConv2d) for block in list(stage)[1:])
     mobile = backbone(type='MobileNetV2', groups=['conv.0.conv'])
     # Of the stages of 1, 2, 3, 4, 3, 3 and 1 blocks those with two besides the first share.
-    assert list(shared_stages(mobile)) == ['layer3', 'layer4', 'layer5', 'layer6']
+    assert list(stage_banks(mobile)) == ['layer3', 'layer4', 'layer5', 'layer6']
 
 
 def test_one_pattern_is_one_bank(mmpretrain):
     single = backbone(depth=34, groups=['conv[12]'], bank=BASIS)
     double = backbone(depth=34, groups=['conv1', 'conv2'], bank=BASIS)
-    assert [len(banks) for banks in shared_stages(single).values()] == [1] * 4
-    assert [len(banks) for banks in shared_stages(double).values()] == [2] * 4
-    assert [len(banks[0].convs) for banks in shared_stages(single).values()] == [4, 6, 10, 4]
+    assert [len(banks) for banks in stage_banks(single).values()] == [1] * 4
+    assert [len(banks) for banks in stage_banks(double).values()] == [2] * 4
+    assert [len(banks[0].convs) for banks in stage_banks(single).values()] == [4, 6, 10, 4]
 
 
 def test_ranks_grow_with_the_width(mmpretrain):
     model = backbone(depth=34, groups=['conv2'], bank=BASIS)
-    shapes = [tuple(banks[0].filters.shape[:2]) for banks in shared_stages(model).values()]
+    shapes = [tuple(banks[0].filters.shape[:2]) for banks in stage_banks(model).values()]
     assert shapes == [(8, 16), (16, 32), (32, 64), (64, 128)]
-    assert [len(banks[0].convs[0].unique) for banks in shared_stages(model).values()] == [1, 2, 4, 8]
+    assert [len(banks[0].convs[0].unique) for banks in stage_banks(model).values()] == [1, 2, 4, 8]
 
 
 @pytest.mark.parametrize('groups, bank, words', [
@@ -130,7 +133,12 @@ def test_ranks_grow_with_the_width(mmpretrain):
     ('conv2', TIED, ['groups is a list', "groups=['conv2']"]),
     (['conv2'], dict(BASIS, shared_rank=3), ['shared_rank=3 at 64 channels is 0.75 filters at the 16 channels']),
     (['conv2'], dict(BASIS, shared_rank=-4), ['shared_rank=-4']),
-    (['conv2'], dict(BASIS, shared_rank=600), ['151 filters', '144 dimensions', 'give lower ranks']),
+    (['conv2'], dict(BASIS, shared_rank=600), ['151 filters', '144 dimensions']),
+    (['conv2'], dict(BASIS, shared_rank=0, unique_rank=0), ['0 filters', 'at least one filter']),
+    ([], TIED, ['groups=[] has no pattern']),
+    (['conv2', 'conv2'], TIED, ['one twice']),
+    (['conv2', '.*2'], TIED, ["'.*2' forms no group", 'conv2 is in the group of another pattern']),
+    (['conv2'], 'TiedFilters', ["bank='TiedFilters' is no config of a bank"]),
 ])
 def test_what_cannot_be_shared_is_refused_with_the_reason(library, groups, bank, words):
     with pytest.raises(SharingError) as error:
@@ -157,14 +165,22 @@ def test_deformable_convs_are_never_shared(mmdet):
     with pytest.raises(SharingError, match='conv2 is a DeformConv2dPack, which is never shared'):
         backbone(dcn=dcn, stage_with_dcn=(True, ) * 4)
     model = backbone(dcn=dcn, stage_with_dcn=(False, True, True, True))
-    assert list(shared_stages(model)) == ['layer1']
+    assert list(stage_banks(model)) == ['layer1']
 
 
 def test_frozen_stages_freeze_their_banks(library):
-    model = backbone(depth=34, groups=['conv2'], bank=BASIS, frozen_stages=2, norm_eval=True)
+    model = backbone(depth=34, bank=BASIS, frozen_stages=2, norm_eval=False)
     model.train()
-    frozen = [not banks[0].filters.requires_grad for banks in shared_stages(model).values()]
-    assert frozen == [True, True, False, False]
+    for trained, banks in zip((False, False, True, True), stage_banks(model).values()):
+        assert banks[0].filters.requires_grad is trained
+        assert all(conv.norm.training is trained for conv in banks[0].convs)
+    fold_convs(model)
+    assert [stage[1].conv2.weight.requires_grad for stage in (model.layer2, model.layer3)] == [False, True]
+
+
+def test_norm_eval_holds_for_the_norms_of_a_basis(library):
+    model = backbone(depth=34, bank=BASIS, norm_eval=True)
+    model.train()
     assert not any(conv.norm.training for conv in shared_convs(model))
 
 
@@ -177,7 +193,7 @@ def test_a_bank_has_the_layer_decay_of_its_first_conv(mmpretrain):
     model = MODELS.build(dict(type='ImageClassifier', backbone=dict(type='SharedResNet', depth=50, sharing=sharing)))
     rates = {id(p): group['lr'] for group in wrapper(model).param_groups for p in group['params']}
     assert all(id(p) in rates for p in model.parameters())
-    for stage, banks in shared_stages(model).items():
+    for stage, banks in stage_banks(model).items():
         first = model.get_submodule(stage)[1]
         assert rates[id(banks[0].filters)] == rates[id(first.conv1.weight)] < 1
 
@@ -199,6 +215,43 @@ def test_the_norm_of_a_basis_is_the_kind_that_the_network_uses(library):
     assert isinstance(norm, nn.SyncBatchNorm) and norm.eps == 1e-3 and not norm.weight.requires_grad
     grouped = backbone(depth=34, groups=['conv2'], bank=BASIS, norm_cfg=dict(type='GN', num_groups=4))
     assert type(shared_convs(grouped)[0].norm) is nn.BatchNorm2d
+
+
+def test_sync_norms_come_and_go_by_conversion(mmpretrain):
+    model = evaluating(randomise_norms(backbone(depth=34, bank=BASIS)))
+    x = picture()
+    before = model(x)
+    synced = convert_sync_batchnorm(model)
+    assert all(isinstance(conv.norm, nn.SyncBatchNorm) for conv in shared_convs(synced))
+    assert difference(evaluating(revert_sync_batchnorm(synced))(x), before) == 0
+
+
+def test_an_average_of_weights_averages_a_shared_tensor_once(mmpretrain):
+    model = backbone(depth=34, bank=TIED)
+    average = ExponentialMovingAverage(model, momentum=0.25)
+    start = stage_banks(model)['layer1'][0].filters.detach().clone()
+    for banks in stage_banks(model).values():
+        banks[0].filters.data += 1
+    average.update_parameters(model)  # the first step copies
+    for banks in stage_banks(model).values():
+        banks[0].filters.data += 1
+    average.update_parameters(model)
+    torch.testing.assert_close(stage_banks(average.module)['layer1'][0].filters.detach(), start + 1.25)
+
+
+@pytest.mark.parametrize('name', ['mmdet', 'mmpretrain'])
+def test_a_network_can_be_pickled_and_its_class_imported(name):
+    init_default_scope(name)
+    model = backbone()
+    twin = pickle.loads(pickle.dumps(model))
+    assert type(twin) is type(model) is getattr(import_module(f'mmshared.backbones.{name}'), 'SharedResNet')
+    convs = shared_convs(twin)
+    assert convs[0].bank is convs[1].bank
+
+
+def test_a_backbone_that_masks_its_convs_has_no_twin():
+    from mmshared.backbones import mmpretrain
+    assert hasattr(mmpretrain, 'SharedSEResNet') and not hasattr(mmpretrain, 'SharedSparseResNet')
 
 
 def test_a_bank_in_mixed_precision_runs_in_that_precision(mmpretrain):

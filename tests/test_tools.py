@@ -12,7 +12,7 @@ from helpers import ROOT
 from mmengine.config import Config
 from PIL import Image
 
-from mmshared.cli import check_data, config_path, dotted, load_config, moved_root, run_tool
+from mmshared.cli import check_data, config_path, dotted, moved_root, run_tool
 
 SCENES = ROOT / 'tools/dataset_converters/digit_scenes.py'
 CONFIG = ROOT / 'configs/small/faster-rcnn_r50-narrow-shared_12e_digits.py'
@@ -91,11 +91,17 @@ class TestDigitScenes:
         assert 'rising order' in call(SCENES, tmp_path / 'no', '--digit-size', '40', '20', check=False).stderr
 
 
+def config(name=CONFIG, **options):
+    cfg = Config.fromfile(config_path(str(name)))
+    cfg.merge_from_dict(options)
+    return cfg
+
+
 class TestConfigs:
 
     def test_a_config_has_a_path_or_a_name(self):
         assert config_path(str(CONFIG)) == str(CONFIG)
-        assert load_config('mmpretrain::resnet/resnet18_8xb32_in1k.py').model.backbone.depth == 18
+        assert config('mmpretrain::resnet/resnet18_8xb32_in1k.py').model.backbone.depth == 18
         for name, words in [('configs/none.py', 'There is no config configs/none.py'),
                             ('mmdet::none/none.py', 'There is no config mmdet::none/none.py'),
                             ('other::a/b.py', 'not of other')]:
@@ -103,17 +109,20 @@ class TestConfigs:
                 config_path(name)
 
     def test_one_option_moves_the_data_set(self):
-        cfg = load_config(str(CONFIG))
-        cfg.merge_from_dict(dict(option.split('=', 1) for option in moved_root(cfg, 'elsewhere')))
+        cfg = config(**moved_root(config(), 'elsewhere'))
         leaves = [value for key, value in dotted(cfg.to_dict()) if isinstance(value, str) and key != 'data_root']
         assert not any('data/digits' in value for value in leaves)
         assert cfg.train_dataloader.dataset.data_root == 'elsewhere/'
         assert cfg.val_evaluator.ann_file == cfg.test_evaluator.ann_file == 'elsewhere/instances_val.json'
-        voc = load_config('mmdet::pascal_voc/faster-rcnn_r50_fpn_1x_voc0712.py')
-        assert ('train_dataloader.dataset.dataset.datasets.1.data_root=elsewhere/' in moved_root(voc, 'elsewhere'))
+        voc = moved_root(config('mmdet::pascal_voc/faster-rcnn_r50_fpn_1x_voc0712.py'), 'elsewhere')
+        assert voc['train_dataloader.dataset.dataset.datasets.1.data_root'] == 'elsewhere/'
+        imagenet = moved_root(config('mmpretrain::resnet/resnet18_8xb32_in1k.py'), 'elsewhere')
+        assert set(imagenet) == {f'{split}_dataloader.dataset.data_root' for split in ('train', 'val', 'test')}
+        with pytest.raises(SystemExit, match='have 0 roots'):
+            moved_root(Config(), 'elsewhere')
 
     def test_a_missing_data_set_is_one_sentence(self, digits, tmp_path):
-        cfg = load_config(str(CONFIG), dict(o.split('=', 1) for o in moved_root(load_config(str(CONFIG)), digits)))
+        cfg = config(**moved_root(config(), str(digits)))
         check_data(cfg, ['train_dataloader', 'val_dataloader'])
         (tmp_path / 'JPEGImages').mkdir()
         for root, words in [(tmp_path, 'has no instances_train.json'), (tmp_path / 'none', 'which is not there')]:
@@ -121,17 +130,29 @@ class TestConfigs:
             with pytest.raises(SystemExit, match=f'{root}, which .*data_root=FOLDER') as error:
                 check_data(cfg, ['train_dataloader'])
             assert words in str(error.value)
-        imagenet = load_config('mmpretrain::resnet/resnet18_8xb32_in1k.py')
-        imagenet.train_dataloader.dataset.data_root = str(tmp_path / 'none')
+        imagenet = {'train_dataloader.dataset.data_root': str(tmp_path / 'none')}
         with pytest.raises(SystemExit, match='which is not there'):
-            check_data(imagenet, ['train_dataloader'])
+            check_data(config('mmpretrain::resnet/resnet18_8xb32_in1k.py', **imagenet), ['train_dataloader'])
         check_data(Config(dict(test_dataloader=None)), ['test_dataloader'])
 
+    def test_a_data_set_that_downloads_itself_need_not_be_there(self, tmp_path):
+        name, root = 'mmpretrain::resnet/resnet18_8xb16_cifar10.py', str(tmp_path / 'none')
+        check_data(config(name, **{'train_dataloader.dataset.data_root': root}), ['train_dataloader'])
+        with pytest.raises(SystemExit, match='which is not there'):
+            check_data(config(name, **{'train_dataloader.dataset.data_root': root,
+                                       'train_dataloader.dataset.download': False}), ['train_dataloader'])
+
     def test_the_missing_data_set_is_said_before_anything_is_built(self, monkeypatch):
-        monkeypatch.setattr(sys, 'argv', ['train.py', str(CONFIG), '--cfg-options', 'data_root=nowhere',
-                                          'model.backbone.type=NoSuchBackbone'])
+        monkeypatch.setattr(sys, 'argv', ['train.py', '--work-dir', 'here.py', str(CONFIG), '--cfg-options',
+                                          'data_root=nowhere', 'model.backbone.type=NoSuchBackbone'])
         with pytest.raises(SystemExit, match='expected in nowhere/, which is not there'):
             run_tool('train.py', ['train_dataloader'])
+
+    def test_an_option_of_ones_own_beats_the_moved_root(self, digits, monkeypatch):
+        monkeypatch.setattr(sys, 'argv', ['test.py', str(CONFIG), 'none.pth', '--cfg-options', f'data_root={digits}',
+                                          'test_dataloader.dataset.ann_file=mine.json'])
+        with pytest.raises(SystemExit, match='which has no mine.json'):
+            run_tool('test.py', ['test_dataloader'])
 
 
 def test_training_can_be_interrupted_resumed_and_evaluated(digits, tmp_path):

@@ -1,7 +1,7 @@
 """Backbones that share their filters: one mixin over the libraries' own classes."""
 import inspect
 from types import ModuleType
-from typing import Optional
+from typing import Dict, Optional
 
 from mmengine.registry import Registry
 from torch import nn
@@ -47,20 +47,28 @@ class SharedBackboneMixin:
 def makes_stages(backbone: type) -> bool:
     """Whether a backbone makes each of its stages, a sequence of blocks, by a method that can be overridden."""
     if hasattr(backbone, 'make_res_layer'):
-        return True
+        # SparseResNet replaces its convs by masked ones once its stages are made.
+        return not hasattr(backbone, 'dense_model_to_sparse')
     # EfficientNet's make_layer makes all stages at once.
     return hasattr(backbone, 'make_layer') and 'num_blocks' in inspect.signature(backbone.make_layer).parameters
 
 
-def share_backbones(backbones: ModuleType, registry: Registry) -> None:
-    """Register ``Shared<Name>`` for each backbone of a library that has the seam.
+def share_backbones(backbones: ModuleType, registry: Registry, module: str) -> Dict[str, type]:
+    """Make and register ``Shared<Name>`` for each backbone of a library that has the seam.
 
     Args:
         backbones (ModuleType): The library's package of backbones.
         registry (Registry): The library's registry of models.
+        module (str): Name of the module that is to hold the classes.
+
+    Returns:
+        dict[str, type]: The classes by name.
     """
-    for parent in list(vars(backbones).values()):
+    shared = {}
+    for parent in vars(backbones).values():
         if inspect.isclass(parent) and makes_stages(parent):
             name = f'Shared{parent.__name__}'
             doc = f'``{parent.__name__}`` with shared filters: all of its arguments, and ``sharing``.'
-            registry.register_module(module=type(name, (SharedBackboneMixin, parent), {'__doc__': doc}))
+            shared[name] = type(name, (SharedBackboneMixin, parent), {'__doc__': doc, '__module__': module})
+            registry.register_module(module=shared[name])
+    return shared

@@ -1,5 +1,4 @@
 """The orthogonality loss as a hook, for any detector or classifier."""
-from itertools import zip_longest
 from typing import Dict, List
 
 import torch
@@ -16,19 +15,23 @@ def orthogonality_spaces(model: nn.Module) -> List[List[List[Bank]]]:
     """Sort the banks of a model by what the orthogonality loss treats together.
 
     Bases of one stage whose filters have the same shape are one space: their filters are to be orthogonal across
-    the bases too. The n-th spaces of all stages share one mean.
+    the bases too. The spaces of all stages that begin with the same group, by its pattern, share one mean.
 
     Returns:
         list[list[list[Bank]]]: For each mean its spaces, for each space its banks.
     """
-    stages = []
+    means: Dict[str, List[List[Bank]]] = {}
     for banks in shared_stages(model).values():
         spaces: Dict[tuple, List[Bank]] = {}
-        for bank in banks:
-            if bank.basis() is not None:
-                spaces.setdefault(tuple(bank.basis().shape[1:]), []).append(bank)
-        stages.append(list(spaces.values()))
-    return [[space for space in nth if space] for nth in zip_longest(*stages)]
+        for pattern, bank in banks.items():
+            if bank.basis() is None:
+                continue
+            shape = tuple(bank.basis().shape[1:])
+            if shape not in spaces:
+                spaces[shape] = []
+                means.setdefault(pattern, []).append(spaces[shape])
+            spaces[shape].append(bank)
+    return list(means.values())
 
 
 def gram_error(filters: Tensor) -> Tensor:
@@ -100,7 +103,8 @@ class OrthogonalityLossHook(Hook):
 
         def add_loss(module, args, kwargs, output):
             if kwargs.get('mode') == 'loss':
-                output['loss_orth'] = self.loss_weight * orthogonality_loss(means)
+                own = means if module is model else orthogonality_spaces(module)  # a copy of the model has the hook too
+                output['loss_orth'] = self.loss_weight * orthogonality_loss(own)
             return output
 
         self._handle = model.register_forward_hook(add_loss, with_kwargs=True)

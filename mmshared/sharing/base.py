@@ -70,7 +70,8 @@ class SharedConv2d(nn.Module):
         conv.weight.data.copy_(weight.detach())
         if bias is not None:
             conv.bias.data.copy_(bias.detach())
-        return conv.train(self.training)
+        trained = any(p.requires_grad for p in (*self.parameters(), *self.bank.parameters()))
+        return conv.train(self.training).requires_grad_(trained)
 
     def extra_repr(self) -> str:
         own = 'own bank' if 'bank' in self._modules else 'bank above'

@@ -125,19 +125,24 @@ class FilterBasis(Bank):
                     f'filters at the {conv.in_channels} channels of a stage: give a rank that is a whole number '
                     'there.')
             setattr(self, name, rank * conv.in_channels // base_channels)
-        dims = conv.weight[0].numel()
-        if self.shared_rank + self.unique_rank > dims:
+        rank, dims = self.shared_rank + self.unique_rank, conv.weight[0].numel()
+        if not 0 < rank <= dims:
             raise SharingError(
-                f'shared_rank={shared_rank} and unique_rank={unique_rank} make '
-                f'{self.shared_rank + self.unique_rank} filters at {conv.in_channels} channels, where filters have '
-                f'only {dims} dimensions: give lower ranks.')
+                f'shared_rank={shared_rank} and unique_rank={unique_rank} make {rank} filters at {conv.in_channels} '
+                f'channels, where filters have {dims} dimensions: give ranks that make at least one filter and no '
+                'more than that.')
         self.filters = nn.Parameter(conv.weight.new_empty(self.shared_rank, *conv.weight.shape[1:]))  # (S, I, k, k)
         nn.init.orthogonal_(self.filters)
 
     @torch.no_grad()
     def fit(self, kernels: Sequence[Tensor]) -> None:
         """Take the leading right singular vectors of all kernels as the basis, and of what it leaves of each
-        kernel as that conv's own filters: the best orthonormal filters for the group, then for each conv."""
+        kernel as that conv's own filters: the best orthonormal filters for the group, then for each conv.
+
+        The batch norm between filters and coefficients starts as the identity that it is in eval mode. So a
+        network that keeps its batch norms in eval mode (``norm_eval=True``, the rule in mmdet) starts from these
+        kernels; one that trains them starts from the same filters with their responses normalised.
+        """
         rows = [kernel.flatten(1) for kernel in kernels]  # (O, I k k) each
         shared = leading_directions(torch.cat(rows), self.shared_rank)  # (S, I k k)
         self.filters.copy_(shared.view_as(self.filters))

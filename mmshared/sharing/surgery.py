@@ -11,7 +11,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .base import Bank, SharedConv2d, SharingError
 
-_WANTED = 'Give a checkpoint of the same network, either plain or shared by the same groups and bank.'
+_WANTED = ('Nothing of it was loaded into the shared network. Give a checkpoint of the same network, either plain or '
+           'shared by the same groups and bank.')
 
 
 def share_convs(stages: Union[nn.Module, Sequence[nn.Module]], groups: Sequence[str], bank: dict) -> None:
@@ -40,6 +41,10 @@ def share_stage(stage: nn.Module, groups: Sequence[str], bank: dict) -> None:
     ``stage.banks``, a plain dict: as modules they belong to their first convs."""
     if isinstance(groups, str):
         raise SharingError(f'groups is a list of patterns, one for each group: write groups=[{groups!r}].')
+    if not groups or len(set(groups)) < len(groups):
+        raise SharingError(f'groups={list(groups)} has no pattern or one twice: name each group once.')
+    if not isinstance(bank, dict) or 'type' not in bank:
+        raise SharingError(f"bank={bank!r} is no config of a bank: write bank=dict(type='TiedFilters'), say.")
     stage.banks = {}
     for pattern in groups:
         found = [(block.get_submodule(name.rpartition('.')[0]), name.rpartition('.')[2], conv)
@@ -66,18 +71,19 @@ def check_groups(stages: Sequence[nn.Module], groups: Sequence[str]) -> None:
             continue
         convs = [(name, type(conv)) for stage in stages for _, name, conv in _inner_convs(stage)]
         there = ', '.join(dict.fromkeys(name for name, kind in convs if kind is nn.Conv2d)) or 'none'
-        others = dict.fromkeys(f'{name} is a {kind.__name__}' for name, kind in convs
+        others = dict.fromkeys((name, kind) for name, kind in convs
                                if kind is not nn.Conv2d and _matches(pattern, name))
-        reason = ''.join(f', and {other}, which is never shared' for other in others)
+        reason = ''.join(f'; {name} is in the group of another pattern' if issubclass(kind, SharedConv2d) else
+                         f'; {name} is a {kind.__name__}, which is never shared' for name, kind in others)
         raise SharingError(
             f'The pattern {pattern!r} forms no group: a group is two or more plain convs of a stage, outside its '
             f'first block, whose whole name within the block matches. The convs there are: {there}{reason}.')
 
 
-def shared_stages(module: nn.Module) -> Dict[str, List[Bank]]:
-    """The banks of each stage of a network, by the name of the stage; stages without a bank are left out."""
+def shared_stages(module: nn.Module) -> Dict[str, Dict[str, Bank]]:
+    """The banks of each stage of a network, by stage name and pattern; stages without a bank are left out."""
     stages = ((name, vars(stage).get('banks')) for name, stage in module.named_modules())
-    return {name: list(banks.values()) for name, banks in stages if banks}
+    return {name: banks for name, banks in stages if banks}
 
 
 def fold_convs(module: nn.Module) -> nn.Module:
@@ -123,24 +129,29 @@ def share_state_dict(module: nn.Module, state_dict: Dict[str, Tensor], prefix: s
     names = {conv: name for name, conv in module.named_modules() if isinstance(conv, SharedConv2d)}
     given = {key[len(prefix):]: value for key, value in state_dict.items() if key.startswith(prefix)}
     for stage, banks in shared_stages(module).items():
-        _refuse_other_network(stage, module.get_submodule(stage), own, given)
-        for bank in banks:
+        inside = f'{stage}.' if stage else ''
+        _refuse_other_network(inside, module.get_submodule(stage), own, given)
+        for bank in banks.values():
             expected = [f'{names[conv]}.{key}' for conv in bank.convs for key in conv.state_dict()
                         if not key.endswith('num_batches_tracked')]
-            if all(key in given for key in expected):
-                continue
             dense = [f'{names[conv]}.weight' for conv in bank.convs]
-            kernels = [given.get(key) for key in dense]
-            if any(kernel is None for kernel in kernels):
-                missing = next(key for key in expected if key not in given)
-                there = next((key for key in given if key.startswith(stage + '.')), next(iter(given), 'nothing'))
-                raise SharingError(
-                    f'The checkpoint fits neither as a plain nor as a shared network: it has no {dense[0]} and no '
-                    f'{missing} (but {there}, for one). Nothing was loaded. {_WANTED}')
-            error = _fit(bank, names, kernels, added)
-            dropped += dense
-            log.append(f'{stage}: the kernels of {", ".join(names[conv][len(stage) + 1:] for conv in bank.convs)} '
-                       f'became one {type(bank).__name__}, relative error {error:.4f}')
+            kernels = [given[key] for key in dense if key in given]
+            if len(kernels) == len(dense):
+                error = _fit(bank, names, kernels, added)
+                dropped += dense
+                log.append(f'{stage}: the kernels of {", ".join(names[conv][len(inside):] for conv in bank.convs)} '
+                           f'became one {type(bank).__name__}, relative error {error:.4f}')
+                expected = []
+            missing = next((key for key in expected if key not in given), None)
+            if missing is not None:
+                raise SharingError(f'The checkpoint fits neither as a plain nor as a shared network: it has no '
+                                   f'{dense[0]} and no {missing}. {_WANTED}')
+            for conv in bank.convs:
+                known = {f'{names[conv]}.{key}' for key in (*conv.state_dict(), 'weight')}
+                alien = next((key for key in given if key.startswith(f'{names[conv]}.') and key not in known), None)
+                if alien is not None:
+                    raise SharingError(f'The checkpoint is shared in another way: it has {alien}, and here '
+                                       f'{names[conv]} has no such tensor. {_WANTED}')
     for line in log:
         print_log(line, logger='current')
     for key in dropped:
@@ -154,8 +165,10 @@ def _fit(bank: Bank, names: Dict[SharedConv2d, str], kernels: List[Tensor], adde
         shape = (conv.out_channels, conv.in_channels // conv.groups, *conv.kernel_size)
         if tuple(kernel.shape) != shape:
             raise _mismatch(f'{names[conv]}.weight', kernel.shape, shape)
-    fitted = copy.deepcopy(bank).float().cpu()
-    for conv in fitted.convs:
+        if not kernel.isfinite().all():
+            raise SharingError(f'The checkpoint holds numbers that are not finite in {names[conv]}.weight. {_WANTED}')
+    fitted = copy.deepcopy(bank)
+    for conv in fitted.convs:  # the first of them holds the bank
         conv.float().cpu()
     kernels = [kernel.float().cpu() for kernel in kernels]
     fitted.fit(kernels)
@@ -167,23 +180,23 @@ def _fit(bank: Bank, names: Dict[SharedConv2d, str], kernels: List[Tensor], adde
     return (error / norm)**0.5 if norm else 0.
 
 
-def _refuse_other_network(name: str, stage: nn.Module, own: Dict[str, Tensor], given: Dict[str, Tensor]) -> None:
+def _refuse_other_network(inside: str, stage: nn.Module, own: Dict[str, Tensor], given: Dict[str, Tensor]) -> None:
     """Raise if the keys that a stage has in a checkpoint are those of another network."""
-    blocks = {block for block, _ in stage.named_children()}
+    blocks, there = [block for block, _ in stage.named_children()], set()
     for key, value in given.items():
-        if not key.startswith(name + '.'):
+        if not key.startswith(inside):
             continue
         if key in own and own[key].shape != value.shape:
             raise _mismatch(key, value.shape, own[key].shape)
-        block = key[len(name) + 1:].partition('.')[0]
-        if block not in blocks:
-            raise SharingError(f'The checkpoint is of a deeper network: it has {key}, and {name} has {len(blocks)} '
-                               f'blocks here. Nothing was loaded. {_WANTED}')
+        there.add(key[len(inside):].partition('.')[0])
+    if there != set(blocks):
+        raise SharingError(f'The checkpoint is of another network: {inside[:-1]} has {len(there)} blocks there and '
+                           f'{len(blocks)} here. {_WANTED}')
 
 
 def _mismatch(key: str, there: Sequence[int], here: Sequence[int]) -> SharingError:
     return SharingError(f'The checkpoint is of another network, or shared in another way: {key} has the shape '
-                        f'{tuple(there)} there and {tuple(here)} here. Nothing was loaded. {_WANTED}')
+                        f'{tuple(there)} there and {tuple(here)} here. {_WANTED}')
 
 
 def following_norm(parent: nn.Module, name: str) -> Optional[_BatchNorm]:
@@ -198,7 +211,7 @@ def _inner_convs(stage: nn.Module) -> Iterator[Tuple[nn.Module, str, nn.Module]]
     """Whatever looks like a conv outside the first block of a stage: block, name within the block, conv."""
     for block in list(stage.children())[1:]:
         for name, module in block.named_modules():
-            if isinstance(module, (nn.Conv2d, SharedConv2d)) or type(module).__name__.find('Conv2d') > 0:
+            if isinstance(module, (nn.Conv2d, SharedConv2d)) or 'Conv2d' in type(module).__name__:
                 yield block, name, module
 
 

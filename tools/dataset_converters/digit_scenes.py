@@ -25,8 +25,8 @@ Box = Tuple[int, int, int, int]  # x, y, width, height in pixels
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument('out', type=Path, nargs='?', default=Path('data/digits'), help='the folder to write')
-    parser.add_argument('--train', type=int, default=300, help='number of training scenes')
-    parser.add_argument('--val', type=int, default=60, help='number of validation scenes')
+    parser.add_argument('--train', type=int, default=200, help='number of training scenes')
+    parser.add_argument('--val', type=int, default=50, help='number of validation scenes')
     parser.add_argument('--size', type=int, default=160, help='width and height of a scene in pixels')
     parser.add_argument('--digits', type=int, nargs=2, default=(3, 6), metavar=('FEWEST', 'MOST'), help='per scene')
     parser.add_argument('--digit-size', type=int, nargs=2, default=(24, 64), metavar=('LEAST', 'MOST'),

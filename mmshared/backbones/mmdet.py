@@ -1,0 +1,7 @@
+"""MMDetection's backbones with shared filters: ``SharedResNet`` and so on."""
+from mmdet.models import backbones
+from mmdet.registry import MODELS
+
+from .shared_backbone import share_backbones
+
+globals().update(share_backbones(backbones, MODELS, __name__))
