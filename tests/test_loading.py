@@ -101,7 +101,7 @@ def test_a_checkpoint_of_another_network_is_refused(library):
                 'layer3 has 6 blocks there and 23 here')
     refuses(model, {'head.fc.weight': torch.zeros(2, 2)}, 'layer1 has 0 blocks there and 3 here')
     refuses(model, without(plain, 'layer3.4.conv2'), 'neither as a plain nor as a shared network',
-            'layer3.1.conv2.weight', 'layer3.1.conv2.bank.filters')
+            'layer3.4.conv2.weight', 'layer3.1.conv2.bank.filters')
     refuses(model, dict(plain, **{'layer2.1.conv2.weight': plain['layer2.1.conv2.weight'] * float('nan')}),
             'not finite in layer2.1.conv2.weight')
 

@@ -7,7 +7,8 @@ from mmengine.registry import Registry
 from torch import nn
 
 from ..sharing.base import SharingError
-from ..sharing.surgery import check_groups, share_stage, share_state_dict
+from ..sharing.loading import share_state_dict
+from ..sharing.surgery import check_groups, share_stage
 
 
 class SharedBackboneMixin:

@@ -1,18 +1,12 @@
-"""From a plain network to a shared one and back, for modules and for their state dicts."""
-import copy
+"""From a plain network to a shared one and back."""
 import re
-from typing import Dict, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Dict, Iterator, Optional, Sequence, Tuple, Union
 
-import torch
-from mmengine.logging import print_log
 from mmengine.registry import MODELS
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .base import Bank, SharedConv2d, SharingError
-
-_WANTED = ('Nothing of it was loaded into the shared network. Give a checkpoint of the same network, either plain or '
-           'shared by the same groups and bank.')
 
 
 def share_convs(stages: Union[nn.Module, Sequence[nn.Module]], groups: Sequence[str], bank: dict) -> None:
@@ -107,96 +101,6 @@ def fold_convs(module: nn.Module) -> nn.Module:
                 conv.bias = None
             setattr(parent, name, conv)
     return module
-
-
-@torch.no_grad()
-def share_state_dict(module: nn.Module, state_dict: Dict[str, Tensor], prefix: str = '') -> None:
-    """Make a state dict that is to be loaded into a shared network fit it, in place, or refuse it.
-
-    The kernels of a plain network become the parameters of the shared one (:meth:`Bank.fit`), with the relative
-    error of each group, ``|kernels - fitted| / |kernels|`` in the Frobenius norm, in the log. What is shared as the
-    network is stays as it is.
-
-    Args:
-        module (nn.Module): The shared network.
-        state_dict (dict): The state dict. Keys that the network does not know are no matter of this function.
-        prefix (str): What comes before the keys of the network in the state dict.
-
-    Raises:
-        SharingError: If the shared stages fit neither way. Nothing is changed then.
-    """
-    own, added, dropped, log = module.state_dict(), {}, [], []
-    names = {conv: name for name, conv in module.named_modules() if isinstance(conv, SharedConv2d)}
-    given = {key[len(prefix):]: value for key, value in state_dict.items() if key.startswith(prefix)}
-    for stage, banks in shared_stages(module).items():
-        inside = f'{stage}.' if stage else ''
-        _refuse_other_network(inside, module.get_submodule(stage), own, given)
-        for bank in banks.values():
-            expected = [f'{names[conv]}.{key}' for conv in bank.convs for key in conv.state_dict()
-                        if not key.endswith('num_batches_tracked')]
-            dense = [f'{names[conv]}.weight' for conv in bank.convs]
-            kernels = [given[key] for key in dense if key in given]
-            if len(kernels) == len(dense):
-                error = _fit(bank, names, kernels, added)
-                dropped += dense
-                log.append(f'{stage}: the kernels of {", ".join(names[conv][len(inside):] for conv in bank.convs)} '
-                           f'became one {type(bank).__name__}, relative error {error:.4f}')
-                expected = []
-            missing = next((key for key in expected if key not in given), None)
-            if missing is not None:
-                raise SharingError(f'The checkpoint fits neither as a plain nor as a shared network: it has no '
-                                   f'{dense[0]} and no {missing}. {_WANTED}')
-            for conv in bank.convs:
-                known = {f'{names[conv]}.{key}' for key in (*conv.state_dict(), 'weight')}
-                alien = next((key for key in given if key.startswith(f'{names[conv]}.') and key not in known), None)
-                if alien is not None:
-                    raise SharingError(f'The checkpoint is shared in another way: it has {alien}, and here '
-                                       f'{names[conv]} has no such tensor. {_WANTED}')
-    for line in log:
-        print_log(line, logger='current')
-    for key in dropped:
-        del state_dict[prefix + key]
-    state_dict.update({prefix + key: value for key, value in added.items()})
-
-
-def _fit(bank: Bank, names: Dict[SharedConv2d, str], kernels: List[Tensor], added: Dict[str, Tensor]) -> float:
-    """Fit a copy of the bank to kernels, put its state into ``added`` and return the relative error."""
-    for conv, kernel in zip(bank.convs, kernels):
-        shape = (conv.out_channels, conv.in_channels // conv.groups, *conv.kernel_size)
-        if tuple(kernel.shape) != shape:
-            raise _mismatch(f'{names[conv]}.weight', kernel.shape, shape)
-        if not kernel.isfinite().all():
-            raise SharingError(f'The checkpoint holds numbers that are not finite in {names[conv]}.weight. {_WANTED}')
-    fitted = copy.deepcopy(bank)
-    for conv in fitted.convs:  # the first of them holds the bank
-        conv.float().cpu()
-    kernels = [kernel.float().cpu() for kernel in kernels]
-    fitted.fit(kernels)
-    error = norm = 0.
-    for conv, copied, kernel in zip(bank.convs, fitted.convs, kernels):
-        added.update({f'{names[conv]}.{key}': value for key, value in copied.state_dict().items() if key != 'bias'})
-        error += (copied.dense()[0] - kernel).square().sum().item()
-        norm += kernel.square().sum().item()
-    return (error / norm)**0.5 if norm else 0.
-
-
-def _refuse_other_network(inside: str, stage: nn.Module, own: Dict[str, Tensor], given: Dict[str, Tensor]) -> None:
-    """Raise if the keys that a stage has in a checkpoint are those of another network."""
-    blocks, there = [block for block, _ in stage.named_children()], set()
-    for key, value in given.items():
-        if not key.startswith(inside):
-            continue
-        if key in own and own[key].shape != value.shape:
-            raise _mismatch(key, value.shape, own[key].shape)
-        there.add(key[len(inside):].partition('.')[0])
-    if there != set(blocks):
-        raise SharingError(f'The checkpoint is of another network: {inside[:-1]} has {len(there)} blocks there and '
-                           f'{len(blocks)} here. {_WANTED}')
-
-
-def _mismatch(key: str, there: Sequence[int], here: Sequence[int]) -> SharingError:
-    return SharingError(f'The checkpoint is of another network, or shared in another way: {key} has the shape '
-                        f'{tuple(there)} there and {tuple(here)} here. {_WANTED}')
 
 
 def following_norm(parent: nn.Module, name: str) -> Optional[_BatchNorm]:
