@@ -71,12 +71,12 @@ def dotted(cfg: Any, prefix: str = '') -> Iterator[Tuple[str, Any]]:
 
 def moved_root(cfg: Config, root: str) -> Dict[str, str]:
     """The options that move a config's data set to another root, wherever the config has its ``data_root``."""
-    loaders = {key: value for key, value in cfg.items() if re.fullmatch('(train|val|test)_(dataloader|evaluator)', key)}
-    leaves = dict(dotted(loaders))
+    places = '(train|val|test)_(dataloader|evaluator)'
+    leaves = dict(dotted({key: value for key, value in cfg.items() if re.fullmatch(places, key)}))
     roots = {value for key, value in leaves.items() if key.endswith('.data_root') and value}
     if len(roots) != 1:
-        raise SystemExit(f'The data sets of this config have {len(roots)} roots ({", ".join(sorted(roots)) or "none"}): '
-                         'set the data_root of each of them instead.')
+        raise SystemExit(f'The data sets of this config have {len(roots)} roots ({", ".join(sorted(roots))}): set the '
+                         'data_root of each of them instead.')
     old = roots.pop()
     return {key: osp.join(root, value[len(old):].lstrip('/')) for key, value in leaves.items()
             if isinstance(value, str) and value.startswith(old)}
@@ -117,8 +117,9 @@ def _datasets(dataset: Any) -> Iterator[dict]:
 def run_tool(script: str, loaders: List[str]) -> None:
     """Run ``train.py`` or ``test.py`` of the library that a config is of, with all options of that tool.
 
-    Around it: a config may be given by name, mmshared's types are known, ``--cfg-options data_root=FOLDER`` moves the
-    data set, a missing data set and a checkpoint that does not fit end in one sentence, and no checkpoint is unpickled.
+    Around it: a config may be given by name, mmshared's types are known, ``--cfg-options data_root=FOLDER`` moves
+    the data set, a missing data set and a checkpoint that does not fit end in one sentence, and no checkpoint is
+    unpickled.
 
     Args:
         script (str): The tool's file name.

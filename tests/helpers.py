@@ -15,7 +15,11 @@ TIED = dict(type='TiedFilters')
 BASIS = dict(type='FilterBasis', shared_rank=32, unique_rank=4)
 
 
-def backbone(depth: int = 50, groups: Sequence[str] = ('conv2', ), bank: Optional[dict] = TIED, type: str = 'ResNet', **kwargs):
+def backbone(depth: int = 50,
+             groups: Sequence[str] = ('conv2', ),
+             bank: Optional[dict] = TIED,
+             type: str = 'ResNet',
+             **kwargs) -> nn.Module:
     """A narrow backbone of the current default scope; plain where ``bank`` is None."""
     if type != 'MobileNetV2':
         kwargs = {**dict(depth=depth, base_channels=16, stem_channels=16), **kwargs}

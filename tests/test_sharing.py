@@ -210,7 +210,7 @@ def test_checkpointed_blocks_have_the_same_gradients(library):
 
 
 def test_the_norm_of_a_basis_is_the_kind_that_the_network_uses(library):
-    model = backbone(depth=34, groups=['conv2'], bank=BASIS, norm_cfg=dict(type='SyncBN', requires_grad=False, eps=1e-3))
+    model = backbone(depth=34, bank=BASIS, norm_cfg=dict(type='SyncBN', requires_grad=False, eps=1e-3))
     norm = shared_convs(model)[0].norm
     assert isinstance(norm, nn.SyncBatchNorm) and norm.eps == 1e-3 and not norm.weight.requires_grad
     grouped = backbone(depth=34, groups=['conv2'], bank=BASIS, norm_cfg=dict(type='GN', num_groups=4))
@@ -264,7 +264,8 @@ class TestFit:
     """Starting a bank from the kernels of a plain network."""
 
     def group(self, bank, count=3, width=16):
-        stage = nn.Sequential(*[nn.Sequential(nn.Conv2d(width, width, 3, padding=1, bias=False)) for _ in range(count + 1)])
+        blocks = [nn.Sequential(nn.Conv2d(width, width, 3, padding=1, bias=False)) for _ in range(count + 1)]
+        stage = nn.Sequential(*blocks)
         kernels = [block[0].weight.detach().clone() for block in list(stage)[1:]]
         share_convs(stage, ['0'], bank)
         return stage.banks['0'].eval(), kernels

@@ -103,7 +103,8 @@ class OrthogonalityLossHook(Hook):
 
         def add_loss(module, args, kwargs, output):
             if kwargs.get('mode') == 'loss':
-                own = means if module is model else orthogonality_spaces(module)  # a copy of the model has the hook too
+                # A copy of the model has this hook too.
+                own = means if module is model else orthogonality_spaces(module)
                 output['loss_orth'] = self.loss_weight * orthogonality_loss(own)
             return output
 
