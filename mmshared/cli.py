@@ -73,7 +73,7 @@ def moved_root(cfg: Config, root: str) -> Dict[str, str]:
     """The options that move a config's data set to another root, wherever the config has its ``data_root``."""
     places = '(train|val|test)_(dataloader|evaluator)'
     leaves = dict(dotted({key: value for key, value in cfg.items() if re.fullmatch(places, key)}))
-    roots = {value for key, value in leaves.items() if key.endswith('.data_root') and value}
+    roots = {value.rstrip('/') for key, value in leaves.items() if key.endswith('.data_root') and value}
     if len(roots) != 1:
         raise SystemExit(f'The data sets of this config have {len(roots)} roots ({", ".join(sorted(roots))}): set the '
                          'data_root of each of them instead.')

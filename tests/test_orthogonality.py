@@ -52,6 +52,37 @@ def separate(stages):
     return single(stages) + single([banks[1:] for banks in stages])
 
 
+def with_own_filters(stages):
+    """train_basis_single and train_basis_double of train_cifar10.py, with include_unique_basis."""
+    error, count = 0, 0
+    for banks in stages:
+        shared = rows(*banks)
+        own = [conv.unique.flatten(1) for bank in banks for conv in bank.convs]
+        everything = torch.cat([shared, *own])
+        gram = (everything @ everything.T - torch.eye(len(everything)).double())**2
+        error += gram[:len(shared)].sum()
+        count += len(shared) * len(everything)
+        at = len(shared)
+        for unique in own:
+            error += gram[at:at + len(unique), at:at + len(unique)].sum()
+            count += len(unique)**2
+            at += len(unique)
+    return error / count
+
+
+@pytest.mark.parametrize('groups', [['conv[12]'], ['conv1', 'conv2']], ids=['single', 'double'])
+def test_the_loss_with_own_filters_equals_the_authors_formula(mmpretrain, groups):
+    model = disturbed(depth=34, groups=groups, bank=BASIS)
+    stages = list(stage_banks(model).values())
+    loss, expected = orthogonality_loss(orthogonality_spaces(model), include_unique=True), with_own_filters(stages)
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    grads = [torch.autograd.grad(value, parameters, allow_unused=True) for value in (loss, expected)]
+    assert sum(grad is not None for grad in grads[0]) == sum(len(b.convs) + 1 for banks in stages for b in banks)
+    for grad, other in zip(*grads):
+        torch.testing.assert_close(grad, other, rtol=1e-10, atol=1e-14)
+
+
 @pytest.mark.parametrize('formula, network', [
     (single, dict(depth=34, groups=['conv[12]'], bank=BASIS)),
     (single, dict(depth=50, groups=['conv2'], bank=TIED)),
@@ -104,7 +135,7 @@ def test_frozen_banks_are_left_out(library):
     torch.testing.assert_close(loss, single(list(stage_banks(model).values())[2:]))
 
 
-def run(network, tmp_path, loss_weight=10., iterations=2):
+def run(network, tmp_path, loss_weight=10., iterations=2, **kwargs):
     torch.manual_seed(0)
     data = [dict(inputs=torch.randn(3, 32, 32), labels=i % 3) for i in range(4)]
     model = Classifier(network)
@@ -121,15 +152,15 @@ def run(network, tmp_path, loss_weight=10., iterations=2):
         train_dataloader=DataLoader(data, batch_size=2),
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
         train_cfg=dict(by_epoch=False, max_iters=iterations),
-        custom_hooks=[OrthogonalityLossHook(loss_weight), Watch()],
+        custom_hooks=[OrthogonalityLossHook(loss_weight, **kwargs), Watch()],
         default_scope='mmpretrain',
         experiment_name=f'{tmp_path.name}-{loss_weight}-{id(model)}')
     runner.train()
     return model, seen
 
 
-def small(**kwargs):
-    return backbone(depth=18, groups=['conv[12]'], bank=BASIS, num_stages=2, strides=(1, 2), dilations=(1, 1),
+def small(bank=BASIS, **kwargs):
+    return backbone(depth=18, groups=['conv[12]'], bank=bank, num_stages=2, strides=(1, 2), dilations=(1, 1),
                     out_indices=(1, ), **kwargs)
 
 
@@ -159,6 +190,11 @@ def test_the_hook_leaves_the_model_as_it_found_it(mmpretrain, tmp_path):
     model, _ = run(small(), tmp_path)
     assert not model._forward_hooks
     assert isinstance(evaluating(model)(torch.randn(1, 3, 32, 32)), torch.Tensor)
+
+
+def test_own_filters_that_are_not_there_are_refused(mmpretrain, tmp_path):
+    with pytest.raises(SharingError, match='no filters of their own: leave include_unique out'):
+        run(small(bank=TIED), tmp_path, include_unique=True)
 
 
 def test_a_model_without_a_basis_is_refused(mmpretrain, tmp_path):

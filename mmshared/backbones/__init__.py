@@ -1,4 +1,4 @@
-from . import mmdet, mmpretrain
+from . import cifar, mmdet, mmpretrain
 from .shared_backbone import SharedBackboneMixin, share_backbones
 
-__all__ = ['SharedBackboneMixin', 'mmdet', 'mmpretrain', 'share_backbones']
+__all__ = ['SharedBackboneMixin', 'cifar', 'mmdet', 'mmpretrain', 'share_backbones']

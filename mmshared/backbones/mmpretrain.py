@@ -4,4 +4,4 @@ from mmpretrain.registry import MODELS
 
 from .shared_backbone import share_backbones
 
-globals().update(share_backbones(backbones, MODELS, __name__))
+globals().update(share_backbones(vars(backbones).values(), MODELS, __name__))

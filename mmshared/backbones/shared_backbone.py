@@ -1,7 +1,6 @@
 """Backbones that share their filters: one mixin over the libraries' own classes."""
 import inspect
-from types import ModuleType
-from typing import Dict, Optional
+from typing import Dict, Iterable, Optional
 
 from mmengine.registry import Registry
 from torch import nn
@@ -54,19 +53,19 @@ def makes_stages(backbone: type) -> bool:
     return hasattr(backbone, 'make_layer') and 'num_blocks' in inspect.signature(backbone.make_layer).parameters
 
 
-def share_backbones(backbones: ModuleType, registry: Registry, module: str) -> Dict[str, type]:
-    """Make and register ``Shared<Name>`` for each backbone of a library that has the seam.
+def share_backbones(backbones: Iterable, registry: Registry, module: str) -> Dict[str, type]:
+    """Make and register ``Shared<Name>`` for each backbone that has the seam.
 
     Args:
-        backbones (ModuleType): The library's package of backbones.
-        registry (Registry): The library's registry of models.
+        backbones (Iterable): Classes of backbones, and whatever else a package of them holds.
+        registry (Registry): The registry of their library.
         module (str): Name of the module that is to hold the classes.
 
     Returns:
         dict[str, type]: The classes by name.
     """
     shared = {}
-    for parent in vars(backbones).values():
+    for parent in backbones:
         if inspect.isclass(parent) and makes_stages(parent):
             name = f'Shared{parent.__name__}'
             doc = f'``{parent.__name__}`` with shared filters: all of its arguments, and ``sharing``.'

@@ -1,4 +1,5 @@
 """The orthogonality loss as a hook, for any detector or classifier."""
+import math
 from typing import Dict, List
 
 import torch
@@ -35,19 +36,20 @@ def orthogonality_spaces(model: nn.Module) -> List[List[List[Bank]]]:
 
 
 def gram_error(filters: Tensor) -> Tensor:
-    r"""The squared distance of a Gram matrix from the identity, :math:`\|B B^T - I\|_F^2`.
+    r"""The squared distances of Gram matrices from the identity, :math:`\|B B^T - I\|_F^2`, summed.
 
     Args:
-        filters (Tensor): N filters of M values each as the rows of B, (N, M). Where N > M the distance is computed
-            from the smaller matrix: :math:`\|B B^T - I_N\|_F^2 = \|B^T B - I_M\|_F^2 + N - M`.
+        filters (Tensor): N filters of M values each as the rows of B, (..., N, M). Where N > M the distance is
+            computed from the smaller matrix: :math:`\|B B^T - I_N\|_F^2 = \|B^T B - I_M\|_F^2 + N - M`.
     """
-    n, m = filters.shape
-    rows = filters if n <= m else filters.T
-    gram = rows @ rows.T  # (min(N, M), ) * 2
-    return (gram - torch.eye(len(gram), device=gram.device, dtype=gram.dtype)).square().sum() + max(n - m, 0)
+    *batch, n, m = filters.shape
+    rows = filters if n <= m else filters.mT
+    gram = rows @ rows.mT  # (..., min(N, M), min(N, M))
+    error = (gram - torch.eye(min(n, m), device=gram.device, dtype=gram.dtype)).square().sum()
+    return error + max(n - m, 0) * math.prod(batch)
 
 
-def orthogonality_loss(means: List[List[List[Bank]]]) -> Tensor:
+def orthogonality_loss(means: List[List[List[Bank]]], include_unique: bool = False) -> Tensor:
     r"""How far the bases are from orthonormal, before weighting.
 
     .. math:: \sum_{means} \frac{\sum_k \|B_k B_k^T - I\|_F^2}{\sum_k N_k^2}
@@ -56,23 +58,42 @@ def orthogonality_loss(means: List[List[List[Bank]]]) -> Tensor:
     https://github.com/ssregibility/Net_RL2 (train_ilsvrc.py) for its single, double and separate bases. Computed in
     float32 or better, also under autocast; frozen banks take no part.
 
+    With the own filters :math:`U_i` of conv i, and all of them stacked as :math:`U`, ``include_unique`` adds for each
+    space (train_cifar10.py)
+
+    .. math:: \|B_k U^T\|_F^2 + \sum_i \|U_i U_i^T - I\|_F^2
+
+    to the numerator and the numbers of their terms to the denominator. Own filters of different convs may be alike.
+
     Args:
         means (list): What :func:`orthogonality_spaces` returns.
+        include_unique (bool): Whether the filters that convs have of their own take part.
     """
     total = torch.zeros(())
     for spaces in means:
         error, count = 0., 0
         for banks in spaces:
-            filters = [bank.basis().flatten(1) for bank in banks if bank.basis().requires_grad]
-            if not filters:
+            banks = [bank for bank in banks if bank.basis().requires_grad]
+            if not banks:
                 continue
-            with torch.autocast(filters[0].device.type, enabled=False):
-                rows = torch.cat([f.float() if f.dtype in (torch.half, torch.bfloat16) else f for f in filters])
-                error = error + gram_error(rows)
-            count += len(rows)**2
+            basis = _in_float([bank.basis().flatten(1) for bank in banks])  # (N, M)
+            own = [bank.own_filters() for bank in banks] if include_unique else []
+            with torch.autocast(basis.device.type, enabled=False):
+                error = error + gram_error(basis)
+                count += len(basis)**2
+                if own:
+                    unique = _in_float([filters.flatten(2) for filters in own])  # (convs, U, M)
+                    error = error + (basis @ unique.flatten(0, 1).T).square().sum() + gram_error(unique)
+                    count += len(basis) * unique.shape[0] * unique.shape[1] + unique.shape[0] * unique.shape[1]**2
         if count:
             total = total.to(error) + error / count
     return total
+
+
+def _in_float(tensors: List[Tensor]) -> Tensor:
+    """The tensors stacked, in float32 where they are of half precision."""
+    joined = torch.cat(tensors)
+    return joined.float() if joined.dtype in (torch.half, torch.bfloat16) else joined
 
 
 @HOOKS.register_module()
@@ -85,10 +106,13 @@ class OrthogonalityLossHook(Hook):
     Args:
         loss_weight (float): Factor of :func:`orthogonality_loss`. Defaults to 10.0, the value of all of the
             paper's experiments (lambdaR in its code).
+        include_unique (bool): Whether the filters that convs have of their own take part, as in the paper's
+            experiments on CIFAR-10. Defaults to False, as in all of its others.
     """
 
-    def __init__(self, loss_weight: float = 10.0):
+    def __init__(self, loss_weight: float = 10.0, include_unique: bool = False):
         self.loss_weight = loss_weight
+        self.include_unique = include_unique
 
     def before_train(self, runner) -> None:
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
@@ -97,6 +121,9 @@ class OrthogonalityLossHook(Hook):
         if not banks:
             raise SharingError('OrthogonalityLossHook found no filter basis in the model: give the backbone a bank '
                                'that has one (FilterBasis or TiedFilters), or take the hook out of custom_hooks.')
+        if self.include_unique and any(bank.own_filters() is None for bank in banks):
+            raise SharingError('OrthogonalityLossHook has include_unique=True, and a bank of the model gives its '
+                               'convs no filters of their own: leave include_unique out.')
         frozen = sum(not bank.basis().requires_grad for bank in banks)
         print_log(f'loss_orth keeps {len(banks) - frozen} filter bases orthogonal, weight {self.loss_weight:g}'
                   + (f' ({frozen} frozen ones are left out)' if frozen else ''), logger='current')
@@ -105,7 +132,7 @@ class OrthogonalityLossHook(Hook):
             if kwargs.get('mode') == 'loss':
                 # A copy of the model has this hook too.
                 own = means if module is model else orthogonality_spaces(module)
-                output['loss_orth'] = self.loss_weight * orthogonality_loss(own)
+                output['loss_orth'] = self.loss_weight * orthogonality_loss(own, self.include_unique)
             return output
 
         self._handle = model.register_forward_hook(add_loss, with_kwargs=True)

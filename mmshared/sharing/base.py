@@ -113,3 +113,7 @@ class Bank(nn.Module):
     def basis(self) -> Optional[Tensor]:
         """The filters that are to be orthogonal to each other, (N, ...), or None where the method has none."""
         return None
+
+    def own_filters(self) -> Optional[Tensor]:
+        """The filters of the same space that each conv has of its own, (convs, U, ...), or None."""
+        return None

@@ -161,3 +161,6 @@ class FilterBasis(Bank):
 
     def basis(self) -> Tensor:
         return self.filters
+
+    def own_filters(self) -> Tensor:
+        return torch.stack([conv.unique for conv in self.convs])
