@@ -7,13 +7,13 @@ from mmengine.config import Config
 
 from .complexity import complexity
 
-INPUT_SIZE = (224, 224)
+INPUT_SIZE = {'ImageNet-1k': (224, 224), 'CIFAR-100': (32, 32), 'CIFAR-10': (32, 32)}
 
 
 def measure(metafile: dict, root: Path) -> None:
     """Set the counts of each model of a metafile to those of its built config and of its plain twin."""
     for model in metafile['Models']:
-        counts = complexity(Config.fromfile(root / model['Config']), INPUT_SIZE)
+        counts = complexity(Config.fromfile(root / model['Config']), INPUT_SIZE[model['Dataset']])
         model.setdefault('Metadata', {}).update({
             'Parameters': counts['parameters'],
             'Plain Parameters': counts['plain_parameters'],
@@ -29,16 +29,17 @@ def model_table(models: List[dict], folder: str) -> str:
         models (list[dict]): Entries of ``Models``.
         folder (str): The folder of the README, relative to the root, to link the configs from; '' for the root.
     """
-    head = ['model', 'parameters', 'plain', 'fewer', 'multiply-adds', 'plain', 'top-1 error (paper)']
-    rows = [head, ['---', *['---:'] * (len(head) - 1)]]
+    head = ['model', 'data set', 'parameters', 'plain', 'fewer', 'multiply-adds', 'plain', 'top-1 error (paper)']
+    rows = [head, ['---', '---', *['---:'] * (len(head) - 2)]]
     for model in models:
         data = model['Metadata']
         path = Path(model['Config'])
         link = path.relative_to(folder) if folder else path
         rows.append([
-            f'[{model["Name"]}]({link})', f'{data["Parameters"]:,}', f'{data["Plain Parameters"]:,}',
-            f'{1 - data["Parameters"] / data["Plain Parameters"]:.1%}', f'{data["FLOPs"] / 1e9:.2f} G',
-            f'{data["Plain FLOPs"] / 1e9:.2f} G', f'{model["Paper"]["Top 1 Error"]:.2f} %'
+            f'[{model["Name"]}]({link})', model['Dataset'], f'{data["Parameters"]:,}', f'{data["Plain Parameters"]:,}',
+            f'{1 - data["Parameters"] / data["Plain Parameters"]:.1%}', f'{data["FLOPs"] / 1e9:.3g} G',
+            f'{data["Plain FLOPs"] / 1e9:.3g} G',
+            f'{model["Paper"]["Top 1 Error"]:.2f} %' if 'Paper' in model else ''
         ])
     return '\n'.join(f'| {" | ".join(row)} |' for row in rows)
 
@@ -54,12 +55,12 @@ def put_table(text: str, table: str) -> str:
 
 
 def readmes(root: Path) -> Dict[Path, str]:
-    """Each README with a table of models, as it has to read by the metafiles."""
-    texts, everything = {}, []
+    """Each README with a table of models, as it has to read by the metafiles; the root's has those on ImageNet."""
+    texts, main = {}, []
     for path in sorted(root.glob('configs/*/metafile.yml')):
         models = yaml.safe_load(path.read_text())['Models']
-        everything += models
+        main += [model for model in models if model['Dataset'] == 'ImageNet-1k']
         readme = path.with_name('README.md')
         texts[readme] = put_table(readme.read_text(), model_table(models, str(path.parent.relative_to(root))))
-    texts[root / 'README.md'] = put_table((root / 'README.md').read_text(), model_table(everything, ''))
+    texts[root / 'README.md'] = put_table((root / 'README.md').read_text(), model_table(main, ''))
     return texts

@@ -1,0 +1,2 @@
+_base_ = './shared-resnet34-s48u1-double_8xb32_in1k.py'
+model = dict(backbone=dict(sharing=dict(groups=['conv[12]'])))
