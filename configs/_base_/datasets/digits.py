@@ -9,12 +9,7 @@ train_dataloader = dict(
         ann_file='instances_train.json',
         data_prefix=dict(img='JPEGImages/'),
         metainfo=metainfo,
-        pipeline=[
-            dict(type='LoadImageFromFile'),
-            dict(type='LoadAnnotations', with_bbox=True),
-            dict(type='Resize', scale_factor=1.0),
-            dict(type='PackDetInputs')
-        ]))
+        pipeline=[step for step in _base_.train_pipeline if step['type'] != 'RandomFlip']))
 val_dataloader = dict(
     dataset=dict(
         data_root=data_root,
