@@ -63,8 +63,8 @@ def test_the_metafiles_hold_the_counts_of_the_built_models_and_the_papers(path):
 
 
 def test_every_model_of_the_papers_table_has_a_metafile_entry():
-    names = [(model['Name'], model['Dataset']) for path in METAFILES for model in yaml.safe_load(path.read_text())['Models']]
-    assert sorted(names) == sorted(PAPER)
+    models = [model for path in METAFILES for model in yaml.safe_load(path.read_text())['Models']]
+    assert sorted((model['Name'], model['Dataset']) for model in models) == sorted(PAPER)
 
 
 def test_the_tables_of_the_readmes_are_those_of_the_metafiles():

@@ -31,10 +31,14 @@ def rename(key: str, bottleneck: bool) -> Optional[str]:
         stage, block, basis = shared.groups()
         conv = int(basis or 1) + bottleneck
         return f'backbone.{stage}1.conv{conv}.bank.filters' if block == '1' else None
-    for pattern, replacement in [(r'^fc\.', 'head.fc.'), (r'^(?!head)', 'backbone.'), (r'\.shortcut\.', '.downsample.'),
-                                 (r'\.basis_conv(\d)\.weight$', r'.conv\1.unique'),
-                                 (r'\.basis_bn(\d)\.', r'.conv\1.norm.'),
-                                 (r'\.coeff_conv(\d)\.weight$', r'.conv\1.coefficients')]:
+    for pattern, replacement in [
+        (r'^fc\.', 'head.fc.'),
+        (r'^(?!head)', 'backbone.'),
+        (r'\.shortcut\.', '.downsample.'),
+        (r'\.basis_conv(\d)\.weight$', r'.conv\1.unique'),
+        (r'\.basis_bn(\d)\.', r'.conv\1.norm.'),
+        (r'\.coeff_conv(\d)\.weight$', r'.conv\1.coefficients'),
+    ]:
         key = re.sub(pattern, replacement, key)
     return key
 
