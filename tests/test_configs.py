@@ -1,4 +1,8 @@
 """The configs build what the papers' tables and the READMEs say."""
+import json
+import subprocess
+import sys
+
 import pytest
 import yaml
 from helpers import ROOT
@@ -6,7 +10,7 @@ from mmengine.config import Config
 from mmengine.registry import HOOKS
 
 from mmshared import shared_stages
-from mmshared.analysis.complexity import build_model, parameter_count, plain_twin
+from mmshared.analysis.complexity import build_model, complexity, parameter_count, plain_twin, sharing_groups
 from mmshared.analysis.tables import measure, readmes
 
 CONFIGS = sorted(path for path in (ROOT / 'configs').rglob('*.py') if '_base_' not in path.parts)
@@ -70,3 +74,27 @@ def test_every_model_of_the_papers_table_has_a_metafile_entry():
 def test_the_tables_of_the_readmes_are_those_of_the_metafiles():
     for path, text in readmes(ROOT).items():
         assert path.read_text() == text, f'{path} is out of date: run tools/misc/update_tables.py'
+
+
+@pytest.mark.parametrize('name', ['shared_resnet/shared-resnet32-s16u1-double_b256_cifar10.py',
+                                  'small/faster-rcnn_r50-narrow-shared_12e_digits.py'])
+def test_the_report_of_groups_adds_up(name):
+    cfg = Config.fromfile(ROOT / 'configs' / name)
+    model, totals = build_model(cfg), complexity(cfg, (64, 64))
+    rows = sharing_groups(model, (64, 64))
+    assert sum(row['shared'] + row['own'] - row['plain'] for row in rows) == \
+        totals['parameters'] - totals['plain_parameters']
+    assert sum(row['macs'] - row['plain_macs'] for row in rows) == totals['macs'] - totals['plain_macs']
+    convs = [model.get_submodule(f'{row["stage"]}.{conv}') for row in rows for conv in row['convs']]
+    assert convs == [conv for banks in shared_stages(model).values() for bank in banks.values() for conv in bank.convs]
+
+
+def test_the_report_is_printed_and_written(tmp_path):
+    name = 'configs/shared_resnet/shared-resnet32-s16u1_b256_cifar10.py'
+    command = [sys.executable, 'tools/analysis_tools/sharing_report.py', name, '--shape', '32', '32', '--json',
+               tmp_path / 'report.json']
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert 'parameters of the whole model: 197,258, plain 464,154 (-57.5%)' in result.stdout, result.stderr
+    report = json.loads((tmp_path / 'report.json').read_text())
+    assert [row['stage'] for row in report['groups']] == [f'backbone.layer{i}' for i in (1, 2, 3)]
+    assert report['totals']['parameters'] == 197_258

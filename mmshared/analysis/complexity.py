@@ -1,6 +1,6 @@
 """Parameters and multiply-adds, shared against plain."""
 import copy
-from typing import Any, Dict, Tuple
+from typing import Any, Dict, List, Tuple
 
 import torch
 from mmdet.models.detectors import BaseDetector
@@ -8,6 +8,8 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from ..sharing import SharedConv2d, fold_convs, shared_stages
 
 
 def build_model(cfg: Config) -> nn.Module:
@@ -31,13 +33,16 @@ def parameter_count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def multiply_adds(model: nn.Module, size: Tuple[int, int]) -> int:
-    """The multiply-adds of the convs and linear layers that a picture passes.
+def count_multiply_adds(model: nn.Module, size: Tuple[int, int]) -> Dict[str, int]:
+    """The multiply-adds of the convs and linear layers that a picture passes, by module.
 
     Args:
         model (nn.Module): A classifier, or a detector, of which backbone and neck are counted: the rest depends on
             the number of proposals.
         size (tuple[int, int]): Height and width of the picture.
+
+    Returns:
+        dict[str, int]: The number for each module by its name, of all of them for the name ''.
     """
     picture = torch.zeros(1, 3, *size, device=next(model.parameters()).device)
     training = model.training
@@ -45,7 +50,14 @@ def multiply_adds(model: nn.Module, size: Tuple[int, int]) -> int:
         model.eval()
         model.extract_feat(picture) if isinstance(model, BaseDetector) else model(picture)
     model.train(training)
-    return counter.get_total_flops() // 2
+    # The counter knows the module that is called first by its class: the model, or a detector's backbone and neck.
+    roots = {type(child).__name__: name for name, child in model.named_children()}
+    roots.update({type(model).__name__: '', 'Global': ''})
+    counts = {}
+    for path, flops in counter.get_flop_counts().items():
+        root, _, rest = path.partition('.')
+        counts['.'.join(filter(None, (roots[root], rest)))] = sum(flops.values()) // 2
+    return counts
 
 
 def complexity(cfg: Config, size: Tuple[int, int]) -> Dict[str, int]:
@@ -55,5 +67,37 @@ def complexity(cfg: Config, size: Tuple[int, int]) -> Dict[str, int]:
     return dict(
         parameters=parameter_count(shared),
         plain_parameters=parameter_count(plain),
-        macs=multiply_adds(shared, size),
-        plain_macs=multiply_adds(plain, size))
+        macs=count_multiply_adds(shared, size)[''],
+        plain_macs=count_multiply_adds(plain, size)[''])
+
+
+def sharing_groups(model: nn.Module, size: Tuple[int, int]) -> List[dict]:
+    """Who shares what in a model, a row for each group.
+
+    Args:
+        model (nn.Module): A classifier or a detector.
+        size (tuple[int, int]): Height and width of the picture that multiply-adds are counted for.
+
+    Returns:
+        list[dict]: For each group its stage, pattern, bank, the convs by their names in the stage, the parameters
+        that they share, that they have of their own and that they would have without sharing, and the multiply-adds
+        of them all, shared and plain.
+    """
+    macs = count_multiply_adds(model, size)
+    plain_macs = count_multiply_adds(fold_convs(copy.deepcopy(model)), size)
+    names = {conv: name for name, conv in model.named_modules() if isinstance(conv, SharedConv2d)}
+    rows = []
+    for stage, banks in shared_stages(model).items():
+        for pattern, bank in banks.items():
+            shared, convs = parameter_count(bank), [names[conv] for conv in bank.convs]
+            rows.append(dict(
+                stage=stage,
+                pattern=pattern,
+                bank=type(bank).__name__,
+                convs=[name[len(stage) + 1:] for name in convs],
+                shared=shared,
+                own=sum(parameter_count(conv) for conv in bank.convs) - shared,
+                plain=sum(conv.dense()[0].numel() for conv in bank.convs),
+                macs=sum(macs[name] for name in convs),
+                plain_macs=sum(plain_macs[name] for name in convs)))
+    return rows
