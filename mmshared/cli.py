@@ -3,6 +3,7 @@ import inspect
 import os
 import os.path as osp
 import re
+import signal
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from types import ModuleType
@@ -45,7 +46,7 @@ def load_checkpoint_file(filename: str, map_location='cpu') -> dict:
         with torch.serialization.safe_globals(get_torch_safe_globals()):
             checkpoint = torch.load(filename, map_location=map_location, weights_only=True)
     except Exception as error:  # torch.load has many ways to say so
-        reason = str(error).strip().partition('\n')[0] or type(error).__name__
+        reason = re.split(r'[.\n]\s', str(error).strip())[0] or type(error).__name__
         raise SharingError(f'The checkpoint {filename} cannot be loaded: it is damaged or cut off, or it holds more '
                            f'than weights ({reason}). Copy or download it again.') from None
     if not isinstance(checkpoint, dict):
@@ -141,13 +142,24 @@ def run_tool(script: str, loaders: List[str]) -> None:
     check_data(cfg, loaders)
     refuse_pickles()
     tool.parse_args = lambda: args
+
+    interrupts = []
+
+    def interrupt(*signal_and_frame):
+        interrupts.append(signal_and_frame)
+        signal.default_int_handler(*signal_and_frame)
+
+    signal.signal(signal.SIGINT, interrupt)
     try:
         tool.main()
     except SharingError as error:
         raise SystemExit(f'Error: {error}') from None
-    except KeyboardInterrupt:
-        raise SystemExit('Interrupted.' + (' The same command with --resume goes on from the last checkpoint.'
-                                           if script == 'train.py' else '')) from None
+    except (KeyboardInterrupt, RuntimeError):
+        # Ctrl-C reaches the workers of the data loaders too: what is raised may be that one of them has gone.
+        if not interrupts:
+            raise
+        resume = ' The same command with --resume goes on from the last checkpoint.' if script == 'train.py' else ''
+        raise SystemExit(f'Interrupted.{resume}') from None
 
 
 def _library_tool(library: str, script: str) -> ModuleType:

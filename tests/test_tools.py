@@ -1,5 +1,6 @@
 """The tools as a user runs them."""
 import json
+import os
 import re
 import signal
 import subprocess
@@ -160,11 +161,12 @@ def test_training_can_be_interrupted_resumed_and_evaluated(digits, tmp_path):
                'train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False',
                'val_dataloader.num_workers=0', 'val_dataloader.persistent_workers=False',
                'default_hooks.logger.interval=1', 'model.backbone.depth=50']
-    command = [sys.executable, 'tools/train.py', str(CONFIG), *options]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
+    command = [sys.executable, 'tools/train.py', str(CONFIG), *options, 'train_dataloader.num_workers=1']
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
+                               start_new_session=True)
     for line in process.stdout:
         if 'Epoch(train)  [2]' in line:
-            process.send_signal(signal.SIGINT)
+            os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does: to the workers of the data loader too
             break
     rest = process.stdout.read()
     assert process.wait() != 0 and 'with --resume goes on from the last checkpoint' in rest
