@@ -1,13 +1,18 @@
 """Laws of loading: a plain checkpoint is converted, one that fits neither way is refused, nothing is half-loaded."""
 import pickle
+import re
+import subprocess
+import sys
 
 import pytest
 import torch
-from helpers import BASIS, TIED, backbone, difference, evaluating, picture, randomise_norms, stage_banks
+from helpers import BASIS, ROOT, TIED, backbone, difference, evaluating, picture, randomise_norms, stage_banks
+from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.runner.checkpoint import load_checkpoint, load_state_dict
 
 from mmshared import SharingError, fold_convs
+from mmshared.analysis.complexity import build_model
 from mmshared.cli import load_checkpoint_file
 
 
@@ -169,3 +174,26 @@ def test_a_checkpoint_on_disk_has_the_ratio_of_the_parameters(mmpretrain, tmp_pa
         counts.append(sum(tensor.numel() for tensor in model.state_dict().values()))
         load_checkpoint(model, str(path), strict=True)
     assert sizes[0] / sizes[1] == pytest.approx(counts[0] / counts[1], rel=0.02)
+
+
+def test_the_command_writes_what_loading_makes(tmp_path):
+    config = ROOT / 'configs/shared_resnet/shared-resnet32-s8u1_b256_cifar10.py'
+    plain = build_model(Config.fromfile(config.with_name('resnet32_b256_cifar10.py')))
+    torch.save(dict(state_dict=plain.state_dict()), tmp_path / 'plain.pth')
+    command = [sys.executable, 'tools/model_converters/dense_to_shared.py', config, tmp_path / 'plain.pth',
+               tmp_path / 'shared.pth', '--rank-for-energy', '0.9']
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+    shared = build_model(Config.fromfile(config))
+    shared.load_state_dict(plain.state_dict())
+    written = load_checkpoint_file(str(tmp_path / 'shared.pth'))['state_dict']
+    assert written.keys() == shared.state_dict().keys()
+    kept, rank = re.search(r'layer3 .* (\d+\.\d)% │ +\d\.\d+ │ +(\d+) │', result.stdout).groups()
+    rows = torch.cat([conv.weight.flatten(1) for block in list(plain.backbone.layer3)[1:]
+                      for conv in (block.conv1, block.conv2)])
+    shares = torch.linalg.svdvals(rows).square().cumsum(0) / rows.square().sum()
+    assert shares[int(rank) - 1] >= 0.9 > shares[int(rank) - 2]
+    assert shares[31].item() < float(kept) / 100 < 1  # 32 shared filters, and four of each conv's own
+    again = subprocess.run(command[:3] + [tmp_path / 'shared.pth', tmp_path / 'no.pth'], capture_output=True,
+                           text=True, cwd=ROOT)
+    assert again.returncode == 1 and 'is shared already' in again.stderr and not (tmp_path / 'no.pth').exists()

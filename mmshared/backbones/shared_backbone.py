@@ -2,6 +2,7 @@
 import inspect
 from typing import Dict, Iterable, Optional
 
+from mmengine.logging import print_log
 from mmengine.registry import Registry
 from torch import nn
 
@@ -40,7 +41,8 @@ class SharedBackboneMixin:
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         # Before any parameter is loaded: a plain checkpoint is converted, one that fits neither way refused.
-        share_state_dict(self, state_dict, prefix)
+        for conversion in share_state_dict(self, state_dict, prefix):
+            print_log(str(conversion), logger='current')
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 

@@ -10,6 +10,7 @@ from mmengine.registry import HOOKS
 from torch import Tensor, nn
 
 from ..sharing import Bank, SharingError, shared_stages
+from ..sharing.surgery import bases_by_space
 
 
 def orthogonality_spaces(model: nn.Module) -> List[List[List[Bank]]]:
@@ -23,15 +24,8 @@ def orthogonality_spaces(model: nn.Module) -> List[List[List[Bank]]]:
     """
     means: Dict[str, List[List[Bank]]] = {}
     for banks in shared_stages(model).values():
-        spaces: Dict[tuple, List[Bank]] = {}
-        for pattern, bank in banks.items():
-            if bank.basis() is None:
-                continue
-            shape = tuple(bank.basis().shape[1:])
-            if shape not in spaces:
-                spaces[shape] = []
-                means.setdefault(pattern, []).append(spaces[shape])
-            spaces[shape].append(bank)
+        for bases in bases_by_space(banks).values():
+            means.setdefault(next(iter(bases)), []).append([banks[pattern] for pattern in bases])
     return list(means.values())
 
 

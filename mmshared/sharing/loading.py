@@ -1,9 +1,8 @@
 """A checkpoint of the plain network, loaded into the shared one; one that fits neither way, refused."""
 import copy
-from typing import Dict, List
+from typing import Dict, List, NamedTuple
 
 import torch
-from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from .base import Bank, SharedConv2d, SharingError
@@ -13,12 +12,33 @@ _WANTED = ('Nothing of it was loaded into the shared network. Give a checkpoint 
            'shared by the same groups and bank.')
 
 
+class Conversion(NamedTuple):
+    """A group of plain kernels that became a bank.
+
+    Attributes:
+        stage (str): The name of the stage.
+        convs (list[str]): The names of the convs of the group within it.
+        bank (Bank): The bank fitted to their kernels, a copy of the network's own.
+        kernels (list[Tensor]): The kernels, (O, I / groups, k, k) each.
+        error (float): ``|kernels - fitted| / |kernels|`` in the Frobenius norm.
+    """
+
+    stage: str
+    convs: List[str]
+    bank: Bank
+    kernels: List[Tensor]
+    error: float
+
+    def __str__(self) -> str:
+        return (f'{self.stage}: the kernels of {", ".join(self.convs)} became one {type(self.bank).__name__}, '
+                f'relative error {self.error:.4f}')
+
+
 @torch.no_grad()
-def share_state_dict(module: nn.Module, state_dict: Dict[str, Tensor], prefix: str = '') -> None:
+def share_state_dict(module: nn.Module, state_dict: Dict[str, Tensor], prefix: str = '') -> List[Conversion]:
     """Make a state dict that is to be loaded into a shared network fit it, in place, or refuse it.
 
-    The kernels of a plain network become the parameters of the shared one (:meth:`Bank.fit`), with the relative
-    error of each group, ``|kernels - fitted| / |kernels|`` in the Frobenius norm, in the log. What is shared as the
+    The kernels of a plain network become the parameters of the shared one (:meth:`Bank.fit`). What is shared as the
     network is stays as it is.
 
     Args:
@@ -27,12 +47,15 @@ def share_state_dict(module: nn.Module, state_dict: Dict[str, Tensor], prefix: s
             the loader.
         prefix (str): What comes before the keys of the network in the state dict.
 
+    Returns:
+        list[Conversion]: The groups that were plain.
+
     Raises:
         SharingError: If the shared stages fit neither way. Nothing is changed then.
     """
     names = {conv: name for name, conv in module.named_modules() if isinstance(conv, SharedConv2d)}
     given = {key[len(prefix):]: value for key, value in state_dict.items() if key.startswith(prefix)}
-    added, dropped, log = {}, [], []
+    added, dropped, conversions = {}, [], []
     for stage, banks in shared_stages(module).items():
         inside = f'{stage}.' if stage else ''
         _check_stage(module.get_submodule(stage), inside, given)
@@ -41,17 +64,17 @@ def share_state_dict(module: nn.Module, state_dict: Dict[str, Tensor], prefix: s
             _check_convs(group, given)
             dense = [f'{name}.weight' for name in group]
             if all(key in given for key in dense):
-                fitted, error = _fit(bank, [given[key] for key in dense])
+                kernels = [given[key].float().cpu() for key in dense]
+                fitted, error = _fit(bank, kernels)
                 added.update({f'{name}.{key}': value for name, conv in zip(group, fitted.convs)
                               for key, value in conv.state_dict().items() if key != 'bias'})
                 dropped += dense
-                log.append(f'{stage}: the kernels of {", ".join(name[len(inside):] for name in group)} became one '
-                           f'{type(bank).__name__}, relative error {error:.4f}')
-    for line in log:
-        print_log(line, logger='current')
+                convs = [name[len(inside):] for name in group]
+                conversions.append(Conversion(stage, convs, fitted, kernels, error))
     for key in dropped:
         del state_dict[prefix + key]
     state_dict.update({prefix + key: value for key, value in added.items()})
+    return conversions
 
 
 def _check_stage(stage: nn.Module, inside: str, given: Dict[str, Tensor]) -> None:
@@ -99,7 +122,6 @@ def _fit(bank: Bank, kernels: List[Tensor]):
     fitted = copy.deepcopy(bank)
     for conv in fitted.convs:  # the first of them holds the bank
         conv.float().cpu()
-    kernels = [kernel.float().cpu() for kernel in kernels]
     fitted.fit(kernels)
     error = sum((conv.dense()[0] - kernel).square().sum() for conv, kernel in zip(fitted.convs, kernels))
     norm = sum(kernel.square().sum() for kernel in kernels)

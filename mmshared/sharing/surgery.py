@@ -2,8 +2,9 @@
 import re
 from typing import Dict, Iterator, Optional, Sequence, Tuple, Union
 
+import torch
 from mmengine.registry import MODELS
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .base import Bank, SharedConv2d, SharingError
@@ -56,6 +57,12 @@ def share_stage(stage: nn.Module, groups: Sequence[str], bank: dict) -> None:
         stage.banks[pattern] = MODELS.build(dict(bank, convs=convs))
         for parent, name, conv in found:
             setattr(parent, name, stage.banks[pattern].make_conv(conv, following_norm(parent, name)))
+    # Bases of one space start orthogonal to each other too: what the orthogonality loss asks of them.
+    for bases in bases_by_space(stage.banks).values():
+        if len(bases) > 1:
+            together = nn.init.orthogonal_(torch.cat([basis.detach() for basis in bases.values()]))
+            for basis, part in zip(bases.values(), together.split([len(basis) for basis in bases.values()])):
+                basis.data.copy_(part)
 
 
 def check_groups(stages: Sequence[nn.Module], groups: Sequence[str]) -> None:
@@ -78,6 +85,22 @@ def shared_stages(module: nn.Module) -> Dict[str, Dict[str, Bank]]:
     """The banks of each stage of a network, by stage name and pattern; stages without a bank are left out."""
     stages = ((name, vars(stage).get('banks')) for name, stage in module.named_modules())
     return {name: banks for name, banks in stages if banks}
+
+
+def bases_by_space(banks: Dict[str, Bank]) -> Dict[tuple, Dict[str, Tensor]]:
+    """The bases of a stage, sorted by the space that their filters are of.
+
+    Args:
+        banks (dict[str, Bank]): The banks of the stage by pattern; those without a basis are left out.
+
+    Returns:
+        dict[tuple, dict[str, Tensor]]: For each shape of a filter the bases of such filters by pattern.
+    """
+    spaces: Dict[tuple, Dict[str, Tensor]] = {}
+    for pattern, bank in banks.items():
+        if bank.basis() is not None:
+            spaces.setdefault(tuple(bank.basis().shape[1:]), {})[pattern] = bank.basis()
+    return spaces
 
 
 def fold_convs(module: nn.Module) -> nn.Module:
