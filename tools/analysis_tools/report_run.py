@@ -53,7 +53,8 @@ def main() -> None:
     for name, counted, twin in (('detector', model, plain), ('backbone', model.backbone, plain.backbone)):
         here, there = parameter_count(counted), parameter_count(twin)
         print(f'parameters of the {name}: {here:,} shared, {there:,} plain ({1 - here / there:.1%} fewer)')
-    print(f'pictures: {args.work_dir}/detections.png, {args.work_dir}/curves.png\ncheckpoint: {checkpoint}')
+    print(f'pictures: {args.work_dir}/detections.png, {args.work_dir}/curves.png\n'
+          f'checkpoint: {args.work_dir / Path(checkpoint).name}')
 
 
 if __name__ == '__main__':
