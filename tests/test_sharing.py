@@ -160,6 +160,12 @@ def test_grouped_convs_are_tied_but_have_no_basis(mmpretrain):
         backbone(bank=BASIS, **kwargs)
 
 
+def test_convs_that_pad_with_more_than_zeros_are_refused():
+    blocks = [nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, padding_mode='reflect')) for _ in range(3)]
+    with pytest.raises(SharingError, match="padding_mode='reflect', which cannot be shared"):
+        share_convs(nn.Sequential(*blocks), ['0'], TIED)
+
+
 def test_deformable_convs_are_never_shared(mmdet):
     dcn = dict(type='DCN', deform_groups=1)
     with pytest.raises(SharingError, match='conv2 is a DeformConv2dPack, which is never shared'):
