@@ -181,7 +181,9 @@ def test_training_can_be_interrupted_resumed_and_evaluated(digits, tmp_path):
     test = call('tools/test.py', CONFIG, tmp_path / 'epoch_2.pth', '--work-dir', tmp_path / 'test', '--cfg-options',
                 f'data_root={digits}', 'test_dataloader.num_workers=0', 'test_dataloader.persistent_workers=False')
     assert 'coco/bbox_mAP' in test.stdout
+    tmp_path = tmp_path.rename(tmp_path.with_name('moved'))
     report = call('tools/analysis_tools/report_run.py', tmp_path, '--pictures', '2').stdout
+    assert f'checkpoint: {tmp_path}/epoch_2.pth' in report
     assert re.search(r'parameters of the backbone: 1,165,328 shared, 1,480,976 plain \(21\.3% fewer\)', report)
     for name in ('detections.png', 'curves.png'):
         assert np.asarray(Image.open(tmp_path / name)).std() > 1

@@ -15,6 +15,7 @@ from mmdet.registry import DATASETS
 from mmengine.config import Config
 from mmengine.runner import find_latest_checkpoint
 
+from mmshared import SharingError
 from mmshared.analysis.complexity import build_model, parameter_count, plain_twin
 from mmshared.analysis.training import draw_curves, draw_detections, read_scalars
 from mmshared.cli import refuse_pickles
@@ -34,9 +35,14 @@ def main() -> None:
     if not configs or checkpoint is None:
         raise SystemExit(f'{args.work_dir} is no work dir of a finished run: it has no '
                          f'{"config" if not configs else "checkpoint"}.')
+    # The run has noted the path that the checkpoint had then: the folder may have been moved since.
+    checkpoint = args.work_dir / Path(checkpoint).name
     refuse_pickles()
     cfg = Config.fromfile(configs[-1])
-    model = init_detector(cfg, checkpoint, device='cpu')
+    try:
+        model = init_detector(cfg, str(checkpoint), device='cpu')
+    except SharingError as error:
+        raise SystemExit(f'Error: {error}') from None
 
     with redirect_stdout(StringIO()):  # pycocotools reports every step
         dataset = DATASETS.build(cfg.val_dataloader.dataset)
@@ -54,7 +60,7 @@ def main() -> None:
         here, there = parameter_count(counted), parameter_count(twin)
         print(f'parameters of the {name}: {here:,} shared, {there:,} plain ({1 - here / there:.1%} fewer)')
     print(f'pictures: {args.work_dir}/detections.png, {args.work_dir}/curves.png\n'
-          f'checkpoint: {args.work_dir / Path(checkpoint).name}')
+          f'checkpoint: {checkpoint}')
 
 
 if __name__ == '__main__':
