@@ -1,8 +1,4 @@
-_base_ = './resnet32_b256_cifar10.py'
-model = dict(
-    backbone=dict(
-        type='SharedResNetA_CIFAR',
-        sharing=dict(
-            groups=['conv[12]'],
-            bank=dict(type='FilterBasis', shared_rank=16, unique_rank=1, base_channels=16))))
-custom_hooks = [dict(type='OrthogonalityLossHook', include_unique=True)]
+_base_ = [
+    '../_base_/models/shared-resnet32-s16u1_cifar10.py', '../_base_/datasets/cifar10_b256.py',
+    '../_base_/schedules/cifar_b256_300e.py', '../_base_/mmshared.py'
+]

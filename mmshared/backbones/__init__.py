@@ -1,4 +1,4 @@
-from . import cifar, mmdet, mmpretrain
+from . import cifar, eca, mmdet, mmpretrain
 from .shared_backbone import SharedBackboneMixin, share_backbones
 
-__all__ = ['SharedBackboneMixin', 'cifar', 'mmdet', 'mmpretrain', 'share_backbones']
+__all__ = ['SharedBackboneMixin', 'cifar', 'eca', 'mmdet', 'mmpretrain', 'share_backbones']

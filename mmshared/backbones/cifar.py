@@ -1,11 +1,13 @@
 """Networks for 32x32 pictures that the libraries lack, plain and shared."""
+import torch
 import torch.nn.functional as F
-from mmpretrain.models.backbones import ResNet_CIFAR
+from mmcv.cnn import ConvModule, build_norm_layer
+from mmpretrain.models.backbones import DenseNet, MobileNetV2, ResNet_CIFAR, ResNeXt
 from mmpretrain.models.backbones.resnet import BasicBlock
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
-from .shared_backbone import share_backbones
+from .shared_backbone import SharedBackboneMixin, share_backbones
 
 
 class PadShortcut(nn.Module):
@@ -52,4 +54,131 @@ class ResNetA_CIFAR(ResNet_CIFAR):
         return stage
 
 
-globals().update(share_backbones([ResNetA_CIFAR], MODELS, __name__))
+@MODELS.register_module()
+class ResNeXt_CIFAR(ResNet_CIFAR, ResNeXt):
+    """ResNeXt with the stem of ``ResNet_CIFAR``: a 3x3 conv of stride 1 and no pooling."""
+
+
+class SplitConv2d(nn.Module):
+    """Two 3x3 convs of the same input whose outputs are stacked: filters to keep, and filters to share.
+
+    Args:
+        in_channels (int): Number of input channels.
+        unique (int): Number of output channels of the conv ``unique``.
+        shared (int): Number of output channels of the conv ``shared``.
+        unique_groups (int): Groups of the conv ``unique``.
+        shared_groups (int): Groups of the conv ``shared``.
+    """
+
+    def __init__(self, in_channels: int, unique: int, shared: int, unique_groups: int, shared_groups: int):
+        super().__init__()
+        self.unique = nn.Conv2d(in_channels, unique, 3, padding=1, groups=unique_groups, bias=False)
+        self.shared = nn.Conv2d(in_channels, shared, 3, padding=1, groups=shared_groups, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.unique(x), self.shared(x)], 1)
+
+
+@MODELS.register_module()
+class BasisResNeXt_CIFAR(ResNeXt_CIFAR):
+    """A ResNeXt whose 3x3 convs are bases of few filters, of which the last 1x1 conv of the block takes its
+    combinations: the form of the paper's ResNeXt50 (models/cifar100/resnext.py of
+    https://github.com/ssregibility/Net_RL2). The first block of a stage is that of ResNeXt.
+
+    Args:
+        depth (int): Network depth, from {50, 101, 152}.
+        shared_rank (int): Number of filters in ``conv2.shared`` of a block of the first stage. It grows with the
+            width; its number of groups, ``shared_rank / width_per_group``, does not.
+        unique_rank (int): Number of filters in ``conv2.unique`` of a block of the first stage. It grows with the
+            width, and with it its number of groups, ``unique_rank / width_per_group``.
+        **kwargs: Further arguments of ``ResNeXt``.
+    """
+
+    def __init__(self, depth: int, shared_rank: int, unique_rank: int, **kwargs):
+        self.shared_rank = shared_rank
+        self.unique_rank = unique_rank
+        super().__init__(depth, **kwargs)
+
+    def make_res_layer(self, **kwargs) -> nn.Module:
+        stage = super().make_res_layer(**kwargs)
+        for block in list(stage)[1:]:
+            factor = block.mid_channels // (self.groups * self.width_per_group)
+            unique, shared = factor * self.unique_rank, factor * self.shared_rank
+            block.conv2 = SplitConv2d(block.mid_channels, unique, shared, unique // self.width_per_group,
+                                      self.shared_rank // self.width_per_group)
+            setattr(block, block.norm2_name, build_norm_layer(self.norm_cfg, unique + shared)[1])
+            block.conv3 = nn.Conv2d(unique + shared, block.out_channels, 1, bias=False)
+        return stage
+
+
+@MODELS.register_module()
+class DenseNet_CIFAR(DenseNet):
+    """DenseNet with a 3x3 conv of stride 1 for a stem.
+
+    Args:
+        *args, **kwargs: The arguments of ``DenseNet``.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.stem = nn.Conv2d(3, self.init_channels, 3, padding=1, bias=False)
+        for stage in self.stages:
+            stage.block = self.make_layer(stage.block)
+
+    def make_layer(self, layers: nn.ModuleList) -> nn.ModuleList:
+        return layers
+
+
+@MODELS.register_module()
+class SharedDenseNet_CIFAR(SharedBackboneMixin, DenseNet_CIFAR):
+    """``DenseNet_CIFAR`` with shared filters: all of its arguments, and ``sharing``."""
+
+    own_blocks = 0  # the transitions change width and resolution, and all layers between them share
+
+
+class ShortcutBlock(nn.Module):
+    """A block with a 1x1 conv and a batch norm beside it.
+
+    Args:
+        block (nn.Module): The block.
+        in_channels (int): Number of its input channels.
+        out_channels (int): Number of its output channels.
+    """
+
+    def __init__(self, block: nn.Module, in_channels: int, out_channels: int, norm_cfg: dict):
+        super().__init__()
+        self.block = block
+        self.shortcut = ConvModule(in_channels, out_channels, 1, norm_cfg=norm_cfg, act_cfg=None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x) + self.shortcut(x)
+
+
+@MODELS.register_module()
+class MobileNetV2_CIFAR(MobileNetV2):
+    """MobileNetV2 for 32x32 pictures, as in models/cifar100/mobilenetv2.py of
+    https://github.com/ssregibility/Net_RL2: three strides of 2, a padded 1x1 conv for a stem, and shortcuts with a
+    1x1 conv where a block changes the width alone.
+
+    Args:
+        **kwargs: The arguments of ``MobileNetV2``.
+    """
+
+    arch_settings = [[1, 16, 1, 1], [6, 24, 2, 2], [6, 32, 3, 2], [6, 64, 4, 2], [6, 96, 3, 1], [6, 160, 3, 1],
+                     [6, 320, 1, 1]]
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.conv1 = ConvModule(
+            3, self.conv1.out_channels, 1, padding=1, norm_cfg=self.norm_cfg, act_cfg=self.act_cfg)
+
+    def make_layer(self, out_channels: int, num_blocks: int, stride: int, expand_ratio: int) -> nn.Module:
+        in_channels = self.in_channels
+        stage = super().make_layer(out_channels, num_blocks, stride, expand_ratio)
+        if stride == 1 and in_channels != out_channels:
+            stage[0] = ShortcutBlock(stage[0], in_channels, out_channels, self.norm_cfg)
+        return stage
+
+
+globals().update(
+    share_backbones([ResNetA_CIFAR, ResNeXt_CIFAR, BasisResNeXt_CIFAR, MobileNetV2_CIFAR], MODELS, __name__))

@@ -18,7 +18,13 @@ class SharedBackboneMixin:
         sharing (dict): ``groups``, a list of patterns, and ``bank``, the config of their banks. See
             :func:`mmshared.share_convs`.
         *args, **kwargs: The arguments of the plain backbone.
+
+    Attributes:
+        own_blocks (int): Number of blocks at the start of a stage that keep their own convs: the first alone, which
+            changes width or resolution, unless a backbone says otherwise.
     """
+
+    own_blocks = 1
 
     def __init__(self, *args, sharing: Optional[dict] = None, **kwargs):
         if set(sharing or ()) != {'groups', 'bank'}:
@@ -26,7 +32,8 @@ class SharedBackboneMixin:
                                f'sharing={sharing}.')
         self.sharing = sharing
         super().__init__(*args, **kwargs)
-        check_groups([stage for stage in self.modules() if 'banks' in vars(stage)], sharing['groups'])
+        stages = [stage for stage in self.modules() if 'banks' in vars(stage)]
+        check_groups(stages, sharing['groups'], self.own_blocks)
 
     # The seam of the libraries' backbones, by either of its names.
     def make_res_layer(self, *args, **kwargs) -> nn.Module:
@@ -36,7 +43,7 @@ class SharedBackboneMixin:
         return self._share(super().make_layer(*args, **kwargs))
 
     def _share(self, stage: nn.Module) -> nn.Module:
-        share_stage(stage, **self.sharing)
+        share_stage(stage, **self.sharing, own_blocks=self.own_blocks)
         return stage
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):

@@ -58,7 +58,9 @@ class BasisConv2d(SharedConv2d):
         rank = bank.unique_rank + bank.shared_rank
         self.unique = nn.Parameter(torch.empty(bank.unique_rank, *conv.weight.shape[1:], **like))  # (U, I, k, k)
         # The kind of norm that the network itself uses here, SyncBN say, frozen where that one is.
-        if isinstance(norm, _BatchNorm):
+        if not bank.norm:
+            self.norm = nn.Identity()
+        elif isinstance(norm, _BatchNorm):
             self.norm = type(norm)(rank, norm.eps, norm.momentum).to(**like)
             self.norm.requires_grad_(all(p.requires_grad for p in norm.parameters()))
         else:
@@ -77,13 +79,13 @@ class BasisConv2d(SharedConv2d):
         x = F.conv2d(x, self.filters(), None, self.stride, self.padding, self.dilation)  # (N, U + S, H, W)
         return F.conv2d(self.norm(x), self.coefficients, self.bias)  # (N, O, H, W)
 
-    def dense(self) -> Tuple[Tensor, Tensor]:
-        norm, coefficients = self.norm, self.coefficients.flatten(1)  # (O, U + S)
-        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)  # (U + S, )
-        weight = (coefficients * scale) @ self.filters().flatten(1)  # (O, I k k)
-        bias = coefficients @ (norm.bias - norm.running_mean * scale)  # (O, )
-        if self.bias is not None:
-            bias = bias + self.bias
+    def dense(self) -> Tuple[Tensor, Optional[Tensor]]:
+        norm, coefficients, bias = self.norm, self.coefficients.flatten(1), self.bias  # (O, U + S)
+        if self.bank.norm:
+            scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)  # (U + S, )
+            shift = coefficients @ (norm.bias - norm.running_mean * scale)  # (O, )
+            coefficients, bias = coefficients * scale, shift if bias is None else shift + bias
+        weight = coefficients @ self.filters().flatten(1)  # (O, I k k)
         return weight.view(self.out_channels, self.in_channels, *self.kernel_size), bias
 
 
@@ -104,6 +106,8 @@ class FilterBasis(Bank):
         shared_rank (int): Number S of shared filters at ``base_channels`` input channels.
         unique_rank (int): Number U of filters that each conv has of its own at ``base_channels`` input channels.
         base_channels (int): The width at which the ranks are given: 64, and 16 for the CIFAR-10 networks.
+        norm (bool): Whether each conv has a batch norm of its own between filters and coefficients. Defaults to
+            True; False is an ablation of the paper.
 
     Raises:
         SharingError: If a rank is no whole number of filters at the width of the group, if there are more filters
@@ -112,8 +116,14 @@ class FilterBasis(Bank):
 
     conv_class = BasisConv2d
 
-    def __init__(self, convs: Sequence[nn.Conv2d], shared_rank: int, unique_rank: int, base_channels: int = 64):
+    def __init__(self,
+                 convs: Sequence[nn.Conv2d],
+                 shared_rank: int,
+                 unique_rank: int,
+                 base_channels: int = 64,
+                 norm: bool = True):
         super().__init__()
+        self.norm = norm
         conv = convs[0]
         if conv.groups > 1:
             raise SharingError(f'FilterBasis shares ungrouped convs alone, and these have groups={conv.groups}: '
@@ -151,16 +161,16 @@ class FilterBasis(Bank):
             rest = row - on_shared @ shared
             unique = leading_directions(rest, self.unique_rank)  # (U, I k k)
             conv.unique.copy_(unique.view_as(conv.unique))
-            norm = conv.norm
-            norm.reset_running_stats()
-            nn.init.ones_(norm.weight)
-            nn.init.zeros_(norm.bias)
-            # The fresh batch norm divides by sqrt(1 + eps) in eval mode.
-            coefficients = torch.cat([rest @ unique.T, on_shared], 1) * (1 + norm.eps)**0.5  # (O, U + S)
+            coefficients = torch.cat([rest @ unique.T, on_shared], 1)  # (O, U + S)
+            if self.norm:
+                conv.norm.reset_running_stats()
+                nn.init.ones_(conv.norm.weight)
+                nn.init.zeros_(conv.norm.bias)
+                coefficients *= (1 + conv.norm.eps)**0.5  # by which a fresh batch norm divides in eval mode
             conv.coefficients.copy_(coefficients.view_as(conv.coefficients))
 
-    def basis(self) -> Tensor:
-        return self.filters
+    def basis(self) -> Optional[Tensor]:
+        return self.filters if self.shared_rank else None
 
     def own_filters(self) -> Tensor:
         return torch.stack([conv.unique for conv in self.convs])

@@ -10,28 +10,32 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .base import Bank, SharedConv2d, SharingError
 
 
-def share_convs(stages: Union[nn.Module, Sequence[nn.Module]], groups: Sequence[str], bank: dict) -> None:
+def share_convs(stages: Union[nn.Module, Sequence[nn.Module]],
+                groups: Sequence[str],
+                bank: dict,
+                own_blocks: int = 1) -> None:
     """Make groups of convs of each stage share a bank, in place.
 
-    Two rules stand for options. The first block of a stage, which changes width or resolution, keeps its own convs.
-    And a group has two convs or more: a stage with fewer of a pattern is left as it is.
+    A group has two convs or more: a stage with fewer of a pattern is left as it is.
 
     Args:
         stages (nn.Module | Sequence[nn.Module]): A stage, whose children are its blocks, or several.
         groups (Sequence[str]): Regular expressions. Those convs of a stage whose whole name within their block
             matches one of them are a group: ``['conv[12]']`` is one bank for both, ``['conv1', 'conv2']`` two.
         bank (dict): Config of the bank of each group.
+        own_blocks (int): Number of blocks at the start of a stage that keep their own convs. Defaults to 1: the
+            first block, which changes width or resolution.
 
     Raises:
         SharingError: If a pattern forms no group in any stage, or one of convs that differ in shape.
     """
     stages = [stages] if isinstance(stages, nn.Module) else list(stages)
     for stage in stages:
-        share_stage(stage, groups, bank)
-    check_groups(stages, groups)
+        share_stage(stage, groups, bank, own_blocks)
+    check_groups(stages, groups, own_blocks)
 
 
-def share_stage(stage: nn.Module, groups: Sequence[str], bank: dict) -> None:
+def share_stage(stage: nn.Module, groups: Sequence[str], bank: dict, own_blocks: int = 1) -> None:
     """:func:`share_convs` for one stage, where a pattern may match nothing. Leaves the banks by their patterns in
     ``stage.banks``, a plain dict: as modules they belong to their first convs."""
     if isinstance(groups, str):
@@ -43,7 +47,8 @@ def share_stage(stage: nn.Module, groups: Sequence[str], bank: dict) -> None:
     stage.banks = {}
     for pattern in groups:
         found = [(block.get_submodule(name.rpartition('.')[0]), name.rpartition('.')[2], conv)
-                 for block, name, conv in _inner_convs(stage) if type(conv) is nn.Conv2d and _matches(pattern, name)]
+                 for block, name, conv in _inner_convs(stage, own_blocks)
+                 if type(conv) is nn.Conv2d and _matches(pattern, name)]
         convs = [conv for _, _, conv in found]
         if len(convs) < 2:
             continue
@@ -65,12 +70,13 @@ def share_stage(stage: nn.Module, groups: Sequence[str], bank: dict) -> None:
                 basis.data.copy_(part)
 
 
-def check_groups(stages: Sequence[nn.Module], groups: Sequence[str]) -> None:
+def check_groups(stages: Sequence[nn.Module], groups: Sequence[str], own_blocks: int = 1) -> None:
     """Raise a :class:`SharingError` if a pattern formed no group in any of the stages."""
     for pattern in groups:
         if any(pattern in stage.banks for stage in stages):
             continue
-        convs = [(name, type(conv)) for stage in stages for _, name, conv in _inner_convs(stage)]
+        convs = [(name, type(conv)) for stage in stages
+                 for _, name, conv in _inner_convs(stage, own_blocks)]
         there = ', '.join(dict.fromkeys(name for name, kind in convs if kind is nn.Conv2d)) or 'none'
         others = dict.fromkeys((name, kind) for name, kind in convs
                                if kind is not nn.Conv2d and _matches(pattern, name))
@@ -134,9 +140,9 @@ def following_norm(parent: nn.Module, name: str) -> Optional[_BatchNorm]:
     return norm if isinstance(norm, _BatchNorm) and norm.num_features == conv.out_channels else None
 
 
-def _inner_convs(stage: nn.Module) -> Iterator[Tuple[nn.Module, str, nn.Module]]:
-    """Whatever looks like a conv outside the first block of a stage: block, name within the block, conv."""
-    for block in list(stage.children())[1:]:
+def _inner_convs(stage: nn.Module, own_blocks: int) -> Iterator[Tuple[nn.Module, str, nn.Module]]:
+    """Whatever looks like a conv behind the first blocks of a stage: block, name within the block, conv."""
+    for block in list(stage.children())[own_blocks:]:
         for name, module in block.named_modules():
             if isinstance(module, (nn.Conv2d, SharedConv2d)) or 'Conv2d' in type(module).__name__:
                 yield block, name, module

@@ -1,0 +1,9 @@
+# In the paper's experiments on CIFAR-10 the own filters take part in the orthogonality loss.
+_base_ = './resnet32_cifar10.py'
+model = dict(
+    backbone=dict(
+        type='SharedResNetA_CIFAR',
+        sharing=dict(
+            groups=['conv[12]'],
+            bank=dict(type='FilterBasis', shared_rank=16, unique_rank=1, base_channels=16))))
+custom_hooks = [dict(type='OrthogonalityLossHook', include_unique=True)]

@@ -1,0 +1,138 @@
+"""What becomes of the shared parameters while a model trains: hooks that write it down."""
+from typing import Dict
+
+import torch
+import torch.nn.functional as F
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS
+from torch import Tensor, nn
+
+from ..sharing import SharingError, shared_stages
+from ..sharing.surgery import bases_by_space
+
+
+class BankMonitorHook(Hook):
+    """Writes figures of the banks of a model into the log and the visualizer's scalars.
+
+    Args:
+        interval (int): Number of iterations from one record to the next.
+    """
+
+    #: What the names of the scalars begin with.
+    title: str
+
+    def __init__(self, interval: int):
+        if interval < 1:
+            raise SharingError(f'{type(self).__name__} has interval={interval}: give a number of iterations above 0.')
+        self.interval = interval
+
+    def before_train(self, runner) -> None:
+        self.model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        if not shared_stages(self.model):
+            raise SharingError(f'{type(self).__name__} found no bank in the model: give the backbone one by sharing=..., '
+                               'or take the hook out of custom_hooks.')
+
+    def write(self, runner, figures: Dict[str, Dict[str, float]]) -> None:
+        """Write the figures of one moment.
+
+        Args:
+            runner (Runner): The runner.
+            figures (dict): For each bank or stage, by its name, its figures by theirs.
+        """
+        scalars = {f'{self.title}/{name}/{key}': value for name, row in figures.items() for key, value in row.items()}
+        runner.visualizer.add_scalars(scalars, step=runner.iter + 1)
+        told = '; '.join(' '.join([name, *(f'{key} {value:.3g}' for key, value in row.items())])
+                         for name, row in figures.items())
+        runner.logger.info(f'{self.title} at iteration {runner.iter + 1}: {told}')
+
+
+def basis_spaces(model: nn.Module) -> Dict[str, Tensor]:
+    """The filters that are to be orthogonal to each other, by stage and patterns: (N, ...) for each space."""
+    return {f'{stage}.{"+".join(bases)}': torch.cat(list(bases.values())).detach()
+            for stage, banks in shared_stages(model).items() for bases in bases_by_space(banks).values()}
+
+
+@torch.no_grad()
+def basis_health(filters: Tensor) -> Dict[str, float]:
+    """How far filters are from orthonormal, where all four figures but the first are 1.
+
+    Args:
+        filters (Tensor): N filters of M values each, (N, ...).
+
+    Returns:
+        dict: ``cosine``, the largest absolute cosine of the angle between two filters; ``min_norm`` and
+        ``max_norm``; ``condition``, the largest over the smallest of the min(N, M) singular values.
+    """
+    rows = filters.flatten(1).float()  # (N, M)
+    cosines = F.normalize(rows) @ F.normalize(rows).T - torch.eye(len(rows), device=rows.device)
+    norms, values = rows.norm(dim=1), torch.linalg.svdvals(rows)
+    return dict(cosine=cosines.fill_diagonal_(0).abs().max().item(), min_norm=norms.min().item(),
+                max_norm=norms.max().item(), condition=(values[0] / values[-1]).item())
+
+
+@HOOKS.register_module()
+class BasisHealthHook(BankMonitorHook):
+    """Writes how far the bases of each stage are from orthonormal: see :func:`basis_health`.
+
+    Args:
+        interval (int): Number of iterations from one record to the next. Defaults to 100.
+    """
+
+    title = 'basis'
+
+    def __init__(self, interval: int = 100):
+        super().__init__(interval)
+
+    def before_train(self, runner) -> None:
+        super().before_train(runner)
+        if not basis_spaces(self.model):
+            raise SharingError('BasisHealthHook found no filter basis in the model: take it out of custom_hooks.')
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        if self.every_n_train_iters(runner, self.interval):
+            self.write(runner, {name: basis_health(filters) for name, filters in basis_spaces(self.model).items()})
+
+
+@HOOKS.register_module()
+class GradientFlowHook(BankMonitorHook):
+    """Writes the mean and the largest absolute gradient of each bank's parameters.
+
+    The gradients are those that the optimizer gets: reduced over all processes, unscaled, accumulated, and clipped
+    where the optimizer wrapper clips.
+
+    Args:
+        interval (int): Number of steps of the optimizer from one record to the next. Defaults to 10, as in the
+            paper's code (train_gradflow in train_cifar100.py).
+    """
+
+    title = 'grad'
+
+    def __init__(self, interval: int = 10):
+        super().__init__(interval)
+
+    def before_train(self, runner) -> None:
+        super().before_train(runner)
+        steps = 0
+
+        def record(*_):
+            nonlocal steps
+            steps += 1
+            if steps % self.interval == 0:
+                self.write(runner, self.figures())
+
+        self._handle = runner.optim_wrapper.optimizer.register_step_pre_hook(record)
+
+    def figures(self) -> Dict[str, Dict[str, float]]:
+        """``mean`` and ``max`` of the absolute gradients of each bank, frozen ones left out."""
+        figures = {}
+        for stage, banks in shared_stages(self.model).items():
+            for pattern, bank in banks.items():
+                grads = [p.grad.abs().flatten() for p in bank.parameters() if p.grad is not None]
+                if grads:
+                    grad = torch.cat(grads)
+                    figures[f'{stage}.{pattern}'] = dict(mean=grad.mean().item(), max=grad.max().item())
+        return figures
+
+    def after_train(self, runner) -> None:
+        self._handle.remove()
