@@ -13,6 +13,14 @@ from mmshared import Bank, shared_stages
 ROOT = Path(__file__).parents[1]
 TIED = dict(type='TiedFilters')
 BASIS = dict(type='FilterBasis', shared_rank=32, unique_rank=4)
+BANKS = {
+    'tied': TIED,
+    'basis': BASIS,
+    'basis-without-own': dict(BASIS, unique_rank=0),
+    'basis-without-shared': dict(BASIS, shared_rank=0),
+    'basis-without-norm': dict(BASIS, norm=False),
+    'orthonormal': dict(BASIS, type='OrthonormalFilterBasis'),
+}
 
 
 def backbone(depth: int = 50,

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from helpers import BASIS, ROOT, TIED, backbone, difference, evaluating, picture, randomise_norms, stage_banks
+from helpers import BANKS, BASIS, ROOT, TIED, backbone, difference, evaluating, picture, randomise_norms, stage_banks
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.runner.checkpoint import load_checkpoint, load_state_dict
@@ -29,7 +29,7 @@ def refuses(model, state, *words, prefix=''):
     assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
 
 
-@pytest.mark.parametrize('bank', [TIED, BASIS], ids=lambda bank: bank['type'])
+@pytest.mark.parametrize('bank', BANKS.values(), ids=BANKS)
 def test_a_shared_checkpoint_loads_as_it_is(library, bank):
     models = [randomise_norms(backbone(depth=34, groups=['conv[12]'], bank=bank)) for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict(), strict=True)
@@ -37,7 +37,8 @@ def test_a_shared_checkpoint_loads_as_it_is(library, bank):
     assert difference(*[evaluating(model)(x) for model in models]) == 0
 
 
-@pytest.mark.parametrize('bank', [TIED, dict(BASIS, shared_rank=384)], ids=lambda bank: bank['type'])
+@pytest.mark.parametrize('bank', [dict(bank, shared_rank=384) if bank.get('shared_rank') else bank
+                                  for bank in (BANKS[name] for name in BANKS if name != 'basis-without-shared')])
 def test_a_folded_network_loads_back_without_loss(library, bank):
     # What was shared once lies in the span of a basis of its rank, and its tied kernels agree.
     shared = evaluating(randomise_norms(backbone(depth=34, bank=bank)))

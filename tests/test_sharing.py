@@ -6,16 +6,16 @@ from importlib import import_module
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import BASIS, TIED, backbone, difference, evaluating, picture, randomise_norms, stage_banks
+from helpers import BANKS, BASIS, TIED, backbone, difference, evaluating, picture, randomise_norms, stage_banks
 from mmengine.model import ExponentialMovingAverage, convert_sync_batchnorm, revert_sync_batchnorm
 from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS, init_default_scope
 from torch import nn
 
-from mmshared import FilterBasis, SharedConv2d, SharingError, TiedFilters, fold_convs, share_convs
+from mmshared import FilterBasis, OrthonormalFilterBasis, SharedConv2d, SharingError, TiedFilters, fold_convs, share_convs
 
 NETWORKS = [
     dict(type='ResNet', depth=34, groups=['conv1', 'conv2'], bank=BASIS),
-    dict(type='ResNet', depth=18, groups=['conv[12]'], bank=BASIS),
+    *[dict(type='ResNet', depth=18, groups=['conv[12]'], bank=bank) for bank in BANKS.values()],
     dict(type='ResNet', depth=50, groups=['conv2', 'conv3'], bank=TIED),
     dict(type='ResNeXt', depth=50, groups=['conv2'], bank=TIED, base_channels=64, stem_channels=64),
     # mmpretrain names its convs by number, mmdet by their part.
@@ -43,7 +43,7 @@ def test_folding_preserves_the_output_and_gives_the_plain_network(library, netwo
     assert sum(p.numel() for p in plain.parameters()) == sum(p.numel() for p in shared.parameters())
 
 
-@pytest.mark.parametrize('bank', [TIED, BASIS], ids=lambda bank: bank['type'])
+@pytest.mark.parametrize('bank', BANKS.values(), ids=BANKS)
 def test_a_shared_conv_is_in_eval_mode_the_conv_that_dense_says(mmpretrain, bank):
     model = evaluating(randomise_norms(backbone(depth=34, bank=bank)))
     for conv in shared_convs(model):
@@ -54,14 +54,15 @@ def test_a_shared_conv_is_in_eval_mode_the_conv_that_dense_says(mmpretrain, bank
         torch.testing.assert_close(conv(x), direct, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize('bank', [TIED, BASIS], ids=lambda bank: bank['type'])
+@pytest.mark.parametrize('bank', BANKS.values(), ids=BANKS)
 def test_a_shared_tensor_is_stored_once(library, bank):
     model = backbone(depth=34, groups=['conv1', 'conv2'], bank=bank)
     state = model.state_dict()
     pointers = [tensor.data_ptr() for tensor in state.values() if tensor.numel()]
     assert len(set(pointers)) == len(pointers)
     assert [key for key in state if key.startswith('layer1.') and 'bank' in key] == [
-        'layer1.1.conv1.bank.filters', 'layer1.1.conv2.bank.filters']
+        key for conv in ('layer1.1.conv1', 'layer1.1.conv2') for key in state if key.startswith(f'{conv}.bank.')]
+    assert len({key.partition('.bank.')[0] for key in state if '.bank.' in key}) == 2 * 4
     assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for _, p in model.named_parameters(
         remove_duplicate=False))
 
@@ -204,8 +205,9 @@ def test_a_bank_has_the_layer_decay_of_its_first_conv(mmpretrain):
         assert rates[id(banks[0].filters)] == rates[id(first.conv1.weight)] < 1
 
 
-def test_checkpointed_blocks_have_the_same_gradients(library):
-    models = [backbone(depth=34, groups=['conv[12]'], bank=BASIS, with_cp=with_cp).double() for with_cp in (0, 1)]
+@pytest.mark.parametrize('bank', BANKS.values(), ids=BANKS)
+def test_checkpointed_blocks_have_the_same_gradients(mmpretrain, bank):
+    models = [backbone(depth=34, groups=['conv[12]'], bank=bank, with_cp=with_cp).double() for with_cp in (0, 1)]
     models[1].load_state_dict(models[0].state_dict())
     x = picture().double().requires_grad_()
     for model in models:
@@ -255,13 +257,55 @@ def test_a_network_can_be_pickled_and_its_class_imported(name):
     assert convs[0].bank is convs[1].bank
 
 
+def test_a_bank_generates_once_in_a_forward_pass(library, monkeypatch):
+    model = backbone(depth=34, groups=['conv1', 'conv2'], bank=BANKS['orthonormal'])
+    made = []
+    generate = OrthonormalFilterBasis.generate
+    monkeypatch.setattr(OrthonormalFilterBasis, 'generate', lambda bank: made.append(bank) or generate(bank))
+    for count in (1, 2):
+        model(picture())[-1].sum().backward()
+        assert len(made) == len(set(made)) * count == 8 * count
+    # Nothing is kept: new parameters give a new kernel, and a conv alone works.
+    conv = shared_convs(model)[0]
+    before = conv.bank()
+    conv.bank.filters.data += 0.1 * torch.randn_like(conv.bank.filters)
+    assert not torch.allclose(conv.bank(), before)
+
+
+def test_an_orthonormal_basis_stays_so(mmpretrain):
+    model = backbone(depth=18, groups=['conv[12]'], bank=BANKS['orthonormal'])
+    optimizer = torch.optim.SGD(model.parameters(), lr=1, weight_decay=0.1)
+    bank = stage_banks(model)['layer1'][0]
+    start = bank().detach()
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(picture())[-1].square().mean().backward()
+        optimizer.step()
+    rows = bank().detach().flatten(1)
+    assert (rows - start.flatten(1)).abs().max() > 1e-2
+    torch.testing.assert_close(rows @ rows.T, torch.eye(len(rows)), rtol=0, atol=1e-5)
+
+
+def test_a_dense_net_shares_in_all_layers_and_folds(mmpretrain):
+    model = evaluating(randomise_norms(MODELS.build(dict(
+        type='SharedDenseNet_CIFAR',
+        arch=dict(growth_rate=8, depths=[2, 3], init_channels=16),
+        sharing=dict(groups=['conv2'], bank=dict(BASIS, base_channels=32))))))
+    assert [len(banks[0].convs) for banks in stage_banks(model).values()] == [2, 3]
+    x = picture(16)
+    before = model(x)
+    fold_convs(model)
+    assert not shared_convs(model) and difference(model(x), before) < 1e-5
+
+
 def test_a_backbone_that_masks_its_convs_has_no_twin():
     from mmshared.backbones import mmpretrain
     assert hasattr(mmpretrain, 'SharedSEResNet') and not hasattr(mmpretrain, 'SharedSparseResNet')
 
 
-def test_a_bank_in_mixed_precision_runs_in_that_precision(mmpretrain):
-    model = evaluating(backbone(depth=34, bank=BASIS))
+@pytest.mark.parametrize('bank', BANKS.values(), ids=BANKS)
+def test_a_bank_in_mixed_precision_runs_in_that_precision(mmpretrain, bank):
+    model = evaluating(backbone(depth=34, bank=bank))
     with torch.autocast('cpu', torch.bfloat16):
         assert shared_convs(model)[0](torch.randn(1, 16, 8, 8)).dtype == torch.bfloat16
 

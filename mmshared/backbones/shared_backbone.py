@@ -6,7 +6,7 @@ from mmengine.logging import print_log
 from mmengine.registry import Registry
 from torch import nn
 
-from ..sharing.base import SharingError
+from ..sharing.base import SharingError, generate_once
 from ..sharing.loading import share_state_dict
 from ..sharing.surgery import check_groups, share_stage
 
@@ -32,8 +32,9 @@ class SharedBackboneMixin:
                                f'sharing={sharing}.')
         self.sharing = sharing
         super().__init__(*args, **kwargs)
-        stages = [stage for stage in self.modules() if 'banks' in vars(stage)]
-        check_groups(stages, sharing['groups'], self.own_blocks)
+        # A plain list: the stages are children already.
+        self._stages = [stage for stage in self.modules() if 'banks' in vars(stage)]
+        check_groups(self._stages, sharing['groups'], self.own_blocks)
 
     # The seam of the libraries' backbones, by either of its names.
     def make_res_layer(self, *args, **kwargs) -> nn.Module:
@@ -41,6 +42,10 @@ class SharedBackboneMixin:
 
     def make_layer(self, *args, **kwargs) -> nn.Module:
         return self._share(super().make_layer(*args, **kwargs))
+
+    def forward(self, *args, **kwargs):
+        with generate_once(bank for stage in self._stages for bank in vars(stage).get('banks', {}).values()):
+            return super().forward(*args, **kwargs)
 
     def _share(self, stage: nn.Module) -> nn.Module:
         share_stage(stage, **self.sharing, own_blocks=self.own_blocks)

@@ -1,6 +1,8 @@
 """The one idea: every way to share parameters is a way to write a convolution."""
-from typing import List, Optional, Sequence, Tuple, Type
+from contextlib import contextmanager
+from typing import Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Type
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -83,7 +85,9 @@ class Bank(nn.Module):
     """The parameters that a group of convs has in common.
 
     A new method of sharing is a subclass of this and one of :class:`SharedConv2d`. The bank is registered in
-    mmengine's ``MODELS`` and chosen by config; its constructor gets the convs of the group as ``convs``.
+    mmengine's ``MODELS`` and chosen by config; its constructor gets the convs of the group as ``convs``. What
+    :meth:`generate` makes of its parameters the convs get by ``bank()``: made once in a forward pass of a shared
+    backbone.
 
     Attributes:
         conv_class (type): The class of the convs that it makes.
@@ -95,6 +99,20 @@ class Bank(nn.Module):
     def __init__(self):
         super().__init__()
         self.convs: List[SharedConv2d] = []
+        self._generated: Optional[Dict[bool, Tensor]] = None
+
+    def generate(self) -> Tensor:
+        """Make what the convs of the group take from the bank: a kernel, a basis, the kernels of all of them."""
+        raise NotImplementedError
+
+    def forward(self) -> Tensor:
+        if self._generated is None:
+            return self.generate()
+        # Reentrant checkpointing runs a forward pass without gradients within one with them.
+        key = torch.is_grad_enabled()
+        if key not in self._generated:
+            self._generated[key] = self.generate()
+        return self._generated[key]
 
     def make_conv(self, conv: nn.Conv2d, norm: Optional[nn.Module] = None) -> SharedConv2d:
         """Make the conv that takes the place of ``conv``, which the batch norm ``norm`` follows."""
@@ -117,3 +135,16 @@ class Bank(nn.Module):
     def own_filters(self) -> Optional[Tensor]:
         """The filters of the same space that each conv has of its own, (convs, U, ...), or None."""
         return None
+
+
+@contextmanager
+def generate_once(banks: Iterable[Bank]) -> Iterator[None]:
+    """Within this context each bank generates once what its convs take from it."""
+    banks = list(banks)
+    for bank in banks:
+        bank._generated = {}
+    try:
+        yield
+    finally:
+        for bank in banks:
+            bank._generated = None

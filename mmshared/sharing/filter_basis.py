@@ -14,7 +14,7 @@ class TiedConv2d(SharedConv2d):
     """A conv whose kernel is the kernel of its group."""
 
     def dense(self) -> Tuple[Tensor, Optional[Tensor]]:
-        return self.bank.filters, self.bias
+        return self.bank(), self.bias
 
 
 @MODELS.register_module()
@@ -34,6 +34,9 @@ class TiedFilters(Bank):
         super().__init__()
         self.filters = nn.Parameter(torch.empty_like(convs[0].weight))  # (O, I / groups, k, k)
         nn.init.orthogonal_(self.filters)
+
+    def generate(self) -> Tensor:
+        return self.filters
 
     @torch.no_grad()
     def fit(self, kernels: Sequence[Tensor]) -> None:
@@ -72,7 +75,7 @@ class BasisConv2d(SharedConv2d):
 
     def filters(self) -> Tensor:
         """The own filters stacked on the shared ones, (U + S, I, k, k)."""
-        return torch.cat([self.unique, self.bank.filters])
+        return torch.cat([self.unique, self.bank()])
 
     def forward(self, x: Tensor) -> Tensor:
         # One convolution with all filters, not two and a concatenation of their maps.
@@ -144,6 +147,9 @@ class FilterBasis(Bank):
         self.filters = nn.Parameter(conv.weight.new_empty(self.shared_rank, *conv.weight.shape[1:]))  # (S, I, k, k)
         nn.init.orthogonal_(self.filters)
 
+    def generate(self) -> Tensor:
+        return self.filters
+
     @torch.no_grad()
     def fit(self, kernels: Sequence[Tensor]) -> None:
         """Take the leading right singular vectors of all kernels as the basis, and of what it leaves of each
@@ -174,3 +180,26 @@ class FilterBasis(Bank):
 
     def own_filters(self) -> Tensor:
         return torch.stack([conv.unique for conv in self.convs])
+
+
+@MODELS.register_module()
+class OrthonormalFilterBasis(FilterBasis):
+    """A filter basis that is orthonormal by construction: what the orthogonality loss asks for, the hard way.
+
+    The filters that the convs get are the Gram-Schmidt orthonormalisation of the parameters, by a QR decomposition
+    once in a forward pass. Their length does not matter, so weight decay does no harm. (It does to torch's own
+    ``parametrizations.orthogonal``, whose Householder form keeps signs in the parameter and cuts them to whole
+    numbers: a 1 that has decayed to 0.9999 counts as 0.) Each basis is orthonormal in itself; two bases of a stage
+    need not be orthogonal to each other. It takes no part in the orthogonality loss.
+
+    Args:
+        **kwargs: The arguments of :class:`FilterBasis`.
+    """
+
+    def generate(self) -> Tensor:
+        rows = self.filters.flatten(1)  # (S, I k k)
+        q, r = torch.linalg.qr(rows.T.to(torch.promote_types(rows.dtype, torch.float32)))
+        return (q * r.diagonal().sign()).T.reshape(self.filters.shape).to(self.filters)  # (S, I, k, k)
+
+    def basis(self) -> None:
+        return None
