@@ -11,6 +11,7 @@ from typing import Any, Dict, Iterator, List, Tuple
 
 import torch
 from mmengine.config import Config
+from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from mmengine.registry import DATASETS
 from mmengine.runner.checkpoint import CheckpointLoader, get_torch_safe_globals
 
@@ -43,7 +44,8 @@ def load_checkpoint_file(filename: str, map_location='cpu') -> dict:
     if not osp.isfile(filename):
         raise SharingError(f'There is no checkpoint {filename}: check the path.')
     try:
-        with torch.serialization.safe_globals(get_torch_safe_globals()):
+        # A one-cycle schedule keeps one of its own class's functions in its state.
+        with torch.serialization.safe_globals([*get_torch_safe_globals(), OneCycleParamScheduler]):
             checkpoint = torch.load(filename, map_location=map_location, weights_only=True)
     except Exception as error:  # torch.load has many ways to say so
         reason = re.split(r'[.\n]\s', str(error).strip())[0] or type(error).__name__

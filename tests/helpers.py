@@ -3,10 +3,13 @@ from pathlib import Path
 from typing import Dict, List, Optional, Sequence
 
 import torch
+from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
+from mmengine.runner import Runner
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import DataLoader
 
 from mmshared import Bank, shared_stages
 
@@ -78,3 +81,34 @@ class Classifier(BaseModel):
     def forward(self, inputs, labels=None, mode='tensor'):
         logits = self.fc(self.backbone(inputs)[-1].mean((2, 3)))
         return dict(loss=nn.functional.cross_entropy(logits, labels)) if mode == 'loss' else logits
+
+
+def small(bank: Optional[dict] = BASIS, **kwargs) -> nn.Module:
+    """A backbone of two stages, for :class:`Classifier`."""
+    return backbone(depth=18, groups=['conv[12]'], bank=bank, num_stages=2, strides=(1, 2), dilations=(1, 1),
+                    out_indices=(1, ), **kwargs)
+
+
+def train(network: nn.Module, work_dir: Path, hooks: Sequence[Hook], iterations: int = 2, **kwargs):
+    """Train a classifier on a backbone by a runner. Returns it, and what each iteration gave to the log."""
+    torch.manual_seed(0)
+    data = [dict(inputs=torch.randn(3, 32, 32), labels=i % 3) for i in range(4)]
+    model = Classifier(network)
+    seen = []
+
+    class Watch(Hook):
+
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            seen.append(outputs)
+
+    runner = Runner(
+        model,
+        str(work_dir),
+        train_dataloader=DataLoader(data, batch_size=2),
+        train_cfg=dict(by_epoch=False, max_iters=iterations),
+        custom_hooks=[*hooks, Watch()],
+        default_scope='mmpretrain',
+        experiment_name=f'{work_dir.name}-{id(model)}',
+        **{**dict(optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1))), **kwargs})
+    runner.train()
+    return model, seen

@@ -10,7 +10,8 @@ from mmengine.config import Config
 from mmengine.registry import HOOKS
 
 from mmshared import shared_stages
-from mmshared.analysis.complexity import build_model, complexity, parameter_count, plain_twin, sharing_groups
+from mmshared.analysis.complexity import complexity, parameter_count, sharing_groups
+from mmshared.analysis.models import build_model, plain_twin
 from mmshared.analysis.tables import measure, readmes
 
 CONFIGS = sorted(path for folder in ('configs', 'projects') for path in (ROOT / folder).rglob('*.py')

@@ -9,10 +9,11 @@ import torch
 from helpers import BANKS, BASIS, ROOT, TIED, backbone, difference, evaluating, picture, randomise_norms, stage_banks
 from mmengine.config import Config
 from mmengine.logging import MMLogger
+from mmengine.optim.scheduler import lr_scheduler as param_scheduler
 from mmengine.runner.checkpoint import load_checkpoint, load_state_dict
 
 from mmshared import SharingError, fold_convs
-from mmshared.analysis.complexity import build_model
+from mmshared.analysis.models import build_model
 from mmshared.cli import load_checkpoint_file
 
 
@@ -163,6 +164,19 @@ def test_a_damaged_or_foreign_file_is_refused_and_runs_nothing(tmp_path, capsys,
     with pytest.raises(SharingError, match=words):
         load_checkpoint_file(str(path))
     assert 'ran code' not in capsys.readouterr().out
+
+
+def test_the_state_of_every_schedule_can_be_loaded(tmp_path):
+    schedules = [kind for name, kind in vars(param_scheduler).items() if name.endswith('LR')]
+    assert len(schedules) > 8
+    settings = dict(MultiStepLR=dict(milestones=[1]), StepLR=dict(step_size=1), CosineAnnealingLR=dict(T_max=2),
+                    ExponentialLR=dict(gamma=0.5), OneCycleLR=dict(eta_max=1, total_steps=5),
+                    CosineRestartLR=dict(periods=[2], eta_min=0), ReduceOnPlateauLR={})
+    for kind in schedules:
+        optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+        state = kind(optimizer, **settings.get(kind.__name__, {})).state_dict()
+        torch.save(dict(param_schedulers=[state]), tmp_path / 'checkpoint.pth')
+        assert load_checkpoint_file(str(tmp_path / 'checkpoint.pth'))['param_schedulers'][0].keys() == state.keys()
 
 
 def test_a_checkpoint_on_disk_has_the_ratio_of_the_parameters(mmpretrain, tmp_path):

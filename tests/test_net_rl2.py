@@ -11,7 +11,7 @@ from helpers import ROOT, randomise_norms
 from mmengine.config import Config
 
 from mmshared import SharingError
-from mmshared.analysis.complexity import build_model
+from mmshared.analysis.models import build_model
 from mmshared.cli import load_checkpoint_file
 
 sys.path.insert(0, str(ROOT / 'tools/model_converters'))

@@ -1,10 +1,7 @@
 """The orthogonality loss: equal to the authors' formulas, and a loss like every other while a model trains."""
 import pytest
 import torch
-from helpers import BASIS, TIED, Classifier, backbone, evaluating, stage_banks
-from mmengine.hooks import Hook
-from mmengine.runner import Runner
-from torch.utils.data import DataLoader
+from helpers import BASIS, TIED, backbone, evaluating, small, stage_banks, train
 
 from mmshared import OrthogonalityLossHook, SharingError
 from mmshared.hooks import orthogonality_loss, orthogonality_spaces
@@ -137,32 +134,7 @@ def test_frozen_banks_are_left_out(library):
 
 
 def run(network, tmp_path, loss_weight=10., iterations=2, **kwargs):
-    torch.manual_seed(0)
-    data = [dict(inputs=torch.randn(3, 32, 32), labels=i % 3) for i in range(4)]
-    model = Classifier(network)
-    seen = []
-
-    class Watch(Hook):
-
-        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-            seen.append(outputs)
-
-    runner = Runner(
-        model,
-        str(tmp_path),
-        train_dataloader=DataLoader(data, batch_size=2),
-        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
-        train_cfg=dict(by_epoch=False, max_iters=iterations),
-        custom_hooks=[OrthogonalityLossHook(loss_weight, **kwargs), Watch()],
-        default_scope='mmpretrain',
-        experiment_name=f'{tmp_path.name}-{loss_weight}-{id(model)}')
-    runner.train()
-    return model, seen
-
-
-def small(bank=BASIS, **kwargs):
-    return backbone(depth=18, groups=['conv[12]'], bank=bank, num_stages=2, strides=(1, 2), dilations=(1, 1),
-                    out_indices=(1, ), **kwargs)
+    return train(network, tmp_path, [OrthogonalityLossHook(loss_weight, **kwargs)], iterations)
 
 
 def test_the_hook_adds_the_weighted_loss_to_the_sum_and_the_gradient(mmpretrain, tmp_path):

@@ -1,31 +1,15 @@
 """Parameters and multiply-adds, shared against plain."""
 import copy
-from typing import Any, Dict, List, Tuple
+from typing import Dict, List, Tuple
 
 import torch
 from mmdet.models.detectors import BaseDetector
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..sharing import SharedConv2d, fold_convs, shared_stages
-
-
-def build_model(cfg: Config) -> nn.Module:
-    """Build a config's model from scratch, without loading or downloading what its ``init_cfg`` names."""
-    init_default_scope(cfg.default_scope)
-    return MODELS.build(copy.deepcopy(cfg.model))
-
-
-def plain_twin(cfg: Any) -> Any:
-    """A model config without sharing: each type that shares becomes the plain one that it is made of."""
-    if isinstance(cfg, dict):
-        twin = type(cfg)({key: plain_twin(value) for key, value in cfg.items() if key != 'sharing'})
-        if 'sharing' in cfg:
-            twin['type'] = cfg['type'].replace('Shared', '', 1)
-        return twin
-    return [plain_twin(item) for item in cfg] if isinstance(cfg, list) else cfg
+from .models import build_model, plain_twin
 
 
 def parameter_count(model: nn.Module) -> int:

@@ -1,10 +1,12 @@
 """What a finished training run shows: its curves and its detections."""
 import json
+import re
 from pathlib import Path
 from typing import Dict, List, Sequence, Tuple
 
 import matplotlib
 import mmcv
+import numpy as np
 from mmdet.apis import inference_detector
 from mmdet.visualization import DetLocalVisualizer
 from torch import nn
@@ -45,6 +47,57 @@ def draw_curves(scalars: Dict[str, Curve], metric: str, out: Path) -> None:
     figure.tight_layout()
     figure.savefig(out, dpi=120)
     plt.close(figure)
+
+
+def draw_runs(runs: Dict[str, Dict[str, Curve]], pattern: str, out: Path, scale: str = 'log') -> List[str]:
+    """Draw scalars of several runs over each other: a panel for each scalar, a row for each last part of their names.
+
+    Args:
+        runs (dict): The scalars of each run, from :func:`read_scalars`, by the name of the run.
+        pattern (str): Regular expression for the whole name of a scalar.
+        out (Path): The picture to write.
+        scale (str): Of the values, ``'log'`` or ``'linear'``.
+
+    Returns:
+        list[str]: The names of the scalars drawn.
+
+    Raises:
+        ValueError: If no scalar matches.
+    """
+    there = list(dict.fromkeys(name for scalars in runs.values() for name in scalars))
+    rows: Dict[str, List[str]] = {}
+    for name in there:
+        if re.fullmatch(pattern, name):
+            rows.setdefault(name.rpartition('/')[2], []).append(name)
+    if not rows:
+        raise ValueError(f'no scalar of these runs matches {pattern!r}: they have {", ".join(there)}')
+    columns = max(map(len, rows.values()))
+    figure, axes = plt.subplots(len(rows), columns, figsize=(4.2 * columns, 2.8 * len(rows)), squeeze=False,
+                                layout='constrained')
+    for row, names in zip(axes, rows.values()):
+        for axis in row[len(names):]:
+            axis.axis('off')
+        for axis, name in zip(row, names):
+            for index, (run, scalars) in enumerate(runs.items()):
+                if name in scalars:
+                    _draw_smoothed(axis, scalars[name], f'C{index}', run)
+            axis.set_title(name, fontsize=9)
+            axis.set_yscale(scale)
+            axis.grid(alpha=0.3)
+    axes[0, 0].legend(fontsize=8)
+    figure.savefig(out, dpi=110)
+    plt.close(figure)
+    return [name for names in rows.values() for name in names]
+
+
+def _draw_smoothed(axis: plt.Axes, curve: Curve, colour: str, label: str) -> None:
+    """A curve, pale where it has many points, and over it the mean of each 25th part of them."""
+    x, y = np.array(curve).T
+    if len(x) < 50:
+        axis.plot(x, y, color=colour, label=label, marker='.')
+    else:
+        axis.plot(x, y, color=colour, alpha=0.25, linewidth=0.6)
+        axis.plot(*([part.mean() for part in np.array_split(values, 25)] for values in (x, y)), color=colour, label=label)
 
 
 def draw_detections(model: nn.Module, pictures: Sequence[Path], out: Path, score: float = 0.5) -> None:

@@ -16,7 +16,8 @@ from mmengine.config import Config
 from mmengine.runner import find_latest_checkpoint
 
 from mmshared import SharingError
-from mmshared.analysis.complexity import build_model, parameter_count, plain_twin
+from mmshared.analysis.complexity import parameter_count
+from mmshared.analysis.models import build_model, plain_twin
 from mmshared.analysis.training import draw_curves, draw_detections, read_scalars
 from mmshared.cli import refuse_pickles
 

@@ -8,7 +8,8 @@ from mmengine.config import Config
 from rich.console import Console
 from rich.table import Table
 
-from mmshared.analysis.complexity import build_model, complexity, sharing_groups
+from mmshared.analysis.complexity import complexity, sharing_groups
+from mmshared.analysis.models import build_model
 from mmshared.cli import config_path
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mmshared import SharingError
-from mmshared.analysis.complexity import build_model
+from mmshared.analysis.models import build_model
 from mmshared.cli import config_path, load_checkpoint_file
 from mmshared.sharing.loading import Conversion, share_state_dict
 

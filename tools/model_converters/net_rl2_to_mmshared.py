@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mmshared import SharingError
-from mmshared.analysis.complexity import build_model
+from mmshared.analysis.models import build_model
 from mmshared.cli import load_checkpoint_file
 
 CONFIGS = Path(__file__).parents[2] / 'configs/shared_resnet'

@@ -1,0 +1,42 @@
+"""The models of configs, without a runner."""
+import copy
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from torch import nn
+
+from ..cli import load_checkpoint_file
+from ..sharing import SharingError
+
+
+def build_model(cfg: Config) -> nn.Module:
+    """Build a config's model from scratch, without loading or downloading what its ``init_cfg`` names."""
+    init_default_scope(cfg.default_scope)
+    return MODELS.build(copy.deepcopy(cfg.model))
+
+
+def plain_twin(cfg: Any) -> Any:
+    """A model config without sharing: each type that shares becomes the plain one that it is made of."""
+    if isinstance(cfg, dict):
+        twin = type(cfg)({key: plain_twin(value) for key, value in cfg.items() if key != 'sharing'})
+        if 'sharing' in cfg:
+            twin['type'] = cfg['type'].replace('Shared', '', 1)
+        return twin
+    return [plain_twin(item) for item in cfg] if isinstance(cfg, list) else cfg
+
+
+def load_model(cfg: Config, checkpoint: str) -> nn.Module:
+    """A config's model in eval mode, with the weights of a checkpoint.
+
+    Raises:
+        SharingError: If the checkpoint cannot be read, or is not one of this model.
+    """
+    model = build_model(cfg)
+    state_dict = load_checkpoint_file(checkpoint)
+    lacks, alien = model.load_state_dict(dict(state_dict.get('state_dict', state_dict)), strict=False)
+    if lacks or alien:
+        differs = f'it lacks {lacks[0]}' if lacks else f'it has {alien[0]}, which the model has not'
+        raise SharingError(f'The checkpoint {checkpoint} is not of the model of this config: {differs}.')
+    model.eval()
+    return model

@@ -1,0 +1,124 @@
+"""What is written down of the banks while a model trains, and the pictures of it."""
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from helpers import ROOT, TIED, backbone, small, stage_banks, train
+from mmengine.config import Config
+from PIL import Image
+from torch import nn
+
+from mmshared import BasisHealthHook, GradientFlowHook, SharingError
+from mmshared.analysis.models import build_model
+from mmshared.analysis.training import read_scalars
+from mmshared.hooks import basis_health, basis_spaces
+
+CONFIG = ROOT / 'configs/shared_resnet/shared-resnet32-s16u1-double_b256_cifar10.py'
+
+
+def test_the_health_of_a_basis_is_what_its_filters_are_made_to_be():
+    q = nn.init.orthogonal_(torch.empty(6, 3, 2, 2))
+    for scales, cosine in [((1, 1, 1, 1, 1, 1), 0), ((2, 1, 1, 1, 1, 0.5), 0), ((1, 1, 1, 1, 1, 1), 0.6)]:
+        filters = q * torch.tensor(scales).view(-1, 1, 1, 1)
+        filters[1] = cosine * filters[0] + (1 - cosine**2)**0.5 * filters[1]
+        health = basis_health(filters)
+        # Two unit vectors of cosine c have the Gram matrix of eigenvalues 1 + c and 1 - c.
+        condition = ((1 + cosine) / (1 - cosine))**0.5 if cosine else max(scales) / min(scales)
+        expected = dict(cosine=cosine, min_norm=min(scales), max_norm=max(scales), condition=condition)
+        assert health == pytest.approx(expected, abs=1e-5)
+    assert basis_health(q[:1])['cosine'] == 0
+
+
+def test_bases_of_one_space_are_watched_together(mmpretrain):
+    double, other = backbone(depth=34, groups=['conv1', 'conv2']), backbone(groups=['conv2', 'conv3'])
+    assert list(basis_spaces(double)) == [f'layer{i}.conv1+conv2' for i in range(1, 5)]
+    assert len(basis_spaces(double)['layer1.conv1+conv2']) == 2 * len(stage_banks(double)['layer1'][0].basis())
+    assert [name for name in basis_spaces(other) if 'layer1' in name] == ['layer1.conv2', 'layer1.conv3']
+
+
+def test_gradients_and_health_are_written_at_their_intervals(mmpretrain, tmp_path):
+    network, grads = small(), []
+
+    class Recording(torch.optim.SGD):
+
+        def step(self, closure=None):
+            grads.append([bank.filters.grad.clone() for banks in stage_banks(network).values() for bank in banks])
+            return super().step(closure)
+
+    model, _ = train(network, tmp_path, [BasisHealthHook(2), GradientFlowHook(3)], iterations=6,
+                     optim_wrapper=dict(optimizer=dict(type=Recording, lr=0.1)))
+    scalars = read_scalars(tmp_path)
+    for index, stage in enumerate(('layer1', 'layer2')):
+        for key, value in (('mean', torch.mean), ('max', torch.max)):
+            written = scalars[f'grad/backbone.{stage}.conv[12]/{key}']
+            assert [step for step, _ in written] == [3, 6]
+            expected = [value(grads[step - 1][index].abs()).item() for step in (3, 6)]
+            assert [number for _, number in written] == pytest.approx(expected)
+        health = scalars[f'basis/backbone.{stage}.conv[12]/condition']
+        assert [step for step, _ in health] == [2, 4, 6]
+        assert health[-1][1] == pytest.approx(basis_health(model.backbone.get_submodule(stage).banks['conv[12]'].filters)
+                                              ['condition'])
+    log = next(tmp_path.glob('*/*.log')).read_text()
+    assert re.search(r'grad at iteration 3: backbone.layer1.conv\[12\] mean \S+ max \S+; backbone.layer2', log)
+    assert re.search(r'basis at iteration 6: .* cosine \S+ min_norm \S+ max_norm \S+ condition', log)
+
+
+def test_accumulated_steps_are_counted_and_frozen_banks_left_out(mmpretrain, tmp_path):
+    train(small(frozen_stages=1), tmp_path, [GradientFlowHook(1)], iterations=4,
+          optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1), accumulative_counts=2))
+    scalars = read_scalars(tmp_path)
+    assert [step for step, _ in scalars['grad/backbone.layer2.conv[12]/mean']] == [2, 4]
+    assert not any('layer1' in name for name in scalars)
+
+
+@pytest.mark.parametrize('hook, bank, words', [
+    (BasisHealthHook, None, 'BasisHealthHook found no bank in the model'),
+    (GradientFlowHook, None, 'GradientFlowHook found no bank in the model'),
+    (BasisHealthHook, dict(type='OrthonormalFilterBasis', shared_rank=32, unique_rank=4), 'found no filter basis'),
+])
+def test_nothing_to_watch_is_refused(mmpretrain, tmp_path, hook, bank, words):
+    with pytest.raises(SharingError, match=words):
+        train(small(bank=bank), tmp_path, [hook()])
+
+
+def test_an_interval_of_no_iteration_is_refused():
+    with pytest.raises(SharingError, match='interval=0: give a number of iterations above 0'):
+        GradientFlowHook(interval=0)
+
+
+def call(name, *arguments):
+    return subprocess.run([sys.executable, f'tools/analysis_tools/{name}.py', *map(str, arguments)],
+                          capture_output=True, text=True, cwd=ROOT)
+
+
+def test_the_gram_matrices_of_a_checkpoint_are_drawn(tmp_path):
+    model = build_model(Config.fromfile(CONFIG))
+    with torch.no_grad():
+        filters = model.backbone.layer1.banks['conv2'].filters
+        filters[0] = 0.5 * model.backbone.layer1.banks['conv1'].filters[0]
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'model.pth')
+    result = call('gram_matrices', CONFIG, tmp_path / 'model.pth', '--out', tmp_path / 'gram.png')
+    assert re.search(r'layer1.conv1\+conv2: 32 filters, cosine 1, min_norm 0.5, max_norm 1,', result.stdout), result.stderr
+    assert np.asarray(Image.open(tmp_path / 'gram.png')).std() > 1
+    plain = CONFIG.with_name('resnet32_b256_cifar10.py')
+    for config, words in [(plain, 'is not of the model of this config: it lacks'),
+                          (CONFIG.with_name('resnet56_b256_cifar10.py'), 'it lacks')]:
+        assert words in call('gram_matrices', config, tmp_path / 'model.pth').stderr
+    torch.save(build_model(Config.fromfile(plain)).state_dict(), tmp_path / 'plain.pth')
+    assert 'has no filter basis' in call('gram_matrices', plain, tmp_path / 'plain.pth').stderr
+
+
+def test_runs_are_drawn_over_each_other(mmpretrain, tmp_path):
+    for name in ('one', 'two'):
+        train(small(bank=TIED), tmp_path / name, [GradientFlowHook(1)], iterations=3)
+    runs = [tmp_path / 'one', tmp_path / 'two']
+    result = call('compare_runs', *runs, '--out', tmp_path / 'runs.png', '--legend', 'with', 'without')
+    assert 'grad/backbone.layer1.conv[12]/mean, grad/backbone.layer2.conv[12]/mean' in result.stdout, result.stderr
+    drawn = np.asarray(Image.open(tmp_path / 'runs.png').convert('RGB')).reshape(-1, 3)
+    assert all((drawn == colour).all(1).sum() > 50 for colour in [(31, 119, 180), (255, 127, 14)])  # C0 and C1
+    assert "no scalar of these runs matches 'acc'" in call('compare_runs', *runs, '--scalars', 'acc').stderr
+    assert 'no work dir of a run' in call('compare_runs', tmp_path).stderr
+    assert 'a name of its own' in call('compare_runs', *runs, '--legend', 'same', 'same').stderr

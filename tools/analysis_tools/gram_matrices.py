@@ -1,0 +1,33 @@
+"""Draw the Gram matrices of the filter bases in a checkpoint: heat maps, for orthonormal bases the identity."""
+import argparse
+from pathlib import Path
+
+from mmengine.config import Config
+
+from mmshared import SharingError
+from mmshared.analysis.banks import draw_gram_matrices
+from mmshared.analysis.models import load_model
+from mmshared.cli import config_path
+from mmshared.hooks import basis_health, basis_spaces
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='the config that the checkpoint is of')
+    parser.add_argument('checkpoint', help='the checkpoint')
+    parser.add_argument('--out', type=Path, default='gram_matrices.png', help='default: gram_matrices.png')
+    args = parser.parse_args()
+    try:
+        spaces = basis_spaces(load_model(Config.fromfile(config_path(args.config)), args.checkpoint))
+        if not spaces:
+            raise SharingError('The model of this config has no filter basis.')
+    except SharingError as error:
+        raise SystemExit(f'Error: {error}') from None
+    draw_gram_matrices(spaces, args.out)
+    for name, filters in spaces.items():
+        print(f'{name}: {len(filters)} filters,', ', '.join(f'{k} {v:.3g}' for k, v in basis_health(filters).items()))
+    print(f'wrote {args.out}')
+
+
+if __name__ == '__main__':
+    main()
