@@ -21,13 +21,13 @@ CONFIG = ROOT / 'configs/shared_resnet/shared-resnet32-s16u1-double_b256_cifar10
 
 def test_the_health_of_a_basis_is_what_its_filters_are_made_to_be():
     q = nn.init.orthogonal_(torch.empty(6, 3, 2, 2))
-    for scales, cosine in [((1, 1, 1, 1, 1, 1), 0), ((2, 1, 1, 1, 1, 0.5), 0), ((1, 1, 1, 1, 1, 1), 0.6)]:
+    for scales, cosine in [((1, 1, 1, 1, 1, 1), 0), ((2, 1, 1, 1, 1, 0.5), 0), ((1, 1, 1, 1, 1, 1), -0.6)]:
         filters = q * torch.tensor(scales).view(-1, 1, 1, 1)
         filters[1] = cosine * filters[0] + (1 - cosine**2)**0.5 * filters[1]
         health = basis_health(filters)
         # Two unit vectors of cosine c have the Gram matrix of eigenvalues 1 + c and 1 - c.
-        condition = ((1 + cosine) / (1 - cosine))**0.5 if cosine else max(scales) / min(scales)
-        expected = dict(cosine=cosine, min_norm=min(scales), max_norm=max(scales), condition=condition)
+        condition = ((1 - cosine) / (1 + cosine))**0.5 if cosine else max(scales) / min(scales)
+        expected = dict(cosine=-cosine, min_norm=min(scales), max_norm=max(scales), condition=condition)
         assert health == pytest.approx(expected, abs=1e-5)
     assert basis_health(q[:1])['cosine'] == 0
 
@@ -59,8 +59,8 @@ def test_gradients_and_health_are_written_at_their_intervals(mmpretrain, tmp_pat
             assert [number for _, number in written] == pytest.approx(expected)
         health = scalars[f'basis/backbone.{stage}.conv[12]/condition']
         assert [step for step, _ in health] == [2, 4, 6]
-        assert health[-1][1] == pytest.approx(basis_health(model.backbone.get_submodule(stage).banks['conv[12]'].filters)
-                                              ['condition'])
+        bank = model.backbone.get_submodule(stage).banks['conv[12]']
+        assert health[-1][1] == pytest.approx(basis_health(bank.filters)['condition'])
     log = next(tmp_path.glob('*/*.log')).read_text()
     assert re.search(r'grad at iteration 3: backbone.layer1.conv\[12\] mean \S+ max \S+; backbone.layer2', log)
     assert re.search(r'basis at iteration 6: .* cosine \S+ min_norm \S+ max_norm \S+ condition', log)
@@ -101,7 +101,8 @@ def test_the_gram_matrices_of_a_checkpoint_are_drawn(tmp_path):
         filters[0] = 0.5 * model.backbone.layer1.banks['conv1'].filters[0]
     torch.save(dict(state_dict=model.state_dict()), tmp_path / 'model.pth')
     result = call('gram_matrices', CONFIG, tmp_path / 'model.pth', '--out', tmp_path / 'gram.png')
-    assert re.search(r'layer1.conv1\+conv2: 32 filters, cosine 1, min_norm 0.5, max_norm 1,', result.stdout), result.stderr
+    told = r'layer1.conv1\+conv2: 32 filters, cosine 1, min_norm 0.5, max_norm 1,'
+    assert re.search(told, result.stdout), result.stderr
     assert np.asarray(Image.open(tmp_path / 'gram.png')).std() > 1
     plain = CONFIG.with_name('resnet32_b256_cifar10.py')
     for config, words in [(plain, 'is not of the model of this config: it lacks'),

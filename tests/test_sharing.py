@@ -11,7 +11,8 @@ from mmengine.model import ExponentialMovingAverage, convert_sync_batchnorm, rev
 from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS, init_default_scope
 from torch import nn
 
-from mmshared import FilterBasis, OrthonormalFilterBasis, SharedConv2d, SharingError, TiedFilters, fold_convs, share_convs
+from mmshared import (FilterBasis, OrthonormalFilterBasis, SharedConv2d, SharingError, TiedFilters, fold_convs,
+                      share_convs)
 
 NETWORKS = [
     dict(type='ResNet', depth=34, groups=['conv1', 'conv2'], bank=BASIS),

@@ -97,7 +97,8 @@ def _draw_smoothed(axis: plt.Axes, curve: Curve, colour: str, label: str) -> Non
         axis.plot(x, y, color=colour, label=label, marker='.')
     else:
         axis.plot(x, y, color=colour, alpha=0.25, linewidth=0.6)
-        axis.plot(*([part.mean() for part in np.array_split(values, 25)] for values in (x, y)), color=colour, label=label)
+        means = [[part.mean() for part in np.array_split(values, 25)] for values in (x, y)]
+        axis.plot(*means, color=colour, label=label)
 
 
 def draw_detections(model: nn.Module, pictures: Sequence[Path], out: Path, score: float = 0.5) -> None:

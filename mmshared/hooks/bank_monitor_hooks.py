@@ -30,8 +30,8 @@ class BankMonitorHook(Hook):
     def before_train(self, runner) -> None:
         self.model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         if not shared_stages(self.model):
-            raise SharingError(f'{type(self).__name__} found no bank in the model: give the backbone one by sharing=..., '
-                               'or take the hook out of custom_hooks.')
+            raise SharingError(f'{type(self).__name__} found no bank in the model: give the backbone one by '
+                               'sharing=dict(...), or take the hook out of custom_hooks.')
 
     def write(self, runner, figures: Dict[str, Dict[str, float]]) -> None:
         """Write the figures of one moment.
@@ -55,7 +55,7 @@ def basis_spaces(model: nn.Module) -> Dict[str, Tensor]:
 
 @torch.no_grad()
 def basis_health(filters: Tensor) -> Dict[str, float]:
-    """How far filters are from orthonormal, where all four figures but the first are 1.
+    """How far filters are from orthonormal: of orthonormal ones the first figure is 0 and the others are 1.
 
     Args:
         filters (Tensor): N filters of M values each, (N, ...).

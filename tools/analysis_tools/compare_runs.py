@@ -11,7 +11,8 @@ from mmshared.analysis.training import draw_runs, read_scalars
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('work_dirs', type=Path, nargs='+', metavar='work_dir', help='the work dir of a run of train.py')
+    parser.add_argument('work_dirs', type=Path, nargs='+', metavar='work_dir',
+                        help='the work dir of a run of train.py')
     parser.add_argument('--scalars', default='grad/.*', metavar='PATTERN',
                         help="regular expression of the scalars' names, 'basis/.*' or 'loss' say (default: grad/.*)")
     parser.add_argument('--legend', nargs='+', help='names of the runs (default: those of their folders)')
