@@ -18,6 +18,8 @@ from mmengine.runner.checkpoint import CheckpointLoader, get_torch_safe_globals
 from .sharing import SharingError
 
 LIBRARIES = ('mmdet', 'mmpretrain')
+#: How mmengine wraps a model where a config does not say.
+DDP = dict(type='MMDistributedDataParallel', broadcast_buffers=False)
 
 
 def config_path(name: str) -> str:
@@ -143,6 +145,11 @@ def run_tool(script: str, loaders: List[str]) -> None:
         cfg.merge_from_dict(args.cfg_options)
     check_data(cfg, loaders)
     refuse_pickles()
+    if args.launcher == 'pytorch' and not torch.cuda.is_available():
+        # mmengine's launcher asks for a GPU in each process: without one they meet here.
+        torch.distributed.init_process_group('gloo')
+        wrapper = {**DDP, **cfg.get('model_wrapper_cfg', {}), 'device_ids': None}
+        args.cfg_options = {**(args.cfg_options or {}), 'model_wrapper_cfg': wrapper}
     tool.parse_args = lambda: args
 
     interrupts = []

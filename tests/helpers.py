@@ -21,7 +21,7 @@ BANKS = {
     'basis': BASIS,
     'basis-without-own': dict(BASIS, unique_rank=0),
     'basis-without-shared': dict(BASIS, shared_rank=0),
-    'basis-without-norm': dict(BASIS, norm=False),
+    'basis-without-norm': dict(BASIS, with_norm=False),
     'orthonormal': dict(BASIS, type='OrthonormalFilterBasis'),
 }
 

@@ -1,16 +1,29 @@
 """Two processes with half of the batch each take the step of one process with the whole."""
 import copy
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from helpers import BASIS, TIED, Classifier, backbone, randomise_norms, stage_banks
-from mmengine.model import MMDistributedDataParallel
-from mmengine.registry import init_default_scope
+from helpers import BASIS, ROOT, TIED, Classifier, backbone, randomise_norms, stage_banks
+from mmengine.model import MMDistributedDataParallel, MMFullyShardedDataParallel
+from mmengine.registry import MODEL_WRAPPERS, OPTIMIZERS, init_default_scope
+from PIL import Image
+from torch.distributed.fsdp import FullyShardedDataParallel, StateDictType
+from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
 
-from mmshared import OrthogonalityLossHook
+from mmshared import GradientFlowHook, OrthogonalityLossHook, SharingError
+from mmshared.cli import load_checkpoint_file
 
 
 def network(bank, with_cp=False):
@@ -37,12 +50,16 @@ def gradients(model, inputs, labels):
     return losses['loss_orth'].detach(), {name: p.grad for name, p in model.named_parameters()}
 
 
-def worker(rank, bank, with_cp, folder):
+def start(rank, bank, folder, with_cp=False):
     torch.set_num_threads(1)
     dist.init_process_group('gloo', init_method=f'file://{folder}/meet', rank=rank, world_size=2)
     model = network(bank, with_cp)
     model.load_state_dict(torch.load(f'{folder}/start.pth', weights_only=True))  # QR differs with the threads
-    model = MMDistributedDataParallel(model, static_graph=with_cp)
+    return model
+
+
+def worker(rank, bank, with_cp, folder):
+    model = MMDistributedDataParallel(start(rank, bank, folder, with_cp), static_graph=with_cp)
     inputs, labels = batch()
     result = gradients(model, inputs[2 * rank:2 * rank + 2], labels[2 * rank:2 * rank + 2])
     torch.save(result, f'{folder}/{rank}.pth')
@@ -61,6 +78,129 @@ def test_gradients_agree_across_processes(bank, with_cp, tmp_path):
         torch.testing.assert_close(other_loss, loss)
         for name, grad in grads.items():
             assert (grad - other_grads[name]).abs().max() <= 1e-10 * grad.abs().max(), name
+
+
+SGD = dict(type='SGD', lr=0.1, momentum=0.9)
+
+
+def take_steps(model, optimizer, inputs, labels):
+    optimizer = OPTIMIZERS.build(dict(params=model.parameters(), **optimizer))
+    for _ in range(2):
+        optimizer.zero_grad()
+        gradients(model, inputs, labels)
+        optimizer.step()
+
+
+def sharded_worker(rank, bank, optimizer, wrapper, folder):
+    model = MODEL_WRAPPERS.build(dict(wrapper, module=start(rank, bank, folder)))
+    inputs, labels = batch()
+    take_steps(model, optimizer, inputs[2 * rank:2 * rank + 2], labels[2 * rank:2 * rank + 2])
+    if isinstance(model, FullyShardedDataParallel):
+        FullyShardedDataParallel.set_state_dict_type(model, StateDictType.FULL_STATE_DICT)
+        state = model.state_dict()
+    else:
+        state = model.module.state_dict()
+    torch.save(state, f'{folder}/{rank}.pth')
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize('bank', [TIED, BASIS], ids=['tied', 'basis'])
+@pytest.mark.parametrize('optimizer, wrapper', [
+    (dict(SGD, type='ZeroRedundancyOptimizer', optimizer_type='SGD'), dict(type='MMDistributedDataParallel')),
+    (SGD, dict(type='MMFullyShardedDataParallel', use_orig_params=True, device_id=torch.device('cpu'))),
+], ids=['zero', 'fsdp'])
+def test_sharded_training_takes_the_same_steps(bank, optimizer, wrapper, tmp_path):
+    model = network(bank)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    torch.save(before, tmp_path / 'start.pth')
+    mp.spawn(sharded_worker, (bank, optimizer, wrapper, str(tmp_path)), nprocs=2)
+    take_steps(model, SGD, *batch())
+    state = torch.load(tmp_path / '0.pth', weights_only=True)
+    assert state.keys() == model.state_dict().keys()
+    for key, tensor in model.state_dict().items():
+        torch.testing.assert_close(state[key], tensor)
+    key = 'backbone.layer1.1.conv2.bank.filters'
+    assert not torch.equal(before[key], state[key])
+
+
+def split_worker(rank, folder):
+    policy = partial(size_based_auto_wrap_policy, min_num_params=2000)
+    model = MMFullyShardedDataParallel(start(rank, TIED, folder), auto_wrap_policy=policy,
+                                       device_id=torch.device('cpu'))
+    inputs, labels = batch()
+    for act in (lambda: gradients(model, inputs, labels), lambda: model(inputs=inputs),
+                lambda: GradientFlowHook().before_train(SimpleNamespace(model=model))):
+        try:
+            act()
+        except SharingError as error:
+            open(f'{folder}/{rank}.txt', 'a').write(f'{error}\n')
+    dist.destroy_process_group()
+
+
+def test_units_that_part_what_is_shared_are_refused(tmp_path):
+    torch.save(network(TIED).state_dict(), tmp_path / 'start.pth')
+    mp.spawn(split_worker, (str(tmp_path), ), nprocs=2)
+    told = (tmp_path / '0.txt').read_text().splitlines()
+    assert len(told) == 3 and all('a unit of its own, and other convs share filters' in line for line in told[:2])
+    assert 'cannot see the parameters that FSDP shards' in told[2]
+
+
+@pytest.fixture(scope='module')
+def pictures(tmp_path_factory):
+    """A folder of pictures for each of ten classes."""
+    root, random = tmp_path_factory.mktemp('pictures'), np.random.default_rng(0)
+    for name in (f'{split}/{label}/{i}.png' for split in ('train', 'test') for label in range(10) for i in range(4)):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(root / name)
+    return root
+
+
+def train_command(pictures, work_dir, *options):
+    loading = [f'{split}_dataloader.{option}' for split in ('train', 'val')
+               for option in ('num_workers=0', 'persistent_workers=False', 'batch_size=5')]
+    return ['projects/dsfb/configs/shared-resnet32-s8u1_4e_cifar10-jpeg.py', '--work-dir', str(work_dir),
+            '--cfg-options', f'data_root={pictures}', 'default_hooks.logger.interval=1', *loading, *options]
+
+
+# The pictures themselves: augmentation draws on the random state, which mmengine does not keep in a checkpoint.
+PLAIN = ['train_dataloader.dataset.pipeline.1.padding=0', 'train_dataloader.dataset.pipeline.2.prob=0.0']
+
+
+def test_a_resumed_run_ends_in_the_same_weights(pictures, tmp_path):
+    options = [*PLAIN, 'default_hooks.checkpoint.max_keep_ckpts=-1']
+    first = [sys.executable, 'tools/train.py', *train_command(pictures, tmp_path / 'whole', *options)]
+    subprocess.run(first, check=True, capture_output=True, cwd=ROOT)
+    again = [sys.executable, 'tools/train.py', *train_command(pictures, tmp_path / 'resumed', *options),
+             '--resume', str(tmp_path / 'whole/epoch_2.pth')]
+    subprocess.run(again, check=True, capture_output=True, cwd=ROOT)
+    assert not (tmp_path / 'resumed/epoch_2.pth').exists()
+    states = [load_checkpoint_file(str(tmp_path / run / 'epoch_4.pth')) for run in ('whole', 'resumed')]
+    for key, tensor in states[0]['state_dict'].items():
+        assert torch.equal(tensor, states[1]['state_dict'][key]), key
+    earlier = load_checkpoint_file(str(tmp_path / 'whole/epoch_2.pth'))['state_dict']
+    assert any(not torch.equal(tensor, earlier[key]) for key, tensor in states[0]['state_dict'].items())
+
+
+def test_a_killed_process_ends_the_job_and_it_can_be_resumed(pictures, tmp_path):
+    environment = dict(os.environ, PATH=f'{Path(sys.executable).parent}:{os.environ["PATH"]}', PORT='29571')
+    config, *rest = train_command(pictures, tmp_path)
+    command = ['tools/dist_train.sh', config, '2', *rest]
+    job = subprocess.Popen([*command, 'train_cfg.max_epochs=400'], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                           text=True, cwd=ROOT, env=environment)
+    for line in job.stdout:
+        if 'Epoch(train)  [2]' in line or 'Epoch(train)   [2]' in line:
+            break
+    workers = subprocess.run(['pgrep', '-P', str(job.pid)], capture_output=True, text=True).stdout.split()
+    assert len(workers) == 2
+    os.kill(int(workers[-1]), signal.SIGKILL)
+    killed = time.monotonic()
+    told = job.stdout.read()
+    assert job.wait(120) != 0 and time.monotonic() - killed < 60
+    assert 'tools/train.py FAILED' in told and 'Signal' in told
+    result = subprocess.run([*command, '--resume'], capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert result.returncode == 0, result.stderr
+    assert re.search(r'resumed epoch: [1-3], ', result.stdout + result.stderr)
+    assert (tmp_path / 'epoch_4.pth').exists()
 
 
 def test_a_copy_of_a_hooked_model_has_a_loss_of_its_own():

@@ -51,6 +51,12 @@ def test_a_folded_network_loads_back_without_loss(library, bank):
     assert difference(evaluating(again)(x), before) < 1e-4
 
 
+def test_an_orthonormal_basis_takes_no_other(mmpretrain):
+    models = [backbone(depth=34, bank=BANKS[name]) for name in ('basis', 'orthonormal')]
+    for model, other in (models, reversed(models)):
+        refuses(model, other.state_dict(), 'neither as a plain nor as a shared network', 'layer1.1.conv2.bank.')
+
+
 def test_a_plain_checkpoint_is_converted_with_its_error_in_the_log(library, caplog):
     plain, shared = backbone(bank=None), backbone()
     logger = MMLogger.get_current_instance()

@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers import ROOT, TIED, backbone, small, stage_banks, train
 from mmengine.config import Config
+from mmengine.hooks import Hook
 from PIL import Image
 from torch import nn
 
@@ -30,6 +31,7 @@ def test_the_health_of_a_basis_is_what_its_filters_are_made_to_be():
         expected = dict(cosine=-cosine, min_norm=min(scales), max_norm=max(scales), condition=condition)
         assert health == pytest.approx(expected, abs=1e-5)
     assert basis_health(q[:1])['cosine'] == 0
+    assert all(value != value for value in basis_health(q * float('inf')).values())
 
 
 def test_bases_of_one_space_are_watched_together(mmpretrain):
@@ -41,21 +43,18 @@ def test_bases_of_one_space_are_watched_together(mmpretrain):
 
 def test_gradients_and_health_are_written_at_their_intervals(mmpretrain, tmp_path):
     network, grads = small(), []
-
-    class Recording(torch.optim.SGD):
-
-        def step(self, closure=None):
-            grads.append([bank.filters.grad.clone() for banks in stage_banks(network).values() for bank in banks])
-            return super().step(closure)
-
-    model, _ = train(network, tmp_path, [BasisHealthHook(2), GradientFlowHook(3)], iterations=6,
-                     optim_wrapper=dict(optimizer=dict(type=Recording, lr=0.1)))
+    for banks in stage_banks(network).values():
+        parameter = banks[0].filters
+        parameter.register_post_accumulate_grad_hook(lambda parameter: grads.append(parameter.grad.clone()))
+    model, _ = train(network, tmp_path, [BasisHealthHook(2), GradientFlowHook(3)], iterations=6)
+    by_stage = {len(grad): [other for other in grads if len(other) == len(grad)] for grad in grads}
     scalars = read_scalars(tmp_path)
-    for index, stage in enumerate(('layer1', 'layer2')):
+    for stage in ('layer1', 'layer2'):
         for key, value in (('mean', torch.mean), ('max', torch.max)):
             written = scalars[f'grad/backbone.{stage}.conv[12]/{key}']
             assert [step for step, _ in written] == [3, 6]
-            expected = [value(grads[step - 1][index].abs()).item() for step in (3, 6)]
+            grads = by_stage[len(stage_banks(network)[stage][0].filters)]
+            expected = [value(grads[step - 1].abs()).item() for step in (3, 6)]
             assert [number for _, number in written] == pytest.approx(expected)
         health = scalars[f'basis/backbone.{stage}.conv[12]/condition']
         assert [step for step, _ in health] == [2, 4, 6]
@@ -72,6 +71,35 @@ def test_accumulated_steps_are_counted_and_frozen_banks_left_out(mmpretrain, tmp
     scalars = read_scalars(tmp_path)
     assert [step for step, _ in scalars['grad/backbone.layer2.conv[12]/mean']] == [2, 4]
     assert not any('layer1' in name for name in scalars)
+
+
+def test_a_bank_without_shared_filters_has_no_gradients_to_show(mmpretrain, tmp_path):
+    train(small(bank=dict(type='FilterBasis', shared_rank=0, unique_rank=4)), tmp_path, [GradientFlowHook(1)])
+    assert not any('grad/' in name for name in read_scalars(tmp_path))
+
+
+def test_gradients_are_those_before_loss_scaling(mmpretrain, tmp_path):
+    written = []
+    for fused in (False, True):
+        work_dir = tmp_path / str(fused)
+        train(small(), work_dir, [ScaledLoss(fused), GradientFlowHook(1)],
+              optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1, fused=fused)))
+        written.append([value for name, curve in read_scalars(work_dir).items() if 'grad/' in name
+                        for _, value in curve])
+    assert written[0] == pytest.approx(written[1], rel=1e-4) and len(written[0]) == 8
+
+
+class ScaledLoss(Hook):
+    """Scales the loss by 1024, and has a fused optimizer undo it, as GradScaler does."""
+
+    def __init__(self, fused):
+        self.scale = torch.tensor(1024.) if fused else None
+
+    def before_train(self, runner):
+        wrapper = runner.optim_wrapper
+        if self.scale is not None:
+            wrapper.optimizer.grad_scale, wrapper.optimizer.found_inf = self.scale, torch.tensor(0.)
+            wrapper.scale_loss = lambda loss: loss * self.scale
 
 
 @pytest.mark.parametrize('hook, bank, words', [
@@ -103,11 +131,17 @@ def test_the_gram_matrices_of_a_checkpoint_are_drawn(tmp_path):
     result = call('gram_matrices', CONFIG, tmp_path / 'model.pth', '--out', tmp_path / 'gram.png')
     told = r'layer1.conv1\+conv2: 32 filters, cosine 1, min_norm 0.5, max_norm 1,'
     assert re.search(told, result.stdout), result.stderr
-    assert np.asarray(Image.open(tmp_path / 'gram.png')).std() > 1
+    # Colours: the brightest on the diagonals, the darkest between orthogonal filters.
+    pixels = np.asarray(Image.open(tmp_path / 'gram.png').convert('RGB')).reshape(-1, 3).astype(int)
+    bright, dark = [(np.abs(pixels - colour).max(1) < 3).sum() for colour in ([253, 231, 36], [68, 1, 84])]
+    assert 0.01 < bright / dark < 0.06 and dark > 50_000
     plain = CONFIG.with_name('resnet32_b256_cifar10.py')
-    for config, words in [(plain, 'is not of the model of this config: it lacks'),
-                          (CONFIG.with_name('resnet56_b256_cifar10.py'), 'it lacks')]:
-        assert words in call('gram_matrices', config, tmp_path / 'model.pth').stderr
+    torch.save(dict(model.state_dict(), **{'head.fc.weight': torch.zeros(7, 64)}), tmp_path / 'other.pth')
+    torch.save(dict(state_dict=[1]), tmp_path / 'list.pth')
+    for config, checkpoint, words in [(plain, 'model', 'key(s)'), (CONFIG, 'other', 'head.fc.weight'),
+                                      (CONFIG, 'list', 'not of the model')]:
+        told = call('gram_matrices', config, tmp_path / f'{checkpoint}.pth').stderr
+        assert 'is not of the model of this config' in told and words in told and 'Traceback' not in told
     torch.save(build_model(Config.fromfile(plain)).state_dict(), tmp_path / 'plain.pth')
     assert 'has no filter basis' in call('gram_matrices', plain, tmp_path / 'plain.pth').stderr
 
@@ -121,5 +155,6 @@ def test_runs_are_drawn_over_each_other(mmpretrain, tmp_path):
     drawn = np.asarray(Image.open(tmp_path / 'runs.png').convert('RGB')).reshape(-1, 3)
     assert all((drawn == colour).all(1).sum() > 50 for colour in [(31, 119, 180), (255, 127, 14)])  # C0 and C1
     assert "no scalar of these runs matches 'acc'" in call('compare_runs', *runs, '--scalars', 'acc').stderr
+    assert 'Error: nothing to repeat' in call('compare_runs', *runs, '--scalars', '*').stderr
     assert 'no work dir of a run' in call('compare_runs', tmp_path).stderr
     assert 'a name of its own' in call('compare_runs', *runs, '--legend', 'same', 'same').stderr

@@ -207,7 +207,7 @@ def test_a_bank_has_the_layer_decay_of_its_first_conv(mmpretrain):
 
 
 @pytest.mark.parametrize('bank', BANKS.values(), ids=BANKS)
-def test_checkpointed_blocks_have_the_same_gradients(mmpretrain, bank):
+def test_checkpointed_blocks_have_the_same_gradients(library, bank):
     models = [backbone(depth=34, groups=['conv[12]'], bank=bank, with_cp=with_cp).double() for with_cp in (0, 1)]
     models[1].load_state_dict(models[0].state_dict())
     x = picture().double().requires_grad_()
@@ -269,7 +269,7 @@ def test_a_bank_generates_once_in_a_forward_pass(library, monkeypatch):
     # Nothing is kept: new parameters give a new kernel, and a conv alone works.
     conv = shared_convs(model)[0]
     before = conv.bank()
-    conv.bank.filters.data += 0.1 * torch.randn_like(conv.bank.filters)
+    conv.bank.directions.data += 0.1 * torch.randn_like(conv.bank.directions)
     assert not torch.allclose(conv.bank(), before)
 
 
@@ -285,6 +285,44 @@ def test_an_orthonormal_basis_stays_so(mmpretrain):
     rows = bank().detach().flatten(1)
     assert (rows - start.flatten(1)).abs().max() > 1e-2
     torch.testing.assert_close(rows @ rows.T, torch.eye(len(rows)), rtol=0, atol=1e-5)
+
+
+def test_a_basis_of_a_resnext_is_what_the_last_conv_of_a_block_takes(mmpretrain):
+    settings = dict(type='SharedBasisResNeXt_CIFAR', depth=50, shared_rank=8, unique_rank=4,
+                    sharing=dict(groups=['conv2.shared'], bank=TIED))
+    model = evaluating(randomise_norms(MODELS.build(settings)))
+    block, bank = model.layer2[1], model.layer2.banks['conv2.shared']
+    x = torch.randn(1, block.in_channels, 4, 4)
+    inner = F.relu(block.bn1(block.conv1(x)))
+    basis = torch.cat([F.conv2d(inner, block.conv2.unique.weight, padding=1, groups=2),
+                       F.conv2d(inner, bank.filters, padding=1, groups=2)], 1)  # 8 and 16 filters of 4 a group
+    torch.testing.assert_close(block(x), F.relu(x + block.bn3(block.conv3(F.relu(block.bn2(basis))))))
+    for rank in ('shared_rank', 'unique_rank'):
+        with pytest.raises(SharingError, match=f'{rank}=6 .*give multiples of 4'):
+            MODELS.build(dict(settings, **{rank: 6}))
+
+
+def test_channel_attention_weights_what_a_block_adds(mmpretrain):
+    model = evaluating(randomise_norms(MODELS.build(dict(type='ECAMobileNetV2'))))
+    sizes = [[block.conv[-1].conv.kernel_size[0] for block in list(stage)[1:] if len(block.conv) == 4]
+             for stage in (getattr(model, f'layer{i}') for i in range(1, 8))]
+    assert sizes == [[], [], [1, 1], [1, 1, 1], [3, 3], [3, 3], []]
+    block, x = model.layer5[1], torch.randn(2, 96, 5, 5)
+    added = block.conv[:3](x)
+    kernel, means = block.conv[3].conv.weight.flatten(), F.pad(added.mean((2, 3)), (1, 1))
+    weights = torch.sigmoid(sum(kernel[i] * means[:, i:i + 96] for i in range(3)))
+    torch.testing.assert_close(block(x), x + added * weights[..., None, None])
+
+
+def test_a_frozen_stage_freezes_what_it_shares(library):
+    for bank in BANKS.values():
+        model = backbone(depth=34, bank=bank, frozen_stages=1)
+        assert not any(p.requires_grad for p in model.layer1.parameters())
+        assert all(p.requires_grad for p in model.layer2.parameters())
+    if library == 'mmpretrain':
+        dense = MODELS.build(dict(type='SharedDenseNet_CIFAR', frozen_stages=1, in_channels=1,
+                                  sharing=dict(groups=['conv2'], bank=TIED)))
+        assert not any(p.requires_grad for p in dense.stages[0].parameters()) and dense.stem.in_channels == 1
 
 
 def test_a_dense_net_shares_in_all_layers_and_folds(mmpretrain):
@@ -307,8 +345,11 @@ def test_a_backbone_that_masks_its_convs_has_no_twin():
 @pytest.mark.parametrize('bank', BANKS.values(), ids=BANKS)
 def test_a_bank_in_mixed_precision_runs_in_that_precision(mmpretrain, bank):
     model = evaluating(backbone(depth=34, bank=bank))
+    x = picture()
+    exact = model(x)
     with torch.autocast('cpu', torch.bfloat16):
         assert shared_convs(model)[0](torch.randn(1, 16, 8, 8)).dtype == torch.bfloat16
+        assert 1e-6 < difference([each.float() for each in model(x)], exact) < 0.1
 
 
 class TestFit:

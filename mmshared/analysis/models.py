@@ -27,16 +27,20 @@ def plain_twin(cfg: Any) -> Any:
 
 
 def load_model(cfg: Config, checkpoint: str) -> nn.Module:
-    """A config's model in eval mode, with the weights of a checkpoint.
+    """A config's model in eval mode, with the weights of a checkpoint: all of them, and no others. What a plain one
+    has for shared convs is converted.
 
     Raises:
         SharingError: If the checkpoint cannot be read, or is not one of this model.
     """
     model = build_model(cfg)
     state_dict = load_checkpoint_file(checkpoint)
-    lacks, alien = model.load_state_dict(dict(state_dict.get('state_dict', state_dict)), strict=False)
-    if lacks or alien:
-        differs = f'it lacks {lacks[0]}' if lacks else f'it has {alien[0]}, which the model has not'
-        raise SharingError(f'The checkpoint {checkpoint} is not of the model of this config: {differs}.')
+    try:
+        model.load_state_dict(dict(state_dict.get('state_dict', state_dict)))
+    except SharingError:
+        raise
+    except (RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).split('\n\t')[-1].strip()
+        raise SharingError(f'The checkpoint {checkpoint} is not of the model of this config: {reason}') from None
     model.eval()
     return model

@@ -13,6 +13,7 @@ from torch import nn
 
 matplotlib.use('Agg')
 from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib.lines import Line2D  # noqa: E402
 from matplotlib.ticker import MaxNLocator  # noqa: E402
 
 Curve = List[Tuple[int, float]]
@@ -78,27 +79,28 @@ def draw_runs(runs: Dict[str, Dict[str, Curve]], pattern: str, out: Path, scale:
         for axis in row[len(names):]:
             axis.axis('off')
         for axis, name in zip(row, names):
-            for index, (run, scalars) in enumerate(runs.items()):
+            for index, scalars in enumerate(runs.values()):
                 if name in scalars:
-                    _draw_smoothed(axis, scalars[name], f'C{index}', run)
+                    _draw_smoothed(axis, scalars[name], f'C{index}')
             axis.set_title(name, fontsize=9)
             axis.set_yscale(scale)
             axis.grid(alpha=0.3)
-    axes[0, 0].legend(fontsize=8)
+    figure.legend([Line2D([], [], color=f'C{index}') for index in range(len(runs))], list(runs), fontsize=9,
+                  loc='outside upper center', ncols=len(runs))
     figure.savefig(out, dpi=110)
     plt.close(figure)
     return [name for names in rows.values() for name in names]
 
 
-def _draw_smoothed(axis: plt.Axes, curve: Curve, colour: str, label: str) -> None:
+def _draw_smoothed(axis: plt.Axes, curve: Curve, colour: str) -> None:
     """A curve, pale where it has many points, and over it the mean of each 25th part of them."""
     x, y = np.array(curve).T
     if len(x) < 50:
-        axis.plot(x, y, color=colour, label=label, marker='.')
+        axis.plot(x, y, color=colour, marker='.')
     else:
         axis.plot(x, y, color=colour, alpha=0.25, linewidth=0.6)
         means = [[part.mean() for part in np.array_split(values, 25)] for values in (x, y)]
-        axis.plot(*means, color=colour, label=label)
+        axis.plot(*means, color=colour)
 
 
 def draw_detections(model: nn.Module, pictures: Sequence[Path], out: Path, score: float = 0.5) -> None:

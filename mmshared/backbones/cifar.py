@@ -1,12 +1,13 @@
 """Networks for 32x32 pictures that the libraries lack, plain and shared."""
 import torch
 import torch.nn.functional as F
-from mmcv.cnn import ConvModule, build_norm_layer
+from mmcv.cnn import ConvModule, build_conv_layer, build_norm_layer
 from mmpretrain.models.backbones import DenseNet, MobileNetV2, ResNet_CIFAR, ResNeXt
 from mmpretrain.models.backbones.resnet import BasicBlock
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
+from ..sharing import SharingError
 from .shared_backbone import SharedBackboneMixin, share_backbones
 
 
@@ -68,12 +69,15 @@ class SplitConv2d(nn.Module):
         shared (int): Number of output channels of the conv ``shared``.
         unique_groups (int): Groups of the conv ``unique``.
         shared_groups (int): Groups of the conv ``shared``.
+        dilation (int): Dilation of both.
     """
 
-    def __init__(self, in_channels: int, unique: int, shared: int, unique_groups: int, shared_groups: int):
+    def __init__(self, in_channels: int, unique: int, shared: int, unique_groups: int, shared_groups: int,
+                 dilation: int):
         super().__init__()
-        self.unique = nn.Conv2d(in_channels, unique, 3, padding=1, groups=unique_groups, bias=False)
-        self.shared = nn.Conv2d(in_channels, shared, 3, padding=1, groups=shared_groups, bias=False)
+        same = dict(kernel_size=3, padding=dilation, dilation=dilation, bias=False)
+        self.unique = nn.Conv2d(in_channels, unique, groups=unique_groups, **same)
+        self.shared = nn.Conv2d(in_channels, shared, groups=shared_groups, **same)
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([self.unique(x), self.shared(x)], 1)
@@ -81,9 +85,9 @@ class SplitConv2d(nn.Module):
 
 @MODELS.register_module()
 class BasisResNeXt_CIFAR(ResNeXt_CIFAR):
-    """A ResNeXt whose 3x3 convs are bases of few filters, of which the last 1x1 conv of the block takes its
-    combinations: the form of the paper's ResNeXt50 (models/cifar100/resnext.py of
-    https://github.com/ssregibility/Net_RL2). The first block of a stage is that of ResNeXt.
+    """A ResNeXt whose 3x3 convs are bases of few filters; batch norm, ReLU and the last 1x1 conv of the block follow
+    them. The form of the paper's ResNeXt50 (models/cifar100/resnext.py of https://github.com/ssregibility/Net_RL2).
+    The first block of a stage is that of ResNeXt.
 
     Args:
         depth (int): Network depth, from {50, 101, 152}.
@@ -92,9 +96,16 @@ class BasisResNeXt_CIFAR(ResNeXt_CIFAR):
         unique_rank (int): Number of filters in ``conv2.unique`` of a block of the first stage. It grows with the
             width, and with it its number of groups, ``unique_rank / width_per_group``.
         **kwargs: Further arguments of ``ResNeXt``.
+
+    Raises:
+        SharingError: If a rank is no multiple of ``width_per_group``.
     """
 
     def __init__(self, depth: int, shared_rank: int, unique_rank: int, **kwargs):
+        width = kwargs.get('width_per_group', 4)
+        if min(shared_rank, unique_rank) < 1 or shared_rank % width or unique_rank % width:
+            raise SharingError(f'shared_rank={shared_rank} and unique_rank={unique_rank} make groups of {width} '
+                               f'filters: give multiples of {width}.')
         self.shared_rank = shared_rank
         self.unique_rank = unique_rank
         super().__init__(depth, **kwargs)
@@ -105,9 +116,9 @@ class BasisResNeXt_CIFAR(ResNeXt_CIFAR):
             factor = block.mid_channels // (self.groups * self.width_per_group)
             unique, shared = factor * self.unique_rank, factor * self.shared_rank
             block.conv2 = SplitConv2d(block.mid_channels, unique, shared, unique // self.width_per_group,
-                                      self.shared_rank // self.width_per_group)
+                                      self.shared_rank // self.width_per_group, block.dilation)
             setattr(block, block.norm2_name, build_norm_layer(self.norm_cfg, unique + shared)[1])
-            block.conv3 = nn.Conv2d(unique + shared, block.out_channels, 1, bias=False)
+            block.conv3 = build_conv_layer(self.conv_cfg, unique + shared, block.out_channels, 1, bias=False)
         return stage
 
 
@@ -121,9 +132,10 @@ class DenseNet_CIFAR(DenseNet):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.stem = nn.Conv2d(3, self.init_channels, 3, padding=1, bias=False)
+        self.stem = nn.Conv2d(self.stem[0].in_channels, self.init_channels, 3, padding=1, bias=False)
         for stage in self.stages:
             stage.block = self.make_layer(stage.block)
+        self._freeze_stages()
 
     def make_layer(self, layers: nn.ModuleList) -> nn.ModuleList:
         return layers
@@ -143,12 +155,13 @@ class ShortcutBlock(nn.Module):
         block (nn.Module): The block.
         in_channels (int): Number of its input channels.
         out_channels (int): Number of its output channels.
+        **kwargs: Further arguments of the ``ConvModule``.
     """
 
-    def __init__(self, block: nn.Module, in_channels: int, out_channels: int, norm_cfg: dict):
+    def __init__(self, block: nn.Module, in_channels: int, out_channels: int, **kwargs):
         super().__init__()
         self.block = block
-        self.shortcut = ConvModule(in_channels, out_channels, 1, norm_cfg=norm_cfg, act_cfg=None)
+        self.shortcut = ConvModule(in_channels, out_channels, 1, act_cfg=None, **kwargs)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.block(x) + self.shortcut(x)
@@ -170,13 +183,20 @@ class MobileNetV2_CIFAR(MobileNetV2):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         self.conv1 = ConvModule(
-            3, self.conv1.out_channels, 1, padding=1, norm_cfg=self.norm_cfg, act_cfg=self.act_cfg)
+            3,
+            self.conv1.out_channels,
+            1,
+            padding=1,
+            conv_cfg=self.conv_cfg,
+            norm_cfg=self.norm_cfg,
+            act_cfg=self.act_cfg)
 
     def make_layer(self, out_channels: int, num_blocks: int, stride: int, expand_ratio: int) -> nn.Module:
         in_channels = self.in_channels
         stage = super().make_layer(out_channels, num_blocks, stride, expand_ratio)
         if stride == 1 and in_channels != out_channels:
-            stage[0] = ShortcutBlock(stage[0], in_channels, out_channels, self.norm_cfg)
+            stage[0] = ShortcutBlock(
+                stage[0], in_channels, out_channels, conv_cfg=self.conv_cfg, norm_cfg=self.norm_cfg)
         return stage
 
 

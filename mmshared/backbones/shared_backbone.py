@@ -8,7 +8,7 @@ from torch import nn
 
 from ..sharing.base import SharingError, generate_once
 from ..sharing.loading import share_state_dict
-from ..sharing.surgery import check_groups, share_stage
+from ..sharing.surgery import check_groups, check_units, share_stage
 
 
 class SharedBackboneMixin:
@@ -35,6 +35,7 @@ class SharedBackboneMixin:
         # A plain list: the stages are children already.
         self._stages = [stage for stage in self.modules() if 'banks' in vars(stage)]
         check_groups(self._stages, sharing['groups'], self.own_blocks)
+        self._units_checked = False
 
     # The seam of the libraries' backbones, by either of its names.
     def make_res_layer(self, *args, **kwargs) -> nn.Module:
@@ -44,6 +45,9 @@ class SharedBackboneMixin:
         return self._share(super().make_layer(*args, **kwargs))
 
     def forward(self, *args, **kwargs):
+        if not self._units_checked:
+            check_units(self)
+            self._units_checked = True
         with generate_once(bank for stage in self._stages for bank in vars(stage).get('banks', {}).values()):
             return super().forward(*args, **kwargs)
 

@@ -1,4 +1,5 @@
 """What becomes of the shared parameters while a model trains: hooks that write it down."""
+import math
 from typing import Dict
 
 import torch
@@ -7,6 +8,7 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from ..sharing import SharingError, shared_stages
 from ..sharing.surgery import bases_by_space
@@ -28,6 +30,9 @@ class BankMonitorHook(Hook):
         self.interval = interval
 
     def before_train(self, runner) -> None:
+        if isinstance(runner.model, FullyShardedDataParallel):
+            raise SharingError(f'{type(self).__name__} cannot see the parameters that FSDP shards: take it out of '
+                               'custom_hooks.')
         self.model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         if not shared_stages(self.model):
             raise SharingError(f'{type(self).__name__} found no bank in the model: give the backbone one by '
@@ -62,10 +67,14 @@ def basis_health(filters: Tensor) -> Dict[str, float]:
 
     Returns:
         dict: ``cosine``, the largest absolute cosine of the angle between two filters; ``min_norm`` and
-        ``max_norm``; ``condition``, the largest over the smallest of the min(N, M) singular values.
+        ``max_norm``; ``condition``, the largest over the smallest of the min(N, M) singular values. Not a number where
+        a filter is not finite.
     """
     rows = filters.flatten(1).float()  # (N, M)
-    cosines = F.normalize(rows) @ F.normalize(rows).T - torch.eye(len(rows), device=rows.device)
+    if not rows.isfinite().all():
+        return dict.fromkeys(('cosine', 'min_norm', 'max_norm', 'condition'), math.nan)
+    directions = F.normalize(rows)
+    cosines = directions @ directions.T
     norms, values = rows.norm(dim=1), torch.linalg.svdvals(rows)
     return dict(cosine=cosines.fill_diagonal_(0).abs().max().item(), min_norm=norms.min().item(),
                 max_norm=norms.max().item(), condition=(values[0] / values[-1]).item())
@@ -87,7 +96,8 @@ class BasisHealthHook(BankMonitorHook):
     def before_train(self, runner) -> None:
         super().before_train(runner)
         if not basis_spaces(self.model):
-            raise SharingError('BasisHealthHook found no filter basis in the model: take it out of custom_hooks.')
+            raise SharingError('BasisHealthHook found no filter basis in the model that could be other than '
+                               'orthonormal: take it out of custom_hooks.')
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         if self.every_n_train_iters(runner, self.interval):
@@ -98,12 +108,12 @@ class BasisHealthHook(BankMonitorHook):
 class GradientFlowHook(BankMonitorHook):
     """Writes the mean and the largest absolute gradient of each bank's parameters.
 
-    The gradients are those that the optimizer gets: reduced over all processes, unscaled, accumulated, and clipped
+    The gradients are those of the optimizer's step: reduced over all processes, unscaled, accumulated, and clipped
     where the optimizer wrapper clips.
 
     Args:
-        interval (int): Number of steps of the optimizer from one record to the next. Defaults to 10, as in the
-            paper's code (train_gradflow in train_cifar100.py).
+        interval (int): Number of steps of the optimizer from one record to the next, counted anew in a resumed run.
+            Defaults to 10, as in the paper's code (train_gradflow in train_cifar100.py).
     """
 
     title = 'grad'
@@ -113,24 +123,29 @@ class GradientFlowHook(BankMonitorHook):
 
     def before_train(self, runner) -> None:
         super().before_train(runner)
+        if not hasattr(runner.optim_wrapper, 'optimizer'):
+            raise SharingError('GradientFlowHook watches one optimizer, and this config has several: take it out of '
+                               'custom_hooks.')
         steps = 0
 
-        def record(*_):
+        def record(optimizer, *_):
             nonlocal steps
             steps += 1
             if steps % self.interval == 0:
-                self.write(runner, self.figures())
+                # A fused optimizer unscales the gradients itself.
+                scale = getattr(optimizer, 'grad_scale', None)
+                self.write(runner, self.figures(1 if scale is None else scale.item()))
 
         self._handle = runner.optim_wrapper.optimizer.register_step_pre_hook(record)
 
-    def figures(self) -> Dict[str, Dict[str, float]]:
-        """``mean`` and ``max`` of the absolute gradients of each bank, frozen ones left out."""
+    def figures(self, scale: float) -> Dict[str, Dict[str, float]]:
+        """``mean`` and ``max`` of the absolute gradients of each bank over a scale, frozen ones left out."""
         figures = {}
         for stage, banks in shared_stages(self.model).items():
             for pattern, bank in banks.items():
                 grads = [p.grad.abs().flatten() for p in bank.parameters() if p.grad is not None]
-                if grads:
-                    grad = torch.cat(grads)
+                grad = torch.cat(grads) / scale if grads else torch.empty(0)
+                if grad.numel():
                     figures[f'{stage}.{pattern}'] = dict(mean=grad.mean().item(), max=grad.max().item())
         return figures
 

@@ -10,7 +10,7 @@ from mmengine.registry import HOOKS
 from torch import Tensor, nn
 
 from ..sharing import Bank, SharingError, shared_stages
-from ..sharing.surgery import bases_by_space
+from ..sharing.surgery import bases_by_space, check_units
 
 
 def orthogonality_spaces(model: nn.Module) -> List[List[List[Bank]]]:
@@ -110,11 +110,13 @@ class OrthogonalityLossHook(Hook):
 
     def before_train(self, runner) -> None:
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        check_units(model)
         means = orthogonality_spaces(model)
         banks = [bank for spaces in means for space in spaces for bank in space]
         if not banks:
-            raise SharingError('OrthogonalityLossHook found no filter basis in the model: give the backbone a bank '
-                               'that has one (FilterBasis or TiedFilters), or take the hook out of custom_hooks.')
+            raise SharingError('OrthogonalityLossHook found no filter basis in the model to keep orthogonal: give the '
+                               'backbone a bank that has one (FilterBasis with shared_rank above 0, or TiedFilters), '
+                               'or take the hook out of custom_hooks.')
         if self.include_unique and any(bank.own_filters() is None for bank in banks):
             raise SharingError('OrthogonalityLossHook has include_unique=True, and a bank of the model gives its '
                                'convs no filters of their own: leave include_unique out.')

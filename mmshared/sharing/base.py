@@ -106,13 +106,14 @@ class Bank(nn.Module):
         raise NotImplementedError
 
     def forward(self) -> Tensor:
-        if self._generated is None:
+        generated = self._generated
+        if generated is None:
             return self.generate()
         # Reentrant checkpointing runs a forward pass without gradients within one with them.
         key = torch.is_grad_enabled()
-        if key not in self._generated:
-            self._generated[key] = self.generate()
-        return self._generated[key]
+        if key not in generated:
+            generated[key] = self.generate()
+        return generated[key]
 
     def make_conv(self, conv: nn.Conv2d, norm: Optional[nn.Module] = None) -> SharedConv2d:
         """Make the conv that takes the place of ``conv``, which the batch norm ``norm`` follows."""
@@ -139,7 +140,11 @@ class Bank(nn.Module):
 
 @contextmanager
 def generate_once(banks: Iterable[Bank]) -> Iterator[None]:
-    """Within this context each bank generates once what its convs take from it."""
+    """Within this context each bank generates once what its convs take from it.
+
+    The recomputation of checkpointed blocks, outside of it, generates for each conv. It is to be reentrant then, as
+    ``with_cp`` is in mmdet and mmpretrain: the other kind wants the recomputation to save what the first pass did.
+    """
     banks = list(banks)
     for bank in banks:
         bank._generated = {}

@@ -61,7 +61,7 @@ class BasisConv2d(SharedConv2d):
         rank = bank.unique_rank + bank.shared_rank
         self.unique = nn.Parameter(torch.empty(bank.unique_rank, *conv.weight.shape[1:], **like))  # (U, I, k, k)
         # The kind of norm that the network itself uses here, SyncBN say, frozen where that one is.
-        if not bank.norm:
+        if not bank.with_norm:
             self.norm = nn.Identity()
         elif isinstance(norm, _BatchNorm):
             self.norm = type(norm)(rank, norm.eps, norm.momentum).to(**like)
@@ -84,7 +84,7 @@ class BasisConv2d(SharedConv2d):
 
     def dense(self) -> Tuple[Tensor, Optional[Tensor]]:
         norm, coefficients, bias = self.norm, self.coefficients.flatten(1), self.bias  # (O, U + S)
-        if self.bank.norm:
+        if self.bank.with_norm:
             scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)  # (U + S, )
             shift = coefficients @ (norm.bias - norm.running_mean * scale)  # (O, )
             coefficients, bias = coefficients * scale, shift if bias is None else shift + bias
@@ -109,8 +109,9 @@ class FilterBasis(Bank):
         shared_rank (int): Number S of shared filters at ``base_channels`` input channels.
         unique_rank (int): Number U of filters that each conv has of its own at ``base_channels`` input channels.
         base_channels (int): The width at which the ranks are given: 64, and 16 for the CIFAR-10 networks.
-        norm (bool): Whether each conv has a batch norm of its own between filters and coefficients. Defaults to
-            True; False is an ablation of the paper.
+        with_norm (bool): Whether each conv has a batch norm of its own between filters and coefficients. Defaults to
+            True. (Without it is an ablation of the paper, whose code takes the batch norm between the two convs of a
+            block away too.)
 
     Raises:
         SharingError: If a rank is no whole number of filters at the width of the group, if there are more filters
@@ -124,9 +125,9 @@ class FilterBasis(Bank):
                  shared_rank: int,
                  unique_rank: int,
                  base_channels: int = 64,
-                 norm: bool = True):
+                 with_norm: bool = True):
         super().__init__()
-        self.norm = norm
+        self.with_norm = with_norm
         conv = convs[0]
         if conv.groups > 1:
             raise SharingError(f'FilterBasis shares ungrouped convs alone, and these have groups={conv.groups}: '
@@ -161,14 +162,15 @@ class FilterBasis(Bank):
         """
         rows = [kernel.flatten(1) for kernel in kernels]  # (O, I k k) each
         shared = leading_directions(torch.cat(rows), self.shared_rank)  # (S, I k k)
-        self.filters.copy_(shared.view_as(self.filters))
+        parameter, = self.parameters()
+        parameter.copy_(shared.view_as(parameter))
         for conv, row in zip(self.convs, rows):
             on_shared = row @ shared.T  # (O, S)
             rest = row - on_shared @ shared
             unique = leading_directions(rest, self.unique_rank)  # (U, I k k)
             conv.unique.copy_(unique.view_as(conv.unique))
             coefficients = torch.cat([rest @ unique.T, on_shared], 1)  # (O, U + S)
-            if self.norm:
+            if self.with_norm:
                 conv.norm.reset_running_stats()
                 nn.init.ones_(conv.norm.weight)
                 nn.init.zeros_(conv.norm.bias)
@@ -186,20 +188,27 @@ class FilterBasis(Bank):
 class OrthonormalFilterBasis(FilterBasis):
     """A filter basis that is orthonormal by construction: what the orthogonality loss asks for, the hard way.
 
-    The filters that the convs get are the Gram-Schmidt orthonormalisation of the parameters, by a QR decomposition
-    once in a forward pass. Their length does not matter, so weight decay does no harm. (It does to torch's own
-    ``parametrizations.orthogonal``, whose Householder form keeps signs in the parameter and cuts them to whole
-    numbers: a 1 that has decayed to 0.9999 counts as 0.) Each basis is orthonormal in itself; two bases of a stage
-    need not be orthogonal to each other. It takes no part in the orthogonality loss.
+    The filters that the convs get are the Gram-Schmidt orthonormalisation of the parameters, by a QR decomposition.
+    The length of the parameters does not matter to them: weight decay raises the step size, as before a batch norm,
+    and does no other harm. (It does to torch's own ``parametrizations.orthogonal``, whose Householder form keeps signs
+    in the parameter and cuts them to whole numbers: a 1 that has decayed to 0.9999 counts as 0.) Each basis is
+    orthonormal in itself; two bases of a stage need not be orthogonal to each other. It takes no part in the
+    orthogonality loss.
 
     Args:
         **kwargs: The arguments of :class:`FilterBasis`.
     """
 
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        # Under a name of its own: a checkpoint of a basis that is not orthonormal is no checkpoint of this one.
+        self.directions = self.filters  # (S, I, k, k)
+        del self.filters
+
     def generate(self) -> Tensor:
-        rows = self.filters.flatten(1)  # (S, I k k)
+        rows = self.directions.flatten(1)  # (S, I k k)
         q, r = torch.linalg.qr(rows.T.to(torch.promote_types(rows.dtype, torch.float32)))
-        return (q * r.diagonal().sign()).T.reshape(self.filters.shape).to(self.filters)  # (S, I, k, k)
+        return (q * r.diagonal().sign()).T.reshape(self.directions.shape).to(rows)  # (S, I, k, k)
 
     def basis(self) -> None:
         return None

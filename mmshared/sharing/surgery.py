@@ -5,6 +5,7 @@ from typing import Dict, Iterator, Optional, Sequence, Tuple, Union
 import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .base import Bank, SharedConv2d, SharingError
@@ -82,9 +83,20 @@ def check_groups(stages: Sequence[nn.Module], groups: Sequence[str], own_blocks:
                                if kind is not nn.Conv2d and _matches(pattern, name))
         reason = ''.join(f'; {name} is in the group of another pattern' if issubclass(kind, SharedConv2d) else
                          f'; {name} is a {kind.__name__}, which is never shared' for name, kind in others)
-        raise SharingError(
-            f'The pattern {pattern!r} forms no group: a group is two or more plain convs of a stage, outside its '
-            f'first block, whose whole name within the block matches. The convs there are: {there}{reason}.')
+        where = 'of a stage, outside its first block, ' if own_blocks else 'of a stage '
+        raise SharingError(f'The pattern {pattern!r} forms no group: a group is two or more plain convs {where}whose '
+                           f'whole name within the block matches. The convs there are: {there}{reason}.')
+
+
+def check_units(module: nn.Module) -> None:
+    """Raise a :class:`SharingError` if FSDP holds a bank or a shared conv of a network in a unit of its own: the bank
+    is not there while another unit is computed."""
+    for name, unit in module.named_modules():
+        if unit is not module and isinstance(unit, FullyShardedDataParallel) and any(
+                isinstance(child, (Bank, SharedConv2d)) for child in unit.modules()):
+            raise SharingError(f'FSDP makes {name} a unit of its own, and other convs share filters with it: leave '
+                               'out auto_wrap_policy, so that the whole model is one unit, or give one that wraps no '
+                               'part of the shared backbone.')
 
 
 def shared_stages(module: nn.Module) -> Dict[str, Dict[str, Bank]]:

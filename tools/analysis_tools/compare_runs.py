@@ -4,6 +4,7 @@ What a GradientFlowHook has written, unless told otherwise: the gradients of the
 orthogonality loss say.
 """
 import argparse
+import re
 from pathlib import Path
 
 from mmshared.analysis.training import draw_runs, read_scalars
@@ -28,7 +29,7 @@ def main() -> None:
             raise SystemExit(f'{path} is no work dir of a run: it has no vis_data/scalars.json.')
     try:
         drawn = draw_runs(runs, args.scalars, args.out, 'linear' if args.linear else 'log')
-    except ValueError as error:
+    except (ValueError, re.error) as error:
         raise SystemExit(f'Error: {error}') from None
     print(f'wrote {args.out}: {", ".join(drawn)}')
 

@@ -1,0 +1,62 @@
+"""Build every stock config of mmdet and mmpretrain with its backbone swapped for the shared twin.
+
+Prints, config by config, whether it was built, was refused and why, has a backbone that cannot be swapped, cannot be
+built here even as it is, or failed; then the totals. Fails if a config failed.
+"""
+import argparse
+import json
+import logging
+import re
+import sys
+import time
+import warnings
+from pathlib import Path
+
+from tqdm import tqdm
+
+import mmshared  # noqa: F401
+from mmshared.analysis.sweep import count, sweep_config
+from mmshared.cli import LIBRARIES, config_path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('libraries', nargs='*', default=LIBRARIES, metavar='library',
+                        help=f'of {" and ".join(LIBRARIES)} (default: all)')
+    parser.add_argument('--match', default='', metavar='PATTERN', help="regular expression that a config's name has")
+    parser.add_argument('--json', type=Path, help='a file to write the same to')
+    args = parser.parse_args()
+    alien = set(args.libraries) - set(LIBRARIES)
+    if alien:
+        parser.error(f'{alien.pop()}: the libraries are {" and ".join(LIBRARIES)}')
+    warnings.simplefilter('ignore')
+    logging.disable(logging.WARNING)
+
+    configs = {}
+    for library in args.libraries:
+        root = Path(config_path(f'{library}::_base_/default_runtime.py')).parents[1]
+        configs.update({f'{library}::{path.relative_to(root)}': path for path in sorted(root.rglob('*.py'))
+                        if '_base_' not in path.parts})
+    configs = {name: path for name, path in configs.items() if re.search(args.match, name)}
+    if not configs:
+        raise SystemExit(f'No config of {" and ".join(args.libraries)} has {args.match!r} in its name.')
+
+    start, outcomes = time.perf_counter(), {}
+    for name, path in tqdm(configs.items(), unit='config', disable=None):
+        outcomes[name] = sweep_config(path)
+        tqdm.write(f'{outcomes[name].result:8} {name} {outcomes[name].reason}'.rstrip())
+    seconds = time.perf_counter() - start
+
+    print(f'\n{len(outcomes)} configs in {seconds:.0f} s')
+    totals = count(outcomes)
+    for result, (number, reasons) in totals.items():
+        print(f'{number:5} {result}')
+        for reason, times in reasons:
+            print(f'      {times:5} {reason}')
+    if args.json:
+        args.json.write_text(json.dumps(dict(outcomes=outcomes, totals=totals, seconds=seconds), indent=1))
+    sys.exit('failed' in totals)
+
+
+if __name__ == '__main__':
+    main()
