@@ -82,6 +82,7 @@ def test_gradients_are_those_before_loss_scaling(mmpretrain, tmp_path):
     written = []
     for fused in (False, True):
         work_dir = tmp_path / str(fused)
+        torch.manual_seed(0)
         train(small(), work_dir, [ScaledLoss(fused), GradientFlowHook(1)],
               optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1, fused=fused)))
         written.append([value for name, curve in read_scalars(work_dir).items() if 'grad/' in name
