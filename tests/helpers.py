@@ -106,6 +106,7 @@ def train(network: nn.Module, work_dir: Path, hooks: Sequence[Hook], iterations:
         str(work_dir),
         train_dataloader=DataLoader(data, batch_size=2),
         train_cfg=dict(by_epoch=False, max_iters=iterations),
+        randomness=dict(seed=0),
         custom_hooks=[*hooks, Watch()],
         default_scope='mmpretrain',
         experiment_name=f'{work_dir.name}-{id(model)}',
