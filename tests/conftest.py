@@ -1,8 +1,10 @@
 import mmshared  # noqa: F401, I001  (before mmdet: it supplies mmcv's operators)
 
+import numpy as np
 import pytest
 import torch
 from mmengine.registry import DefaultScope, init_default_scope
+from PIL import Image
 
 
 @pytest.fixture(autouse=True)
@@ -26,3 +28,13 @@ def mmpretrain():
 @pytest.fixture
 def mmdet():
     init_default_scope('mmdet')
+
+
+@pytest.fixture(scope='session')
+def pictures(tmp_path_factory):
+    """A folder of pictures for each of ten classes."""
+    root, random = tmp_path_factory.mktemp('pictures'), np.random.default_rng(0)
+    for name in (f'{split}/{label}/{i}.png' for split in ('train', 'test') for label in range(10) for i in range(4)):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(root / name)
+    return root

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -18,7 +17,6 @@ import torch.multiprocessing as mp
 from helpers import BASIS, ROOT, TIED, Classifier, backbone, randomise_norms, stage_banks
 from mmengine.model import MMDistributedDataParallel, MMFullyShardedDataParallel
 from mmengine.registry import MODEL_WRAPPERS, OPTIMIZERS, init_default_scope
-from PIL import Image
 from torch.distributed.fsdp import FullyShardedDataParallel, StateDictType
 from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
 
@@ -143,16 +141,6 @@ def test_units_that_part_what_is_shared_are_refused(tmp_path):
     told = (tmp_path / '0.txt').read_text().splitlines()
     assert len(told) == 3 and all('a unit of its own, and other convs share filters' in line for line in told[:2])
     assert 'cannot see the parameters that FSDP shards' in told[2]
-
-
-@pytest.fixture(scope='module')
-def pictures(tmp_path_factory):
-    """A folder of pictures for each of ten classes."""
-    root, random = tmp_path_factory.mktemp('pictures'), np.random.default_rng(0)
-    for name in (f'{split}/{label}/{i}.png' for split in ('train', 'test') for label in range(10) for i in range(4)):
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(random.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(root / name)
-    return root
 
 
 def train_command(pictures, work_dir, *options):

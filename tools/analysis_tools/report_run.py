@@ -17,8 +17,9 @@ from mmengine.runner import find_latest_checkpoint
 
 from mmshared import SharingError
 from mmshared.analysis.complexity import parameter_count
+from mmshared.analysis.detections import draw_detections
 from mmshared.analysis.models import build_model, plain_twin
-from mmshared.analysis.training import draw_curves, draw_detections, read_scalars
+from mmshared.analysis.training import draw_curves, read_scalars
 from mmshared.cli import refuse_pickles
 
 

@@ -1,0 +1,198 @@
+"""Train a suite of configs and seeds, and put what comes of them into one table and one plot.
+
+A suite is a YAML file, as those in configs/benchmarks: see there. The runs are made one after the other, or side by
+side on the GPUs there are, or as jobs of a cluster. What has finished is skipped, what was interrupted goes on, a run
+that fails stops no other. The same command, called again, does what is left.
+"""
+import argparse
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from json import dumps
+from pathlib import Path
+from queue import Queue
+from typing import List, Optional, Set, Tuple
+
+import torch
+from tqdm import tqdm
+
+from mmshared import SharingError
+from mmshared.analysis.suite import Run, collect, finished, read_suite, write_tables
+
+TRAIN = Path(__file__).with_name('train.py')
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('suite', type=Path, help='the YAML file of the suite')
+    parser.add_argument('--work-dir', type=Path, help='where all goes (default: work_dirs/ and the name of the suite)')
+    parser.add_argument('--gpus-per-run', type=int, default=1, metavar='N', help='processes of a run (default: 1)')
+    parser.add_argument('--jobs', type=int, metavar='N',
+                        help='runs side by side (default: as many as the GPUs allow, without a GPU one)')
+    parser.add_argument('--submitit', action='store_true',
+                        help='submit each run by submitit: to SLURM, or where that is not there to this machine')
+    parser.add_argument('--partition', help="SLURM's partition")
+    parser.add_argument('--timeout', type=int, default=24 * 60, metavar='MINUTES',
+                        help='of a submitted run (default: a day)')
+    parser.add_argument('--dry-run', action='store_true', help='print the commands and do nothing')
+    args = parser.parse_args()
+    if min(args.gpus_per_run, args.jobs or 1, args.timeout) < 1:
+        parser.error('--gpus-per-run, --jobs and --timeout are 1 or more')
+    args.work_dir = args.work_dir or Path('work_dirs') / args.suite.stem
+    return args
+
+
+def command_of(run: Run, processes: int) -> List[str]:
+    if processes == 1:
+        return [sys.executable, str(TRAIN), *run.arguments()]
+    launcher = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}']
+    return [sys.executable, *launcher, str(TRAIN), *run.arguments(), '--launcher', 'pytorch']
+
+
+def execute(command: List[str], log: Path, devices: str = '', started: Optional[Set[int]] = None) -> Tuple[int, int]:
+    """Run a command, its output into a file. Returns its exit status and the most memory that a process of it held,
+    in bytes. While it runs its process is in ``started``."""
+    started = set() if started is None else started
+    environment = {**os.environ, **(dict(CUDA_VISIBLE_DEVICES=devices) if devices else {})}
+    with open(log, 'w') as file:
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment,
+                                   start_new_session=True)
+    started.add(process.pid)
+    _, status, usage = os.wait4(process.pid, 0)
+    started.discard(process.pid)
+    return os.waitstatus_to_exitcode(status), usage.ru_maxrss * 1024
+
+
+class Local:
+    """Runs side by side on this machine, each on GPUs of its own where there are any."""
+
+    def __init__(self, args: argparse.Namespace):
+        gpus = torch.cuda.device_count()
+        if args.gpus_per_run > max(gpus, 1):
+            raise SharingError(f'--gpus-per-run {args.gpus_per_run}: this machine has {gpus}.')
+        places = gpus // args.gpus_per_run
+        jobs = args.jobs or max(places, 1)
+        if gpus and jobs > places:
+            raise SharingError(f'--jobs {jobs}: the {gpus} GPUs of this machine hold {places} runs side by side.')
+        self.devices: Queue = Queue()
+        for job in range(jobs):
+            first = job * args.gpus_per_run
+            self.devices.put(','.join(map(str, range(first, first + args.gpus_per_run))) if gpus else '')
+        self.pool, self.started, self.stopped = ThreadPoolExecutor(jobs), set(), threading.Event()
+
+    def submit(self, command: List[str], log: Path) -> Future:
+
+        def on_device():
+            devices = self.devices.get()
+            try:
+                return (-signal.SIGINT, 0) if self.stopped.is_set() else execute(command, log, devices, self.started)
+            finally:
+                self.devices.put(devices)
+
+        return self.pool.submit(on_device)
+
+    def stop(self) -> None:
+        """Interrupt all runs, as Ctrl-C does, and wait until they have ended."""
+        self.stopped.set()
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+            for process in list(self.started):
+                os.killpg(process, signum)
+            deadline = time.monotonic() + 15
+            while self.started and time.monotonic() < deadline:
+                time.sleep(0.1)
+        self.pool.shutdown()
+
+
+class Submitted:
+    """Runs as jobs of a cluster."""
+
+    def __init__(self, args: argparse.Namespace):
+        try:
+            import submitit
+        except ImportError:
+            raise SharingError('--submitit needs submitit: pip install submitit') from None
+        self.executor = submitit.AutoExecutor(args.work_dir / 'jobs')
+        self.executor.update_parameters(
+            name=args.suite.stem, timeout_min=args.timeout, gpus_per_node=args.gpus_per_run,
+            **(dict(slurm_partition=args.partition) if args.partition else {}))
+        if self.executor.cluster != 'slurm':
+            self.executor.update_parameters(gpus_per_node=min(args.gpus_per_run, torch.cuda.device_count()))
+        self.pool, self.jobs = ThreadPoolExecutor(256), []
+
+    def submit(self, command: List[str], log: Path) -> Future:
+        job = self.executor.submit(execute, command, log)
+        self.jobs.append(job)
+        return self.pool.submit(job.result)
+
+    def stop(self) -> None:
+        for job in self.jobs:
+            job.cancel(check=False)
+        self.pool.shutdown(wait=False, cancel_futures=True)
+
+
+def last_line(log: Path, pattern: str = '') -> str:
+    """The last line of a log that has a pattern in it."""
+    lines = log.read_text(errors='replace').splitlines() if log.is_file() else []
+    return next((line.strip() for line in reversed(lines) if line.strip() and re.search(pattern, line)), '')
+
+
+def main() -> None:
+    args = parse_args()
+    try:
+        suite = read_suite(args.suite, args.work_dir)
+        left = [run for run in suite.runs if not finished(run)]
+        if args.dry_run:
+            for run in suite.runs:
+                print('' if run in left else '# finished: ', shlex.join(command_of(run, args.gpus_per_run)), sep='')
+            return
+        args.work_dir.mkdir(parents=True, exist_ok=True)
+        engine = (Submitted if args.submitit else Local)(args)
+    except SharingError as error:
+        raise SystemExit(f'Error: {error}') from None
+
+    failures, waiting = [], {}
+    bar = tqdm(total=len(suite.runs), initial=len(suite.runs) - len(left), unit='run', disable=None)
+    try:
+        for run in left:
+            run.work_dir.mkdir(parents=True, exist_ok=True)
+            (run.work_dir / 'settings.json').write_text(dumps(run.settings))
+            log = run.work_dir / 'run.log'
+            waiting[engine.submit(command_of(run, args.gpus_per_run), log)] = run, log
+        while waiting:
+            done, _ = wait(waiting, timeout=2, return_when=FIRST_COMPLETED)
+            for future in done:
+                run, log = waiting.pop(future)
+                try:
+                    status, memory = future.result()
+                    if status:
+                        raise SharingError(last_line(log) or f'ended with status {status}')
+                    collect(run, suite, memory)
+                    tqdm.write(f'finished: {run.title}')
+                except Exception as error:  # of a run or of the cluster: the other runs go on
+                    failures.append((run, str(error).splitlines()[-1] if str(error) else type(error).__name__))
+                    tqdm.write(f'failed: {run.title}')
+                bar.update()
+            at = [f'{run.title}: {eta.group()}' for run, log in waiting.values()
+                  for eta in [re.search(r'eta: \S+', last_line(log, 'eta: '))] if eta]
+            bar.set_postfix_str('; '.join(at))
+    except KeyboardInterrupt:
+        engine.stop()
+        bar.close()
+        raise SystemExit('Interrupted. The same command goes on.') from None
+    bar.close()
+    if any(finished(run) for run in suite.runs):
+        print(write_tables(suite, args.work_dir), end='')
+        print(f'wrote {args.work_dir}/results.json, .csv, .md and .png')
+    for run, reason in failures:
+        print(f'failed: {run.title}: {reason} ({run.work_dir}/run.log)')
+    sys.exit(bool(failures))
+
+
+if __name__ == '__main__':
+    main()
