@@ -89,7 +89,8 @@ def small(bank: Optional[dict] = BASIS, **kwargs) -> nn.Module:
                     out_indices=(1, ), **kwargs)
 
 
-def train(network: nn.Module, work_dir: Path, hooks: Sequence[Hook], iterations: int = 2, **kwargs):
+def train(network: nn.Module, work_dir: Path, hooks: Sequence[Hook], iterations: int = 2, batch_size: int = 2,
+          **kwargs):
     """Train a classifier on a backbone by a runner. Returns it, and what each iteration gave to the log."""
     torch.manual_seed(0)
     data = [dict(inputs=torch.randn(3, 32, 32), labels=i % 3) for i in range(4)]
@@ -104,7 +105,7 @@ def train(network: nn.Module, work_dir: Path, hooks: Sequence[Hook], iterations:
     runner = Runner(
         model,
         str(work_dir),
-        train_dataloader=DataLoader(data, batch_size=2),
+        train_dataloader=DataLoader(data, batch_size),
         train_cfg=dict(by_epoch=False, max_iters=iterations),
         randomness=dict(seed=0),
         custom_hooks=[*hooks, Watch()],

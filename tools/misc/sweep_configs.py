@@ -12,6 +12,7 @@ import time
 import warnings
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 import mmshared  # noqa: F401
@@ -41,6 +42,8 @@ def main() -> None:
     if not configs:
         raise SystemExit(f'No config of {" and ".join(args.libraries)} has {args.match!r} in its name.')
 
+    # mmcv's synchronised batch norms ask for a process group when they are made.
+    torch.distributed.init_process_group('gloo', store=torch.distributed.HashStore(), rank=0, world_size=1)
     start, outcomes = time.perf_counter(), {}
     for name, path in tqdm(configs.items(), unit='config', disable=None):
         outcomes[name] = sweep_config(path)

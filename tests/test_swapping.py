@@ -1,0 +1,221 @@
+"""Stock configs with their backbone swapped, and the usual knobs on top."""
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from helpers import (BANKS, BASIS, ROOT, TIED, Classifier, backbone, difference, evaluating, picture, randomise_norms,
+                     small, stage_banks, train)
+from mmdet.testing import demo_mm_inputs
+from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODELS, init_default_scope
+
+from mmshared import OrthogonalityLossHook, SharedConv2d, SharingError, shared_stages
+from mmshared.analysis.sweep import GROUPS, Outcome, count, pattern_for, swap_backbones, sweep_config
+from mmshared.cli import config_path
+
+# A config of each kind, and the size of its pictures where that matters.
+DETECTORS = {
+    'faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py': {},
+    'mask_rcnn/mask-rcnn_x101-32x4d_fpn_1x_coco.py': dict(with_mask=True),
+    'cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py': {},
+    'retinanet/retinanet_r18_fpn_1x_coco.py': {},
+    'fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py': {},
+    'atss/atss_r50_fpn_1x_coco.py': {},
+    'detr/detr_r50_8xb2-150e_coco.py': {},
+    'panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco.py': dict(with_mask=True, with_semantic=True),
+    'regnet/retinanet_regnetx-800MF_fpn_1x_coco.py': {},
+    'res2net/faster-rcnn_res2net-101_fpn_2x_coco.py': {},
+    'resnest/faster-rcnn_s50_fpn_syncbn-backbone+head_ms-range-1x_coco.py': {},
+    'tridentnet/tridentnet_r50-caffe_1x_coco.py': {},
+    'yolo/yolov3_mobilenetv2_8xb24-320-300e_coco.py': {},
+}
+CLASSIFIERS = ['resnet/resnet18_8xb16_cifar10.py', 'resnet/resnetv1d50_8xb32_in1k.py',
+               'resnext/resnext50-32x4d_8xb32_in1k.py', 'regnet/regnetx-400mf_8xb128_in1k.py',
+               'res2net/res2net50-w14-s8_8xb32_in1k.py', 'seresnet/seresnet50_8xb32_in1k.py',
+               'mobilenet_v2/mobilenet-v2_8xb32_in1k.py', 'shufflenet_v1/shufflenet-v1-1x_16xb64_in1k.py']
+
+
+def swapped(name):
+    cfg = Config.fromfile(config_path(name))
+    init_default_scope(cfg.default_scope)
+    for each in (cfg.model, cfg.model.get('backbone', {})):
+        each.pop('init_cfg', None)  # no downloads
+    assert swap_backbones(cfg.model)
+    return MODELS.build(cfg.model)
+
+
+def gradients_reach_every_bank(model, losses):
+    total, log = model.parse_losses(losses)
+    assert total.isfinite() and log['loss'] > 0
+    total.backward()
+    banks = [bank for banks in shared_stages(model).values() for bank in banks.values()]
+    assert banks
+    for bank in banks:
+        assert all(not p.requires_grad or p.grad.abs().max() > 0 for p in bank.parameters())
+
+
+@pytest.mark.parametrize('name', DETECTORS, ids=lambda name: name.split('/')[0])
+def test_a_stock_detector_trains_and_detects_with_its_backbone_swapped(name):
+    model = swapped(f'mmdet::{name}')
+    model.train()
+    packed = demo_mm_inputs(2, [[3, 96, 96]] * 2, num_items=[3, 3], num_classes=4, sem_seg_output_strides=4,
+                            **DETECTORS[name])
+    data = model.data_preprocessor(packed, True)
+    gradients_reach_every_bank(model, model(**data, mode='loss'))
+    model.eval()
+    with torch.no_grad():
+        found = model(**model.data_preprocessor(demo_mm_inputs(1, [[3, 96, 96]]), False), mode='predict')
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize('name', CLASSIFIERS, ids=lambda name: name.split('/')[1][:-3])
+def test_a_stock_classifier_trains_with_its_backbone_swapped(name):
+    from mmpretrain.structures import DataSample
+    model = swapped(f'mmpretrain::{name}')
+    model.train()
+    samples = [DataSample().set_gt_label(label) for label in (1, 2)]
+    gradients_reach_every_bank(model, model(picture(64), samples, mode='loss'))
+
+
+def test_every_twin_has_a_pattern(library):
+    twins = [name for name in vars(__import__(f'mmshared.backbones.{library}', fromlist=['x'])) if 'Shared' in name]
+    for name in twins:
+        if name not in ('SharedBackboneMixin', 'SharedResNeXt_CIFAR'):
+            assert pattern_for(dict(type=name[len('Shared'):]))
+    readme = (ROOT / 'README.md').read_text()
+    for kinds, pattern in GROUPS.items():
+        assert f"| {kinds} | `{pattern}` |" in readme.replace('\\|', '|')
+
+
+class TestSweep:
+
+    def write(self, tmp_path, text):
+        (tmp_path / 'config.py').write_text(text)
+        return sweep_config(tmp_path / 'config.py')
+
+    def test_each_kind_of_outcome(self, tmp_path, monkeypatch):
+        base = "_base_ = 'mmpretrain::resnet/resnet50_8xb32_in1k.py'\n"
+        assert self.write(tmp_path, base) == Outcome('built')
+        weird = self.write(tmp_path, base + "model = dict(backbone=dict(conv_cfg=dict(type='ConvWS')))")
+        assert weird.result == 'refused' and 'conv2 is a ConvWS2d, which is never shared' in weird.reason
+        assert self.write(tmp_path, "_base_ = 'mmpretrain::vgg/vgg11_8xb32_in1k.py'") == Outcome('no seam', 'VGG')
+        assert self.write(tmp_path, "_base_ = 'none.py'").result == 'not here'
+        absent = self.write(tmp_path, base + "model = dict(head=dict(type='NoSuchHead'))")
+        assert absent.result == 'not here' and 'NoSuchHead' in absent.reason
+        monkeypatch.setattr('mmshared.backbones.shared_backbone.check_groups', lambda *_: 1 / 0)
+        assert self.write(tmp_path, base) == Outcome('failed', 'ZeroDivisionError: division by zero')
+
+    def test_the_totals_count_outcomes_and_reasons(self):
+        outcomes = dict(a=Outcome('built'), b=Outcome('refused', 'x'), c=Outcome('built'), d=Outcome('refused', 'x'),
+                        e=Outcome('refused', 'y'))
+        assert count(outcomes) == dict(refused=[3, [('x', 2), ('y', 1)]], built=[2, []])
+
+    def test_the_command_prints_config_by_config(self):
+        command = [sys.executable, 'tools/misc/sweep_configs.py', 'mmpretrain', '--match', 'seresnet']
+        result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+        lines = result.stdout.splitlines()
+        built = [line for line in lines if line.startswith('built')]
+        assert result.returncode == 0 and len(built) == 4, result.stdout
+        assert 'built    mmpretrain::seresnet/seresnet50_8xb32_in1k.py' in built
+        assert re.search(r'4 configs in \d+ s', result.stdout) and '    4 built' in lines
+        nothing = subprocess.run([*command[:-1], 'nosuch'], capture_output=True, text=True, cwd=ROOT)
+        assert nothing.returncode == 1 and "has 'nosuch' in its name" in nothing.stderr
+
+
+def test_a_swap_by_three_lines_and_one_by_options_are_the_same(tmp_path):
+    (tmp_path / 'mine.py').write_text(
+        "_base_ = ['mmdet::retinanet/retinanet_r50_fpn_1x_coco.py']\n"
+        "custom_imports = dict(imports=['mmshared'])\n"
+        "model = dict(backbone=dict(type='SharedResNet',\n"
+        "    sharing=dict(groups=['conv2'], bank=dict(type='TiedFilters'))))")
+    mine = Config.fromfile(tmp_path / 'mine.py')
+    mine.model.pop('_scope_')  # which library the base config is of
+    options = Config.fromfile(config_path('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'))
+    options.merge_from_dict({'model.backbone.type': 'SharedResNet', 'model.backbone.sharing.groups': ['conv2'],
+                             'model.backbone.sharing.bank.type': 'TiedFilters'})
+    assert mine.model == options.model
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(mmpretrain, tmp_path):
+    states = []
+    for name, batch, steps in (('halves', 2, 2), ('whole', 4, 1)):
+        torch.manual_seed(0)
+        network = small(norm_eval=True)
+        for banks in shared_stages(network).values():
+            for bank in banks.values():
+                bank.filters.data += 0.1 * torch.randn_like(bank.filters)
+        optimizer = dict(optimizer=dict(type='SGD', lr=0.1), accumulative_counts=steps)
+        model, seen = train(network, tmp_path / name, [OrthogonalityLossHook()], iterations=steps, batch_size=batch,
+                            optim_wrapper=optimizer)
+        states.append(model.state_dict())
+        assert seen[0]['loss_orth'] > 1
+    for key, tensor in states[0].items():
+        torch.testing.assert_close(tensor, states[1][key], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize('bank', BANKS.values(), ids=BANKS)
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.half], ids=['bf16', 'fp16'])
+def test_mixed_precision_trains_towards_the_same(mmpretrain, bank, dtype):
+    model = evaluating(randomise_norms(backbone(depth=18, groups=['conv[12]'], bank=bank)))
+    banks, x, grads = [banks[0] for banks in stage_banks(model).values()], picture(), []
+    for enabled in (False, True):
+        with torch.autocast('cpu', dtype, enabled=enabled):
+            model(x)[-1].float().square().mean().backward()
+        grads.append([p.grad.clone() for p in model.parameters()])
+        assert all(grad.dtype == torch.float32 and grad.isfinite().all() for grad in grads[-1])
+        model.zero_grad()
+    shared = {id(p) for each in banks for p in each.parameters()}
+    for parameter, a, b in zip(model.parameters(), *grads):
+        if id(parameter) in shared and a.numel():
+            assert 0.98 * a.norm() * b.norm() < (a * b).sum() < 1.02 * a.norm() * b.norm()
+            assert not torch.equal(a, b)
+
+
+@pytest.mark.parametrize('bank', BANKS.values(), ids=BANKS)
+def test_channels_last_is_the_same_network(mmpretrain, bank):
+    model = evaluating(backbone(depth=18, groups=['conv[12]'], bank=bank))
+    x = picture()
+    before = model(x)
+    after = model.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
+    assert difference(after, before) < 1e-5
+    assert all(each.is_contiguous(memory_format=torch.channels_last) for each in after)
+
+
+@pytest.mark.parametrize('bank', [TIED, BASIS, BANKS['orthonormal']], ids=['tied', 'basis', 'orthonormal'])
+def test_a_compiled_model_takes_the_same_steps(mmpretrain, tmp_path, bank):
+    states, hooks = [], [] if 'Orthonormal' in bank['type'] else [OrthogonalityLossHook()]
+    for compiled in (False, dict(backend='aot_eager')):
+        torch.manual_seed(0)
+        model, seen = train(small(bank=bank), tmp_path / str(bool(compiled)), hooks, iterations=3,
+                            cfg=dict(compile=compiled))
+        states.append(model.state_dict())
+        assert ('loss_orth' in seen[0]) is bool(hooks)
+    assert states[0].keys() == states[1].keys()
+    for key, tensor in states[0].items():
+        torch.testing.assert_close(tensor, states[1][key], rtol=1e-3, atol=1e-5)
+
+
+def test_settings_by_name_hold_for_what_is_shared_once(mmpretrain):
+    model = Classifier(backbone(depth=34, groups=['conv1', 'conv2'], bank=BASIS), 128)
+    wrapper = build_optim_wrapper(model, dict(
+        optimizer=dict(type='SGD', lr=1, weight_decay=1),
+        paramwise_cfg=dict(custom_keys=dict(bank=dict(lr_mult=0.5, decay_mult=0), coefficients=dict(decay_mult=0)))))
+    groups = {id(p): group for group in wrapper.param_groups for p in group['params']}
+    assert sum(len(group['params']) for group in wrapper.param_groups) == len(groups)
+    assert all(id(p) in groups for p in model.parameters())
+    convs = [module for module in model.modules() if isinstance(module, SharedConv2d)]
+    assert all(groups[id(conv.bank.filters)]['lr'] == 0.5 for conv in convs)
+    assert all(groups[id(conv.coefficients)]['weight_decay'] == 0 for conv in convs)
+    assert all(groups[id(conv.unique)]['weight_decay'] == 1 == groups[id(conv.unique)]['lr'] for conv in convs)
+
+
+def test_a_config_whose_convs_cannot_be_shared_says_so(mmdet):
+    for settings, words in [
+        (dict(dcn=dict(type='DCNv2', deform_groups=1), stage_with_dcn=(True, ) * 4), 'ModulatedDeformConv2dPack'),
+        (dict(conv_cfg=dict(type='ConvWS')), 'ConvWS2d'),
+    ]:
+        with pytest.raises(SharingError, match=f"'conv2' forms no group.*conv2 is a {words}, which is never shared"):
+            backbone(**settings)
