@@ -11,7 +11,7 @@ from mmengine.model import ExponentialMovingAverage, convert_sync_batchnorm, rev
 from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS, init_default_scope
 from torch import nn
 
-from mmshared import (FilterBasis, OrthonormalFilterBasis, SharedConv2d, SharingError, TiedFilters, fold_convs,
+from mmshared import (Bank, FilterBasis, OrthonormalFilterBasis, SharedConv2d, SharingError, fold_convs,
                       share_convs)
 
 NETWORKS = [
@@ -400,10 +400,17 @@ def test_a_new_method_is_two_classes(mmpretrain):
             self.scale = nn.Parameter(torch.ones(()))
 
         def dense(self):
-            return self.bank.filters * self.scale, self.bias
+            return self.bank() * self.scale, self.bias
 
-    class ScaledFilters(TiedFilters):
+    class ScaledFilters(Bank):
         conv_class = ScaledConv2d
+
+        def __init__(self, convs):
+            super().__init__()
+            self.filters = nn.Parameter(convs[0].weight.detach().clone())
+
+        def generate(self):
+            return self.filters
 
     MODELS.register_module(module=ScaledFilters, force=True)
     model = evaluating(randomise_norms(backbone(bank=dict(type='ScaledFilters'))))

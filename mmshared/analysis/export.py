@@ -1,0 +1,134 @@
+"""Shared networks as plain ones: for the stock classes, for torchvision and as ONNX."""
+import copy
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Dict, Iterator, Sequence, Tuple
+
+import torch
+from mmdet.models.detectors import BaseDetector
+from mmengine.config import Config
+from mmengine.registry import HOOKS
+from torch import Tensor, nn
+
+from ..sharing import SharingError
+from .models import build_model, plain_twin
+
+
+def feature_maps(model: nn.Module, pictures: Tensor) -> Tuple[Tensor, ...]:
+    """What a classifier or a detector makes of pictures, (N, 3, H, W), by convs alone: logits, or the maps of the
+    neck."""
+    maps = model.extract_feat(pictures) if isinstance(model, BaseDetector) else model(pictures)
+    return tuple(maps) if isinstance(maps, (tuple, list)) else (maps, )
+
+
+def stock_config(cfg: Config) -> Config:
+    """The config of the plain network: without sharing, without the hooks of mmshared, and without its import unless
+    the plain network is one of its own."""
+    stock = Config(copy.deepcopy(cfg.to_dict()))
+    stock.model = plain_twin(stock.model)
+    hooks = [hook for hook in stock.get('custom_hooks') or []
+             if not (HOOKS.get(hook['type']) or object).__module__.startswith('mmshared')]
+    stock.pop('custom_hooks', None)
+    if hooks:
+        stock.custom_hooks = hooks
+    imports = (stock.pop('custom_imports', None) or {}).get('imports', [])
+    if any(type(module).__module__.startswith('mmshared') for module in build_model(stock).modules()):
+        imports = ['mmshared']
+    else:
+        imports = [name for name in imports if name != 'mmshared']
+    if imports:
+        stock.custom_imports = dict(imports=imports, allow_failed_imports=False)
+    return stock
+
+
+def to_torchvision(model: nn.Module) -> Dict[str, Tensor]:
+    """The state dict of a plain classifier of mmpretrain under the keys of torchvision's ResNet.
+
+    Raises:
+        SharingError: If torchvision has no such network.
+    """
+    from torchvision.models import resnet
+    state_dict = {key.replace('backbone.', '', 1).replace('head.fc.', 'fc.', 1): tensor
+                  for key, tensor in model.state_dict().items()}
+    build = getattr(resnet, f'resnet{getattr(model.backbone, "depth", "")}', None)
+    if build is None or 'fc.weight' not in state_dict:
+        raise SharingError("--torchvision is for classifiers on mmpretrain's ResNet, and this is none.")
+    twin, pictures = build(num_classes=len(state_dict['fc.weight'])).eval(), torch.randn(1, 3, 64, 64)
+    try:
+        twin.load_state_dict(state_dict, strict=True)
+    except RuntimeError as error:
+        reason = str(error).split('\n\t')[-1].strip()
+        raise SharingError(f"torchvision's ResNet is another network: {reason}") from None
+    with torch.no_grad():
+        difference = (twin(pictures) - model(pictures)).abs().max() / model(pictures).abs().max()
+    if not difference < 1e-4:
+        raise SharingError(f"torchvision's ResNet with these weights differs by a relative {difference:.2g}.")
+    return state_dict
+
+
+class _Maps(nn.Module):
+    """A classifier, or a detector's backbone, for export."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.inner = model.backbone if isinstance(model, BaseDetector) else model
+
+    def forward(self, pictures: Tensor):
+        return self.inner(pictures)
+
+
+def export_onnx(shared: nn.Module, plain: nn.Module, out: Path, shape: Sequence[int], keep_shared: bool
+                ) -> Iterator[str]:
+    """Write a network as ONNX with batch and size open, and run it by onnxruntime against PyTorch.
+
+    Args:
+        shared (nn.Module): The shared classifier or detector.
+        plain (nn.Module): The plain one that it equals.
+        out (Path): The file.
+        shape (Sequence[int]): Height and width to export and to compare at; also compared at another size.
+        keep_shared (bool): Whether to write the form with shared filters instead, each stored once, if its file is
+            the smaller one.
+
+    Yields:
+        str: Lines to print.
+
+    Raises:
+        SharingError: If a package lacks, or the outputs differ by more than a relative 1e-3.
+    """
+    try:
+        import onnx
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise SharingError(f'--onnx needs {error.name}: pip install onnx onnxscript onnxruntime') from None
+    with tempfile.TemporaryDirectory() as folder:
+        files = {'plain': Path(folder) / 'plain.onnx'}
+        _write_onnx(_Maps(plain), files['plain'], shape)
+        if keep_shared:
+            files['shared'] = Path(folder) / 'shared.onnx'
+            _write_onnx(_Maps(shared), files['shared'], shape)
+            yield 'ONNX: ' + ', '.join(f'{path.stat().st_size / 1e6:.2f} MB {name}' for name, path in files.items())
+        name = min(files, key=lambda name: files[name].stat().st_size)
+        nodes = Counter(node.op_type for node in onnx.load(files[name]).graph.node)
+        yield f'ONNX nodes, {name}: ' + ', '.join(f'{count} {kind}' for kind, count in nodes.most_common())
+        session = onnxruntime.InferenceSession(files[name], providers=['CPUExecutionProvider'])
+        for batch, size in ((1, shape), (3, (shape[0] + 32, shape[1] + 64))):
+            pictures = torch.randn(batch, 3, *size)
+            with torch.no_grad():
+                expected = _Maps(plain)(pictures)
+            expected = expected if isinstance(expected, (tuple, list)) else (expected, )
+            found = [torch.from_numpy(each) for each in session.run(None, {'pictures': pictures.numpy()})]
+            difference = max(((a - b).abs().max() / b.abs().max()).item() for a, b in zip(found, expected))
+            yield f'ONNX against PyTorch, {batch}x3x{size[0]}x{size[1]}: relative difference {difference:.2g}'
+            if not difference < 1e-3:
+                raise SharingError('The ONNX model differs from the network: it was not written.')
+        out.write_bytes(files[name].read_bytes())
+        yield f'wrote {out} ({out.stat().st_size / 1e6:.2f} MB)'
+
+
+def _write_onnx(module: nn.Module, out: Path, shape: Sequence[int]) -> None:
+    open_axes = {0: torch.export.Dim('batch'), 2: torch.export.Dim('height'), 3: torch.export.Dim('width')}
+    torch.onnx.export(
+        module.eval(), (torch.randn(2, 3, *shape), ), str(out), input_names=['pictures'], dynamo=True,
+        dynamic_shapes=dict(pictures=open_axes), external_data=False, verbose=False)

@@ -1,0 +1,87 @@
+"""Turn a checkpoint of a shared network into one of the plain network that it equals, for the stock classes.
+
+Writes the checkpoint, and beside it the stock config that it loads into with strict=True: no mmshared needed. The
+outputs of both networks on random pictures are compared first; if they differ, nothing is written.
+"""
+import argparse
+import copy
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from torch import nn
+
+from mmshared import SharingError, fold_convs, shared_stages
+from mmshared.analysis.export import export_onnx, feature_maps, stock_config, to_torchvision
+from mmshared.analysis.models import build_model, load_model
+from mmshared.cli import config_path
+
+TOLERANCE = 1e-4
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='the config of the shared network')
+    parser.add_argument('checkpoint', help='its checkpoint')
+    parser.add_argument('out', type=Path, help='the checkpoint to write; its config gets the same name')
+    parser.add_argument('--onnx', type=Path, metavar='FILE',
+                        help="also write the classifier, or the detector's backbone, as ONNX, and check it")
+    parser.add_argument('--keep-shared', action='store_true',
+                        help='write the ONNX model with its filters shared, stored once, if that is the smaller one')
+    parser.add_argument('--safetensors', action='store_true', help='write the checkpoint as safetensors')
+    parser.add_argument('--torchvision', action='store_true', help="write the keys of torchvision's ResNet")
+    parser.add_argument('--shape', type=int, nargs=2, default=(224, 224), metavar=('HEIGHT', 'WIDTH'),
+                        help='of the pictures that are compared (default: 224 224)')
+    args = parser.parse_args()
+    if args.keep_shared and not args.onnx:
+        parser.error('--keep-shared is about --onnx')
+    return args
+
+
+def compare(shared: nn.Module, plain: nn.Module, shape: tuple) -> float:
+    """The largest difference of the outputs on random pictures, relative to the largest value."""
+    pictures = torch.randn(2, 3, *shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        pairs = zip(feature_maps(shared, pictures), feature_maps(plain, pictures))
+        return max(((a - b).abs().max() / a.abs().max().clamp(min=1e-12)).item() for a, b in pairs)
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = Config.fromfile(config_path(args.config))
+    try:
+        shared = load_model(cfg, args.checkpoint)
+        if not shared_stages(shared):
+            raise SharingError('The network of this config shares nothing: there is nothing to fold.')
+        folded = fold_convs(copy.deepcopy(shared))
+        stock = stock_config(cfg)
+        plain = build_model(stock)
+        plain.load_state_dict(folded.state_dict(), strict=True)
+        plain.eval()
+        difference = compare(shared, plain, args.shape)
+        print(f'relative difference of the outputs: {difference:.2g}')
+        if not difference < TOLERANCE:
+            raise SharingError(f'The folded network differs by more than {TOLERANCE:g}: nothing was written.')
+        state_dict = to_torchvision(plain) if args.torchvision else plain.state_dict()
+        if args.safetensors:
+            try:
+                from safetensors.torch import save_file
+            except ImportError:
+                raise SharingError('--safetensors needs safetensors: pip install safetensors') from None
+            save_file({key: tensor.contiguous() for key, tensor in state_dict.items()}, args.out)
+        else:
+            torch.save(state_dict if args.torchvision else dict(state_dict=state_dict), args.out)
+        print(f'wrote {args.out} ({args.out.stat().st_size / 1e6:.1f} MB)')
+        if not args.torchvision:
+            stock.dump(args.out.with_suffix('.py'))
+            print(f'wrote {args.out.with_suffix(".py")}'
+                  + (', whose network is one of mmshared' if 'custom_imports' in stock else ''))
+        if args.onnx:
+            for line in export_onnx(shared, plain, args.onnx, args.shape, args.keep_shared):
+                print(line)
+    except SharingError as error:
+        raise SystemExit(f'Error: {error}') from None
+
+
+if __name__ == '__main__':
+    main()
