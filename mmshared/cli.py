@@ -6,6 +6,7 @@ import re
 import signal
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Dict, Iterator, List, Tuple
 
@@ -18,8 +19,7 @@ from mmengine.runner.checkpoint import CheckpointLoader, get_torch_safe_globals
 from .sharing import SharingError
 
 LIBRARIES = ('mmdet', 'mmpretrain')
-#: How mmengine wraps a model where a config does not say.
-DDP = dict(type='MMDistributedDataParallel', broadcast_buffers=False)
+DDP = 'MMDistributedDataParallel'
 
 
 def config_path(name: str) -> str:
@@ -62,6 +62,18 @@ def refuse_pickles() -> None:
     """Make mmengine load checkpoints by :func:`load_checkpoint_file`, and PyTorch unpickle none from anywhere."""
     os.environ.setdefault('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
     CheckpointLoader.register_scheme('', load_checkpoint_file, force=True)
+
+
+def mend_last_checkpoint(work_dir: Path) -> None:
+    """Point a run's note of its last checkpoint at the newest there is, where it names one that is not there: the
+    folder was moved, or the run was killed when it had removed the old one and not yet noted the new one."""
+    note = work_dir / 'last_checkpoint'
+    if note.is_file() and not Path(note.read_text().strip()).is_file():
+        there = sorted(work_dir.glob('*_[0-9]*.pth'), key=lambda path: path.stat().st_mtime)
+        if there:
+            note.write_text(str(there[-1]))
+        else:
+            note.unlink()
 
 
 def dotted(cfg: Any, prefix: str = '') -> Iterator[Tuple[str, Any]]:
@@ -148,8 +160,12 @@ def run_tool(script: str, loaders: List[str]) -> None:
     if args.launcher == 'pytorch' and not torch.cuda.is_available():
         # mmengine's launcher asks for a GPU in each process: without one they meet here.
         torch.distributed.init_process_group('gloo')
-        wrapper = {**DDP, **cfg.get('model_wrapper_cfg', {}), 'device_ids': None}
-        args.cfg_options = {**(args.cfg_options or {}), 'model_wrapper_cfg': wrapper}
+        wrapper = cfg.get('model_wrapper_cfg') or dict(
+            type=DDP, broadcast_buffers=False, find_unused_parameters=cfg.get('find_unused_parameters', False))
+        if wrapper.get('type', DDP) == DDP:
+            args.cfg_options = {**(args.cfg_options or {}), 'model_wrapper_cfg': {**wrapper, 'device_ids': None}}
+    if getattr(args, 'resume', None) == 'auto':
+        mend_last_checkpoint(Path(args.work_dir or osp.join('work_dirs', osp.splitext(osp.basename(path))[0])))
     tool.parse_args = lambda: args
 
     interrupts = []

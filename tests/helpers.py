@@ -1,6 +1,12 @@
 """What several tests need: banks, backbones, and batch norms that leave no output at zero."""
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from importlib.util import module_from_spec, spec_from_file_location
+from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Dict, List, Optional, Sequence
+from unittest.mock import patch
 
 import torch
 from mmengine.hooks import Hook
@@ -81,6 +87,20 @@ class Classifier(BaseModel):
     def forward(self, inputs, labels=None, mode='tensor'):
         logits = self.fc(self.backbone(inputs)[-1].mean((2, 3)))
         return dict(loss=nn.functional.cross_entropy(logits, labels)) if mode == 'loss' else logits
+
+
+def call(tool: str, *arguments) -> SimpleNamespace:
+    """Call a tool of the folder tools/ within this process; returns its returncode, stdout and stderr."""
+    spec = spec_from_file_location(Path(tool).stem, ROOT / 'tools' / tool)
+    module, out, err, code = module_from_spec(spec), StringIO(), StringIO(), 0
+    with patch.object(sys, 'argv', [tool, *map(str, arguments)]), redirect_stdout(out), redirect_stderr(err):
+        spec.loader.exec_module(module)
+        try:
+            module.main()
+        except SystemExit as stop:
+            code = int(bool(stop.code))
+            print(stop.code if isinstance(stop.code, str) else '', file=err)
+    return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
 
 
 def small(bank: Optional[dict] = BASIS, **kwargs) -> nn.Module:

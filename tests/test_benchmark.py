@@ -8,11 +8,14 @@ import statistics
 import subprocess
 import sys
 import time
+from importlib.util import module_from_spec, spec_from_file_location
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 import yaml
-from helpers import ROOT
+from helpers import ROOT, call
 from mmengine.config import Config
 from PIL import Image
 
@@ -28,7 +31,7 @@ def write(path, pictures, configs=CONFIGS, **keys):
     options = {'data_root': str(pictures), 'train_dataloader.batch_size': 20, 'train_dataloader.num_workers': 0,
                'train_dataloader.persistent_workers': False, 'val_dataloader.num_workers': 0,
                'val_dataloader.persistent_workers': False, 'default_hooks.logger.interval': 1,
-               'train_cfg.max_epochs': 2}
+               'train_cfg.max_epochs': 4, 'default_hooks.checkpoint.max_keep_ckpts': -1}
     suite = dict(metric='accuracy/top1', shape=[32, 32], seeds=[0, 1], configs=configs, options=options)
     path.write_text(yaml.safe_dump({**suite, **keys}))
     return path
@@ -38,8 +41,17 @@ def command(suite, work_dir, *options):
     return [sys.executable, 'tools/benchmark.py', str(suite), '--work-dir', str(work_dir), *options]
 
 
-def call(*arguments):
-    return subprocess.run(command(*arguments), capture_output=True, text=True, cwd=ROOT)
+@pytest.fixture(autouse=True)
+def _in_the_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def benchmark(suite, work_dir, *options):
+    handlers = [signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGHUP)]
+    result = call('benchmark.py', suite, '--work-dir', work_dir, *options)
+    for signum, handler in zip((signal.SIGTERM, signal.SIGHUP), handlers):
+        signal.signal(signum, handler)
+    return result
 
 
 def test_an_interrupted_suite_goes_on_and_gives_one_table(pictures, tmp_path):
@@ -48,18 +60,19 @@ def test_an_interrupted_suite_goes_on_and_gives_one_table(pictures, tmp_path):
                                stderr=subprocess.STDOUT, start_new_session=True)
     third = work_dir / 'shared-resnet32-s8u1_4e_cifar10-jpeg/seed_0'
     deadline = time.monotonic() + 120
-    while not (third / 'epoch_1.pth').exists() and time.monotonic() < deadline:
+    while not (third / 'last_checkpoint').exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, signal.SIGTERM)  # as Ctrl-C does
     assert 'Interrupted. The same command goes on.' in process.communicate()[0] and process.returncode == 1
     finished = sorted(work_dir.glob('*/*/result.json'))
     assert 0 < len(finished) < 4
+    assert subprocess.run(['pgrep', '-f', str(work_dir)]).returncode == 1  # no run is left behind
     times = [path.stat().st_mtime_ns for path in finished]
 
-    result = call(suite, work_dir)
-    assert result.returncode == 0, result.stdout
+    result = benchmark(suite, work_dir, '--jobs', 2)
+    assert result.returncode == 0, result.stdout + result.stderr
     assert [path.stat().st_mtime_ns for path in finished] == times
-    assert 'resumed epoch: 1' in (third / 'run.log').read_text() or third / 'result.json' in finished
+    assert re.search(r'resumed epoch: \d', (third / 'run.log').read_text()) or third / 'result.json' in finished
     runs = {path.parent.parent.name: [] for path in sorted(work_dir.glob('*/*/result.json'))}
     for path in work_dir.glob('*/*/result.json'):
         runs[path.parent.parent.name].append(json.loads(path.read_text()))
@@ -71,7 +84,7 @@ def test_an_interrupted_suite_goes_on_and_gives_one_table(pictures, tmp_path):
         metrics = [run['metric'] for run in runs[row['model']]]
         assert row['mean'] == pytest.approx(statistics.mean(metrics))
         assert row['deviation'] == pytest.approx(statistics.stdev(metrics))
-        written = (work_dir / row['model'] / 'seed_0/epoch_2.pth').stat().st_size
+        written = (work_dir / row['model'] / 'seed_0/epoch_4.pth').stat().st_size
         assert row['checkpoint_bytes'] == pytest.approx(written, rel=1e-3)
         assert row['seconds_per_iteration'] > 0 and row['memory_bytes'] > 1e8
     with open(work_dir / 'results.csv') as file:
@@ -81,42 +94,75 @@ def test_an_interrupted_suite_goes_on_and_gives_one_table(pictures, tmp_path):
     colours = np.asarray(Image.open(work_dir / 'results.png').convert('RGB')).reshape(-1, 3)
     assert all((colours == colour).all(1).sum() > 20 for colour in [(31, 119, 180), (255, 127, 14)])
 
-    again = call(suite, work_dir, '--dry-run').stdout.splitlines()
+    again = benchmark(suite, work_dir, '--dry-run').stdout.splitlines()
     assert len(again) == 4 and all(line.startswith('# finished: ') for line in again)
-    write(suite, pictures, seeds=[0, 1], shape=[32, 32], options={'train_cfg.max_epochs': 3})
-    assert 'seed_0 holds a run with other settings' in call(suite, work_dir).stderr
+    write(suite, pictures, metric='loss')
+    assert not any(line.startswith('#') for line in benchmark(suite, work_dir, '--dry-run').stdout.splitlines())
+    write(suite, pictures, options={'train_cfg.max_epochs': 3})
+    assert 'seed_0 holds a run with other settings' in benchmark(suite, work_dir).stderr
 
 
-def test_a_failed_run_stops_no_other_and_its_reason_is_told(pictures, tmp_path):
-    pytest.importorskip('submitit')
-    broken = dict(config=CONFIGS[1], name='broken', options={'model.backbone.sharing.groups': "['conv9']"})
-    suite = write(tmp_path / 'small.yaml', pictures, [broken, CONFIGS[1]], seeds=[0])
-    for options in (['--jobs', '2'], ['--submitit']):
-        result = call(suite, tmp_path / options[0], *options)
-        assert result.returncode == 1
-        assert re.search(r"failed: broken, seed 0: Error: The pattern 'conv9' forms no group.*run.log", result.stdout)
-        assert '| shared-resnet32-s8u1_4e_cifar10-jpeg | 1 |' in result.stdout, result.stderr
+@pytest.mark.parametrize('options', [['--jobs', '2'], ['--submitit', '--partition', 'gpu']], ids=['here', 'slurm'])
+def test_a_failed_run_stops_no_other_and_its_reason_is_told(pictures, tmp_path, options, monkeypatch):
+    submitit = pytest.importorskip('submitit')
+    folder = dict(config=CONFIGS[1], name='broken', options={'data_root': str(tmp_path / 'none')})
+    suite = write(tmp_path / 'small.yaml', pictures, [folder, CONFIGS[1]], seeds=[0])
+    if '--submitit' in options:
+        assert 'Error: --submitit finds no SLURM here' in benchmark(suite, tmp_path / 'runs', *options).stderr
+        executor, asked = submitit.AutoExecutor, []
+        monkeypatch.setattr(submitit, 'AutoExecutor', lambda folder, cluster: asked.append(cluster) or executor(
+            folder, cluster='local'))
+    result = benchmark(suite, tmp_path / 'runs', *options)
+    assert result.returncode == 1
+    assert re.search(r'failed: broken, seed 0: The data set of .*none/, which is not there.*run.log', result.stdout), \
+        result.stdout + result.stderr
+    assert '| shared-resnet32-s8u1_4e_cifar10-jpeg | 1 |' in result.stdout
+    assert '--submitit' not in options or asked == ['slurm']
+
+
+def test_options_arrive_as_the_file_has_them(tmp_path):
+    options = {'model.backbone.sharing': {'groups': [r'conv(1|2)\b'], 'bank': {'unique_rank': 2}},
+               'optim_wrapper.optimizer.lr': 1.0e-3, 'data_root': '/data/my pictures, all', 'work_dir': None}
+    suite = dict(metric='accuracy/top1', configs=[dict(config=str(ROOT / CONFIGS[1]), name='one', options=options)])
+    (tmp_path / 'suite.yaml').write_text(yaml.safe_dump(suite))
+    run, = read_suite(tmp_path / 'suite.yaml', tmp_path / 'runs').runs
+    (tmp_path / 'config.py').write_text(run.config)
+    cfg = Config.fromfile(tmp_path / 'config.py')
+    assert cfg.model.backbone.sharing.bank.unique_rank == 2
+    assert cfg.model.backbone.sharing.groups == [r'conv(1|2)\b'] and cfg.optim_wrapper.optimizer.lr == 1e-3
+    assert cfg.train_dataloader.dataset.data_root == '/data/my pictures, all/' and cfg.randomness.seed == 0
 
 
 @pytest.mark.parametrize('path', SUITES, ids=lambda path: path.stem)
 def test_the_suites_name_configs_that_are_there_and_keys_that_they_have(path, tmp_path):
-    suite = read_suite(path, tmp_path)
-    assert len(suite.runs) > 4
-    for run in suite.runs:
-        cfg = Config.fromfile(ROOT / run.config if '::' not in run.config else config_path(run.config))
-        for key in run.options:
+    suite = yaml.safe_load(path.read_text())
+    assert len(suite['configs']) > 4
+    for entry in suite['configs']:
+        entry = dict(config=entry) if isinstance(entry, str) else entry
+        cfg = Config.fromfile(config_path(entry['config']))
+        for key in entry.get('options', {}):
             value = cfg
             for part in key.split('.'):
                 value = value[part]
-        assert suite.metric.split('/')[0] in str(cfg.val_evaluator).lower()
+        assert suite['metric'].split('/')[0] in str(cfg.val_evaluator).lower()
 
 
 @pytest.mark.parametrize('text, words', [
     ('configs: [', 'cannot be read'),
-    ('configs: [a.py]', 'has to be a mapping with metric and configs'),
+    ('configs: [a.py]', 'has to be a mapping with metric, a name, and configs'),
     ('metric: a\nconfigs: [a.py]\nseed: 3', 'has to be a mapping'),
     ('metric: a\nconfigs: [{name: b}]', 'give a config, or a mapping with config'),
-    ('metric: a\nconfigs: [x/a.py, y/a.py]', 'has a, seed 0 twice: give entries of one config names of their own'),
+    ('metric: a\nconfigs: [{config: b.py, name: ../b}]', 'letters, digits'),
+    ('metric: a\nconfigs: [3]', 'has the entry 3'),
+    ('metric: a\nconfigs: []', 'has no config'),
+    ('metric: a\nconfigs:', 'has to be a mapping'),
+    ('metric: a\nconfigs: [a.py]\nseeds: [1, 1]', 'different whole numbers'),
+    ('metric: a\nconfigs: [a.py]\nseeds: 1', 'has to be a mapping'),
+    ('metric: a\nconfigs: [a.py]\nshape: [32]', 'height and width'),
+    ('metric: a\nconfigs: [a.py]', 'There is no config a.py'),
+    (f'metric: a\nconfigs: [{CONFIGS[1]}, {CONFIGS[1]}]', 'twice: give entries of one config names of their own'),
+    (f'metric: a\nconfigs: [{{config: {CONFIGS[1]}, options: {{model.backbone.sharing.groups: [none]}}}}]',
+     "cannot be built: .*'none' forms no group"),
 ])
 def test_a_suite_that_says_something_else_is_refused(tmp_path, text, words):
     (tmp_path / 'suite.yaml').write_text(text)
@@ -125,9 +171,39 @@ def test_a_suite_that_says_something_else_is_refused(tmp_path, text, words):
 
 
 def test_runs_over_several_processes_go_through_torchrun(pictures, tmp_path):
-    result = call(write(tmp_path / 'small.yaml', pictures), tmp_path / 'runs', '--dry-run', '--gpus-per-run', '2')
-    lines = result.stdout.splitlines()
-    assert len(lines) == 4 and not (tmp_path / 'runs').exists()
-    assert all('-m torch.distributed.run --standalone --nproc_per_node=2' in line for line in lines)
-    assert all(line.endswith('--launcher pytorch') and '--resume' in line for line in lines)
-    assert 'randomness.seed=1' in lines[1]
+    suite = write(tmp_path / 'small.yaml', pictures, CONFIGS[1:], seeds=[3])
+    line = benchmark(suite, tmp_path / 'runs', '--dry-run', '--gpus-per-run', '2').stdout.strip()
+    assert '-m torch.distributed.run --standalone --nproc_per_node=2' in line and '--resume' in line
+    assert line.endswith('--launcher pytorch') and not list(tmp_path.glob('runs/*/seed_3/*'))
+    result = benchmark(suite, tmp_path / 'runs', '--gpus-per-run', '2')
+    assert result.returncode == 0, result.stdout
+    log = (tmp_path / 'runs' / 'shared-resnet32-s8u1_4e_cifar10-jpeg/seed_3/run.log').read_text()
+    # 40 pictures in batches of 20 on two processes
+    assert re.search(r'Epoch\(train\)  \[4\]\[1\/1\]', log) and 'seed=3' in log
+
+
+def test_runs_get_the_gpus_that_are_handed_out(tmp_path, monkeypatch):
+    spec = spec_from_file_location('benchmark', ROOT / 'tools/benchmark.py')
+    tool = module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 4)
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '2,3,5,7')
+    engine = tool.Local(SimpleNamespace(gpus_per_run=2, jobs=None))
+    show = [sys.executable, '-c', "import os, time; print(os.environ['CUDA_VISIBLE_DEVICES']); time.sleep(1)"]
+    runs = [engine.submit(show, tmp_path / str(i)) for i in range(2)]
+    assert [run.result()[0] for run in runs] == [0, 0]
+    assert sorted((tmp_path / str(i)).read_text().strip() for i in range(2)) == ['2,3', '5,7']
+    with pytest.raises(SharingError, match='hold 1 runs of 3 side by side'):
+        tool.Local(SimpleNamespace(gpus_per_run=3, jobs=2))
+
+
+def test_the_reason_of_a_failure_is_the_line_that_says_it(tmp_path):
+    spec = spec_from_file_location('benchmark', ROOT / 'tools/benchmark.py')
+    tool = module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    log = tmp_path / 'run.log'
+    assert tool.reason_of(-9, log) == 'killed by SIGKILL'
+    log.write_text('a\nError: The pattern is wrong.\nChildFailedError\n=====\n')
+    assert tool.reason_of(1, log) == 'Error: The pattern is wrong.'
+    log.write_text('a\nsomething\n====\n')
+    assert tool.reason_of(1, log) == 'something'

@@ -3,6 +3,7 @@ import copy
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -170,20 +171,24 @@ def test_a_resumed_run_ends_in_the_same_weights(pictures, tmp_path):
 
 
 def test_a_killed_process_ends_the_job_and_it_can_be_resumed(pictures, tmp_path):
-    environment = dict(os.environ, PATH=f'{Path(sys.executable).parent}:{os.environ["PATH"]}', PORT='29571')
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = str(free.getsockname()[1])
+    environment = dict(os.environ, PATH=f'{Path(sys.executable).parent}:{os.environ["PATH"]}', PORT=port)
     config, *rest = train_command(pictures, tmp_path)
     command = ['tools/dist_train.sh', config, '2', *rest]
     job = subprocess.Popen([*command, 'train_cfg.max_epochs=400'], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                            text=True, cwd=ROOT, env=environment)
-    for line in job.stdout:
-        if 'Epoch(train)  [2]' in line or 'Epoch(train)   [2]' in line:
-            break
-    workers = subprocess.run(['pgrep', '-P', str(job.pid)], capture_output=True, text=True).stdout.split()
-    assert len(workers) == 2
-    os.kill(int(workers[-1]), signal.SIGKILL)
-    killed = time.monotonic()
-    told = job.stdout.read()
-    assert job.wait(120) != 0 and time.monotonic() - killed < 60
+    try:
+        assert any(re.search(r'Epoch\(train\) +\[3\]', line) for line in job.stdout)
+        workers = subprocess.run(['pgrep', '-P', str(job.pid)], capture_output=True, text=True).stdout.split()
+        assert len(workers) == 2
+        os.kill(int(workers[-1]), signal.SIGKILL)
+        killed = time.monotonic()
+        told = job.stdout.read()
+        assert job.wait(120) != 0 and time.monotonic() - killed < 60
+    finally:
+        job.kill()
     assert 'tools/train.py FAILED' in told and 'Signal' in told
     result = subprocess.run([*command, '--resume'], capture_output=True, text=True, cwd=ROOT, env=environment)
     assert result.returncode == 0, result.stderr

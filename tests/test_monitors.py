@@ -1,12 +1,11 @@
 """What is written down of the banks while a model trains, and the pictures of it."""
 import re
-import subprocess
-import sys
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, TIED, backbone, small, stage_banks, train
+from helpers import ROOT, TIED, backbone, call, small, stage_banks, train
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from PIL import Image
@@ -118,18 +117,13 @@ def test_an_interval_of_no_iteration_is_refused():
         GradientFlowHook(interval=0)
 
 
-def call(name, *arguments):
-    return subprocess.run([sys.executable, f'tools/analysis_tools/{name}.py', *map(str, arguments)],
-                          capture_output=True, text=True, cwd=ROOT)
-
-
 def test_the_gram_matrices_of_a_checkpoint_are_drawn(tmp_path):
     model = build_model(Config.fromfile(CONFIG))
     with torch.no_grad():
         filters = model.backbone.layer1.banks['conv2'].filters
         filters[0] = 0.5 * model.backbone.layer1.banks['conv1'].filters[0]
     torch.save(dict(state_dict=model.state_dict()), tmp_path / 'model.pth')
-    result = call('gram_matrices', CONFIG, tmp_path / 'model.pth', '--out', tmp_path / 'gram.png')
+    result = call('analysis_tools/gram_matrices.py', CONFIG, tmp_path / 'model.pth', '--out', tmp_path / 'gram.png')
     told = r'layer1.conv1\+conv2: 32 filters, cosine 1, min_norm 0.5, max_norm 1,'
     assert re.search(told, result.stdout), result.stderr
     # Colours: the brightest on the diagonals, the darkest between orthogonal filters.
@@ -141,21 +135,22 @@ def test_the_gram_matrices_of_a_checkpoint_are_drawn(tmp_path):
     torch.save(dict(state_dict=[1]), tmp_path / 'list.pth')
     for config, checkpoint, words in [(plain, 'model', 'key(s)'), (CONFIG, 'other', 'head.fc.weight'),
                                       (CONFIG, 'list', 'not of the model')]:
-        told = call('gram_matrices', config, tmp_path / f'{checkpoint}.pth').stderr
+        told = call('analysis_tools/gram_matrices.py', config, tmp_path / f'{checkpoint}.pth').stderr
         assert 'is not of the model of this config' in told and words in told and 'Traceback' not in told
     torch.save(build_model(Config.fromfile(plain)).state_dict(), tmp_path / 'plain.pth')
-    assert 'has no filter basis' in call('gram_matrices', plain, tmp_path / 'plain.pth').stderr
+    assert 'has no filter basis' in call('analysis_tools/gram_matrices.py', plain, tmp_path / 'plain.pth').stderr
 
 
 def test_runs_are_drawn_over_each_other(mmpretrain, tmp_path):
+    compare = partial(call, 'analysis_tools/compare_runs.py')
     for name in ('one', 'two'):
         train(small(bank=TIED), tmp_path / name, [GradientFlowHook(1)], iterations=3)
     runs = [tmp_path / 'one', tmp_path / 'two']
-    result = call('compare_runs', *runs, '--out', tmp_path / 'runs.png', '--legend', 'with', 'without')
+    result = compare(*runs, '--out', tmp_path / 'runs.png', '--legend', 'with', 'without')
     assert 'grad/backbone.layer1.conv[12]/mean, grad/backbone.layer2.conv[12]/mean' in result.stdout, result.stderr
     drawn = np.asarray(Image.open(tmp_path / 'runs.png').convert('RGB')).reshape(-1, 3)
     assert all((drawn == colour).all(1).sum() > 50 for colour in [(31, 119, 180), (255, 127, 14)])  # C0 and C1
-    assert "no scalar of these runs matches 'acc'" in call('compare_runs', *runs, '--scalars', 'acc').stderr
-    assert 'Error: nothing to repeat' in call('compare_runs', *runs, '--scalars', '*').stderr
-    assert 'no work dir of a run' in call('compare_runs', tmp_path).stderr
-    assert 'a name of its own' in call('compare_runs', *runs, '--legend', 'same', 'same').stderr
+    assert "no scalar of these runs matches 'acc'" in compare(*runs, '--scalars', 'acc').stderr
+    assert 'Error: nothing to repeat' in compare(*runs, '--scalars', '*').stderr
+    assert 'no work dir of a run' in compare(tmp_path).stderr
+    assert 'a name of its own' in compare(*runs, '--legend', 'same', 'same').stderr

@@ -13,7 +13,7 @@ from helpers import ROOT
 from mmengine.config import Config
 from PIL import Image
 
-from mmshared.cli import check_data, config_path, dotted, moved_root, run_tool
+from mmshared.cli import check_data, config_path, dotted, mend_last_checkpoint, moved_root, run_tool
 
 SCENES = ROOT / 'tools/dataset_converters/digit_scenes.py'
 CONFIG = ROOT / 'configs/small/faster-rcnn_r50-narrow-shared_12e_digits.py'
@@ -148,6 +148,22 @@ class TestConfigs:
                                           'data_root=nowhere', 'model.backbone.type=NoSuchBackbone'])
         with pytest.raises(SystemExit, match='expected in nowhere/, which is not there'):
             run_tool('train.py', ['train_dataloader'])
+
+    def test_a_note_of_a_checkpoint_that_is_not_there_is_mended(self, tmp_path):
+        note = tmp_path / 'last_checkpoint'
+        note.write_text('elsewhere/epoch_9.pth')
+        for name in ('epoch_9.pth', 'epoch_10.pth'):
+            (tmp_path / name).touch()
+            os.utime(tmp_path / name, ns=(0, int(name[6:-4]) * 10**9))
+        mend_last_checkpoint(tmp_path)
+        assert note.read_text() == str(tmp_path / 'epoch_10.pth')
+        mend_last_checkpoint(tmp_path)
+        assert note.read_text() == str(tmp_path / 'epoch_10.pth')
+        for path in tmp_path.glob('*.pth'):
+            path.unlink()
+        mend_last_checkpoint(tmp_path)
+        assert not note.exists()
+        mend_last_checkpoint(tmp_path)
 
     def test_an_option_of_ones_own_beats_the_moved_root(self, digits, monkeypatch):
         monkeypatch.setattr(sys, 'argv', ['test.py', str(CONFIG), 'none.pth', '--cfg-options', f'data_root={digits}',

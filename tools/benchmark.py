@@ -14,7 +14,6 @@ import sys
 import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from json import dumps
 from pathlib import Path
 from queue import Queue
 from typing import List, Optional, Set, Tuple
@@ -35,15 +34,17 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--gpus-per-run', type=int, default=1, metavar='N', help='processes of a run (default: 1)')
     parser.add_argument('--jobs', type=int, metavar='N',
                         help='runs side by side (default: as many as the GPUs allow, without a GPU one)')
-    parser.add_argument('--submitit', action='store_true',
-                        help='submit each run by submitit: to SLURM, or where that is not there to this machine')
-    parser.add_argument('--partition', help="SLURM's partition")
+    parser.add_argument('--submitit', action='store_true', help='submit each run to SLURM, by submitit')
+    parser.add_argument('--partition', help="SLURM's partition, with --submitit")
     parser.add_argument('--timeout', type=int, default=24 * 60, metavar='MINUTES',
-                        help='of a submitted run (default: a day)')
-    parser.add_argument('--dry-run', action='store_true', help='print the commands and do nothing')
+                        help='of a run, with --submitit (default: a day)')
+    parser.add_argument('--dry-run', action='store_true',
+                        help='build the models, write the configs of the runs and print their commands')
     args = parser.parse_args()
     if min(args.gpus_per_run, args.jobs or 1, args.timeout) < 1:
         parser.error('--gpus-per-run, --jobs and --timeout are 1 or more')
+    if args.partition and not args.submitit:
+        parser.error('--partition is about --submitit')
     args.work_dir = args.work_dir or Path('work_dirs') / args.suite.stem
     return args
 
@@ -73,17 +74,18 @@ class Local:
     """Runs side by side on this machine, each on GPUs of its own where there are any."""
 
     def __init__(self, args: argparse.Namespace):
-        gpus = torch.cuda.device_count()
-        if args.gpus_per_run > max(gpus, 1):
-            raise SharingError(f'--gpus-per-run {args.gpus_per_run}: this machine has {gpus}.')
-        places = gpus // args.gpus_per_run
+        count = torch.cuda.device_count()
+        # By the names that they have here: a shared machine hands out some of its GPUs.
+        gpus = [name for name in os.environ.get('CUDA_VISIBLE_DEVICES', '').split(',') if name] or range(count)
+        places = count // args.gpus_per_run
+        if count and max(args.jobs or 1, 1) > places:
+            raise SharingError(f'The {count} GPUs of this machine hold {places} runs of {args.gpus_per_run} side by '
+                               'side: lower --gpus-per-run or --jobs.')
         jobs = args.jobs or max(places, 1)
-        if gpus and jobs > places:
-            raise SharingError(f'--jobs {jobs}: the {gpus} GPUs of this machine hold {places} runs side by side.')
         self.devices: Queue = Queue()
         for job in range(jobs):
-            first = job * args.gpus_per_run
-            self.devices.put(','.join(map(str, range(first, first + args.gpus_per_run))) if gpus else '')
+            own = gpus[job * args.gpus_per_run:(job + 1) * args.gpus_per_run]
+            self.devices.put(','.join(map(str, own)) if count else '')
         self.pool, self.started, self.stopped = ThreadPoolExecutor(jobs), set(), threading.Event()
 
     def submit(self, command: List[str], log: Path) -> Future:
@@ -117,12 +119,14 @@ class Submitted:
             import submitit
         except ImportError:
             raise SharingError('--submitit needs submitit: pip install submitit') from None
-        self.executor = submitit.AutoExecutor(args.work_dir / 'jobs')
+        try:
+            self.executor = submitit.AutoExecutor(args.work_dir / 'jobs', cluster='slurm')
+        except RuntimeError as error:
+            raise SharingError(f'--submitit finds no SLURM here: {error}') from None
         self.executor.update_parameters(
             name=args.suite.stem, timeout_min=args.timeout, gpus_per_node=args.gpus_per_run,
+            cpus_per_task=int(os.environ.get('CPUS_PER_TASK', 5)) * args.gpus_per_run,
             **(dict(slurm_partition=args.partition) if args.partition else {}))
-        if self.executor.cluster != 'slurm':
-            self.executor.update_parameters(gpus_per_node=min(args.gpus_per_run, torch.cuda.device_count()))
         self.pool, self.jobs = ThreadPoolExecutor(256), []
 
     def submit(self, command: List[str], log: Path) -> Future:
@@ -136,22 +140,37 @@ class Submitted:
         self.pool.shutdown(wait=False, cancel_futures=True)
 
 
-def last_line(log: Path, pattern: str = '') -> str:
-    """The last line of a log that has a pattern in it."""
-    lines = log.read_text(errors='replace').splitlines() if log.is_file() else []
-    return next((line.strip() for line in reversed(lines) if line.strip() and re.search(pattern, line)), '')
+def last_line(log: Path, pattern: str) -> str:
+    """The last line of a log that has a pattern in it, of the log's last 100 kB."""
+    if not log.is_file():
+        return ''
+    with open(log, 'rb') as file:
+        file.seek(max(0, log.stat().st_size - 100_000))
+        lines = file.read().decode(errors='replace').splitlines()
+    return next((line.strip() for line in reversed(lines) if re.search(pattern, line)), '')
+
+
+def reason_of(status: int, log: Path) -> str:
+    """Why a run has ended with a status other than 0."""
+    if status < 0:
+        return f'killed by {signal.Signals(-status).name}'
+    return last_line(log, r'Error\b.*: |^The |^There is ') or last_line(log, r'\w') or f'ended with status {status}'
 
 
 def main() -> None:
     args = parse_args()
+    for signum in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, signal.default_int_handler)  # ends the runs too
     try:
         suite = read_suite(args.suite, args.work_dir)
-        left = [run for run in suite.runs if not finished(run)]
+        left = [run for run in suite.runs if not finished(run, suite)]
+        for run in suite.runs:
+            run.config_file.parent.mkdir(parents=True, exist_ok=True)
+            run.config_file.write_text(run.config)
         if args.dry_run:
             for run in suite.runs:
                 print('' if run in left else '# finished: ', shlex.join(command_of(run, args.gpus_per_run)), sep='')
             return
-        args.work_dir.mkdir(parents=True, exist_ok=True)
         engine = (Submitted if args.submitit else Local)(args)
     except SharingError as error:
         raise SystemExit(f'Error: {error}') from None
@@ -160,9 +179,9 @@ def main() -> None:
     bar = tqdm(total=len(suite.runs), initial=len(suite.runs) - len(left), unit='run', disable=None)
     try:
         for run in left:
-            run.work_dir.mkdir(parents=True, exist_ok=True)
-            (run.work_dir / 'settings.json').write_text(dumps(run.settings))
+            run.work_dir.mkdir(exist_ok=True)
             log = run.work_dir / 'run.log'
+            log.unlink(missing_ok=True)
             waiting[engine.submit(command_of(run, args.gpus_per_run), log)] = run, log
         while waiting:
             done, _ = wait(waiting, timeout=2, return_when=FIRST_COMPLETED)
@@ -171,7 +190,7 @@ def main() -> None:
                 try:
                     status, memory = future.result()
                     if status:
-                        raise SharingError(last_line(log) or f'ended with status {status}')
+                        raise SharingError(reason_of(status, log))
                     collect(run, suite, memory)
                     tqdm.write(f'finished: {run.title}')
                 except Exception as error:  # of a run or of the cluster: the other runs go on
@@ -186,7 +205,7 @@ def main() -> None:
         bar.close()
         raise SystemExit('Interrupted. The same command goes on.') from None
     bar.close()
-    if any(finished(run) for run in suite.runs):
+    if any(finished(run, suite) for run in suite.runs):
         print(write_tables(suite, args.work_dir), end='')
         print(f'wrote {args.work_dir}/results.json, .csv, .md and .png')
     for run, reason in failures:

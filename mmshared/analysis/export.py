@@ -3,7 +3,7 @@ import copy
 import tempfile
 from collections import Counter
 from pathlib import Path
-from typing import Dict, Iterator, Sequence, Tuple
+from typing import Dict, Iterable, Iterator, Sequence, Tuple
 
 import torch
 from mmdet.models.detectors import BaseDetector
@@ -20,6 +20,11 @@ def feature_maps(model: nn.Module, pictures: Tensor) -> Tuple[Tensor, ...]:
     neck."""
     maps = model.extract_feat(pictures) if isinstance(model, BaseDetector) else model(pictures)
     return tuple(maps) if isinstance(maps, (tuple, list)) else (maps, )
+
+
+def relative_difference(found: Iterable[Tensor], expected: Iterable[Tensor]) -> float:
+    """The largest difference of tensors, relative to the largest value of each; not a number if one holds such."""
+    return torch.stack([(a - b).abs().max() / b.abs().max() for a, b in zip(found, expected)]).max().item()
 
 
 def stock_config(cfg: Config) -> Config:
@@ -61,7 +66,7 @@ def to_torchvision(model: nn.Module) -> Dict[str, Tensor]:
         reason = str(error).split('\n\t')[-1].strip()
         raise SharingError(f"torchvision's ResNet is another network: {reason}") from None
     with torch.no_grad():
-        difference = (twin(pictures) - model(pictures)).abs().max() / model(pictures).abs().max()
+        difference = relative_difference([twin(pictures)], [model(pictures)])
     if not difference < 1e-4:
         raise SharingError(f"torchvision's ResNet with these weights differs by a relative {difference:.2g}.")
     return state_dict
@@ -94,14 +99,10 @@ def export_onnx(shared: nn.Module, plain: nn.Module, out: Path, shape: Sequence[
         str: Lines to print.
 
     Raises:
-        SharingError: If a package lacks, or the outputs differ by more than a relative 1e-3.
+        SharingError: If the outputs differ by more than a relative 1e-3.
     """
-    try:
-        import onnx
-        import onnxruntime
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise SharingError(f'--onnx needs {error.name}: pip install onnx onnxscript onnxruntime') from None
+    import onnx
+    import onnxruntime
     with tempfile.TemporaryDirectory() as folder:
         files = {'plain': Path(folder) / 'plain.onnx'}
         _write_onnx(_Maps(plain), files['plain'], shape)
@@ -119,7 +120,7 @@ def export_onnx(shared: nn.Module, plain: nn.Module, out: Path, shape: Sequence[
                 expected = _Maps(plain)(pictures)
             expected = expected if isinstance(expected, (tuple, list)) else (expected, )
             found = [torch.from_numpy(each) for each in session.run(None, {'pictures': pictures.numpy()})]
-            difference = max(((a - b).abs().max() / b.abs().max()).item() for a, b in zip(found, expected))
+            difference = relative_difference(found, expected)
             yield f'ONNX against PyTorch, {batch}x3x{size[0]}x{size[1]}: relative difference {difference:.2g}'
             if not difference < 1e-3:
                 raise SharingError('The ONNX model differs from the network: it was not written.')

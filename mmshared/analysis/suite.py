@@ -1,15 +1,17 @@
 """Suites of training runs: what they are, what came of them, as one table and one plot."""
 import csv
 import json
+import os
+import re
 import statistics
 from pathlib import Path
-from typing import Dict, List, NamedTuple
+from typing import Any, Dict, List, NamedTuple, Sequence
 
 import matplotlib
 import yaml
 from mmengine.config import Config
 
-from ..cli import config_path
+from ..cli import config_path, moved_root
 from ..sharing import SharingError
 from .complexity import count_multiply_adds, parameter_count
 from .models import build_model
@@ -24,16 +26,14 @@ class Run(NamedTuple):
 
     Attributes:
         name (str): The name of the model.
-        config (str): Its config, a file or a library's name for one.
         seed (int): The seed.
-        options (dict): What ``--cfg-options`` changes in the config.
-        work_dir (Path): Where it writes.
+        config (str): The text of its config, options and seed in it.
+        work_dir (Path): Where it writes. Its config stands beside, under the same name.
     """
 
     name: str
-    config: str
     seed: int
-    options: dict
+    config: str
     work_dir: Path
 
     @property
@@ -41,15 +41,12 @@ class Run(NamedTuple):
         return f'{self.name}, seed {self.seed}'
 
     @property
-    def settings(self) -> dict:
-        """What has to be the same for a finished run to count."""
-        return dict(config=self.config, seed=self.seed, options=self.options)
+    def config_file(self) -> Path:
+        return self.work_dir.with_name(f'{self.work_dir.name}.py')
 
     def arguments(self) -> List[str]:
         """The arguments of train.py. With ``--resume`` an interrupted run goes on."""
-        options = {**self.options, 'randomness.seed': self.seed}
-        return [self.config, '--work-dir', str(self.work_dir), '--resume', '--cfg-options',
-                *(f'{key}={value}' for key, value in options.items())]
+        return [str(self.config_file), '--work-dir', str(self.work_dir), '--resume']
 
 
 class Suite(NamedTuple):
@@ -57,63 +54,99 @@ class Suite(NamedTuple):
 
     Attributes:
         metric (str): The name of the metric in the log.
-        shape (list[int]): Height and width of the picture that multiply-adds are counted for.
         runs (list[Run]): The runs.
+        counts (dict): For each model's name its ``parameters`` and ``macs``.
     """
 
     metric: str
-    shape: List[int]
     runs: List[Run]
+    counts: Dict[str, Dict[str, int]]
 
 
 def read_suite(path: Path, work_dir: Path) -> Suite:
-    """Read a suite from a YAML file.
+    """Read a suite from a YAML file, and build each of its models once.
 
     Its keys: ``metric``, the name of the metric in the log; ``configs``, a list of configs, or of mappings with
     ``config`` and where wanted ``name`` and ``options``; and where wanted ``seeds`` (default: 0), ``options`` for all
-    configs, and ``shape``, height and width for the multiply-adds (default: 224, 224).
+    configs, and ``shape``, height and width for the multiply-adds (default: 224, 224). Configs are files, relative to
+    the folder that the command is called in, or a library's names; options are those of ``--cfg-options``, values as
+    YAML has them.
 
     Raises:
-        SharingError: If the file says something else.
+        SharingError: If the file says something else, or a model cannot be built.
     """
     try:
         suite = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = ' '.join(str(error).split())
         raise SharingError(f'The suite {path} cannot be read: {reason}') from None
-    known = {'metric', 'configs', 'seeds', 'options', 'shape'}
-    if not isinstance(suite, dict) or not {'metric', 'configs'} <= set(suite) <= known:
-        raise SharingError(f'The suite {path} has to be a mapping with metric and configs and, where wanted, seeds, '
-                           'options and shape.')
-    runs = []
+    _check(suite, path)
+    runs, counts = [], {}
     for entry in suite['configs']:
         entry = dict(config=entry) if isinstance(entry, str) else entry
-        if not isinstance(entry, dict) or 'config' not in entry or set(entry) - {'config', 'name', 'options'}:
-            raise SharingError(f'The suite {path} has the entry {entry}: give a config, or a mapping with config and, '
-                               'where wanted, name and options.')
         name = entry.get('name', Path(entry['config'].rpartition('::')[2]).stem)
+        if name in counts:
+            raise SharingError(f'The suite {path} has {name} twice: give entries of one config names of their own.')
+        cfg = _config(entry['config'], {**(suite.get('options') or {}), **(entry.get('options') or {})})
+        try:
+            model = build_model(cfg)
+            counts[name] = dict(parameters=parameter_count(model),
+                                macs=count_multiply_adds(model, tuple(suite.get('shape', (224, 224))))[''])
+        except Exception as error:
+            raise SharingError(f'{name} of the suite {path} cannot be built: {str(error).splitlines()[-1]}') from None
         for seed in suite.get('seeds', [0]):
-            runs.append(Run(name, entry['config'], seed, {**suite.get('options', {}), **entry.get('options', {})},
-                            work_dir / name / f'seed_{seed}'))
-    titles = [run.title for run in runs]
-    twice = next((title for title in titles if titles.count(title) > 1), None)
-    if twice:
-        raise SharingError(f'The suite {path} has {twice} twice: give entries of one config names of their own.')
-    return Suite(suite['metric'], suite.get('shape', [224, 224]), runs)
+            cfg.merge_from_dict({'randomness.seed': seed})
+            runs.append(Run(name, seed, cfg.pretty_text, work_dir / name / f'seed_{seed}'))
+    return Suite(suite['metric'], runs, counts)
 
 
-def finished(run: Run) -> bool:
+def _check(suite: Any, path: Path) -> None:
+    """Raise a :class:`SharingError` unless a suite's file has the keys and types that it may have."""
+    kinds = dict(metric=str, configs=list, seeds=list, options=(dict, type(None)), shape=list)
+    if not isinstance(suite, dict) or not {'metric', 'configs'} <= set(suite) <= set(kinds) or not all(
+            isinstance(value, kinds[key]) for key, value in suite.items()):
+        raise SharingError(f'The suite {path} has to be a mapping with metric, a name, and configs, a list, and where '
+                           'wanted seeds, a list, options, a mapping, and shape, a list.')
+    seeds, shape = suite.get('seeds', [0]), suite.get('shape', [224, 224])
+    if not all(type(number) is int for number in (*seeds, *shape)) or len(shape) != 2 or len(set(seeds)) < len(seeds):
+        raise SharingError(f'The suite {path} has seeds {seeds} and shape {shape}: give different whole numbers, and '
+                           'height and width.')
+    if not suite['configs'] or not seeds:
+        raise SharingError(f'The suite {path} has no config or no seed.')
+    for entry in suite['configs']:
+        fine = isinstance(entry, str) or isinstance(entry, dict) and isinstance(entry.get('config'), str) and \
+            set(entry) <= {'config', 'name', 'options'} and isinstance(entry.get('options'), (dict, type(None))) and \
+            re.fullmatch(r'\w[\w.+-]*', str(entry.get('name', 'x')))
+        if not fine:
+            raise SharingError(f'The suite {path} has the entry {entry}: give a config, or a mapping with config and, '
+                               'where wanted, name (letters, digits and .+-_) and options.')
+
+
+def _config(name: str, options: dict) -> Config:
+    """A config with options, that of the data set's root among them."""
+    try:
+        cfg = Config.fromfile(config_path(name))
+        if 'data_root' in options:
+            options = {**moved_root(cfg, options['data_root']), **options}
+        cfg.merge_from_dict({key: value for key, value in options.items() if key != 'data_root'})
+    except SystemExit as error:
+        raise SharingError(str(error)) from None
+    except Exception as error:
+        raise SharingError(f'The config {name} cannot be read: {str(error).splitlines()[-1]}') from None
+    return cfg
+
+
+def finished(run: Run, suite: Suite) -> bool:
     """Whether a run has been finished by an earlier call.
 
     Raises:
-        SharingError: If its folder holds a run with other settings.
+        SharingError: If its folder holds a run with another config.
     """
-    record = run.work_dir / 'settings.json'
-    if not record.is_file():
-        return False
-    if json.loads(record.read_text()) != json.loads(json.dumps(run.settings)):
-        raise SharingError(f'{run.work_dir} holds a run with other settings: remove it, or name another --work-dir.')
-    return (run.work_dir / 'result.json').is_file()
+    if run.config_file.is_file() and run.config_file.read_text() != run.config:
+        raise SharingError(f'{run.work_dir} holds a run with other settings: remove it and {run.config_file.name} '
+                           'beside it, or name another --work-dir.')
+    result = run.work_dir / 'result.json'
+    return result.is_file() and json.loads(result.read_text())['metric_name'] == suite.metric
 
 
 def collect(run: Run, suite: Suite, resident_bytes: int) -> None:
@@ -128,25 +161,18 @@ def collect(run: Run, suite: Suite, resident_bytes: int) -> None:
     if suite.metric not in scalars:
         raise SharingError(f'The log of {run.title} has no {suite.metric}: its metrics are '
                            f'{", ".join(name for name in scalars if "/" in name) or "none"}.')
-    cfg = Config.fromfile(config_path(run.config))
-    cfg.merge_from_dict(run.options)
-    model = build_model(cfg)
-    times = [record['time'] for record in _records(run.work_dir) if 'loss' in record]
+    records = [json.loads(line) for log in sorted(run.work_dir.glob('*/vis_data/scalars.json'))
+               for line in log.read_text().splitlines()]
     checkpoint = Path((run.work_dir / 'last_checkpoint').read_text().strip())
-    (run.work_dir / 'result.json').write_text(json.dumps(dict(
+    partial = run.work_dir / 'result.json.partial'
+    partial.write_text(json.dumps(dict(
+        metric_name=suite.metric,
         metric=scalars[suite.metric][-1][1],
-        parameters=parameter_count(model),
-        macs=count_multiply_adds(model, tuple(suite.shape))[''],
         checkpoint_bytes=(run.work_dir / checkpoint.name).stat().st_size,
-        seconds_per_iteration=statistics.median(times),
-        memory_bytes=max((value * 2**20 for _, value in scalars.get('memory', [])), default=resident_bytes),
+        seconds_per_iteration=statistics.median(record['time'] for record in records if 'loss' in record),
+        memory_bytes=max((int(value * 2**20) for _, value in scalars.get('memory', [])), default=resident_bytes),
     )))
-
-
-def _records(work_dir: Path) -> List[dict]:
-    """The records of a run's logs, in their order."""
-    return [json.loads(line) for log in sorted(work_dir.glob('*/vis_data/scalars.json'))
-            for line in log.read_text().splitlines()]
+    os.replace(partial, run.work_dir / 'result.json')
 
 
 def rows(suite: Suite) -> List[dict]:
@@ -154,14 +180,15 @@ def rows(suite: Suite) -> List[dict]:
     medians of the rest."""
     results: Dict[str, List[dict]] = {}
     for run in suite.runs:
-        if finished(run):
+        if finished(run, suite):
             results.setdefault(run.name, []).append(json.loads((run.work_dir / 'result.json').read_text()))
     return [dict(
         model=name,
         runs=len(found),
         mean=statistics.mean(result['metric'] for result in found),
         deviation=statistics.stdev(result['metric'] for result in found) if len(found) > 1 else None,
-        **{key: statistics.median_low(result[key] for result in found) for key in found[0] if key != 'metric'},
+        **suite.counts[name],
+        **{key: statistics.median_low(result[key] for result in found) for key in found[0] if 'metric' not in key},
     ) for name, found in results.items()]
 
 
@@ -174,11 +201,12 @@ def write_tables(suite: Suite, folder: Path) -> str:
         writer = csv.DictWriter(file, table[0])
         writer.writeheader()
         writer.writerows(table)
-    head = ['model', 'runs', suite.metric, 'parameters', 'multiply-adds', 'checkpoint', 'time per iteration', 'memory']
-    lines = [head, ['---', *['---:'] * (len(head) - 1)]]
+    head = ['model', 'runs', suite.metric, 'parameters', 'multiply-adds', 'training checkpoint', 'time per iteration',
+            'memory']
+    lines: List[Sequence[str]] = [head, ['---', *['---:'] * (len(head) - 1)]]
     for row in table:
         spread = '' if row['deviation'] is None else f' ± {row["deviation"]:.2g}'
-        lines.append([row['model'], str(row['runs']), f'{row["mean"]:.4g}{spread}', f'{row["parameters"]:,.0f}',
+        lines.append([row['model'], str(row['runs']), f'{row["mean"]:.4g}{spread}', f'{row["parameters"]:,}',
                       f'{row["macs"] / 1e9:.3g} G', f'{row["checkpoint_bytes"] / 1e6:.2f} MB',
                       f'{row["seconds_per_iteration"]:.3g} s', f'{row["memory_bytes"] / 1e6:,.0f} MB'])
     text = '\n'.join(f'| {" | ".join(line)} |' for line in lines) + '\n'

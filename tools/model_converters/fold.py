@@ -5,16 +5,16 @@ outputs of both networks on random pictures are compared first; if they differ, 
 """
 import argparse
 import copy
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from mmengine.config import Config
-from torch import nn
 
 from mmshared import SharingError, fold_convs, shared_stages
-from mmshared.analysis.export import export_onnx, feature_maps, stock_config, to_torchvision
+from mmshared.analysis.export import export_onnx, feature_maps, relative_difference, stock_config, to_torchvision
 from mmshared.analysis.models import build_model, load_model
-from mmshared.cli import config_path
+from mmshared.cli import config_path, load_checkpoint_file
 
 TOLERANCE = 1e-4
 
@@ -35,20 +35,22 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.keep_shared and not args.onnx:
         parser.error('--keep-shared is about --onnx')
+    args.out_config = args.out.with_suffix('.py')
+    files = args.config, args.checkpoint, args.out, args.out_config, args.onnx
+    files = [Path(name).resolve() for name in files if name]
+    if len(set(files)) < len(files):
+        parser.error(f'{args.out}, its config {args.out_config} and the ONNX file have to be files of their own')
+    for name, package in dict(onnx='onnxscript', safetensors='safetensors').items():
+        if getattr(args, name) and find_spec(package) is None:
+            parser.error(f"--{name} needs packages that are not here: pip install 'mmshared[export]'")
     return args
-
-
-def compare(shared: nn.Module, plain: nn.Module, shape: tuple) -> float:
-    """The largest difference of the outputs on random pictures, relative to the largest value."""
-    pictures = torch.randn(2, 3, *shape, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        pairs = zip(feature_maps(shared, pictures), feature_maps(plain, pictures))
-        return max(((a - b).abs().max() / a.abs().max().clamp(min=1e-12)).item() for a, b in pairs)
 
 
 def main() -> None:
     args = parse_args()
     cfg = Config.fromfile(config_path(args.config))
+    for path in filter(None, (args.out, args.onnx)):
+        path.parent.mkdir(parents=True, exist_ok=True)
     try:
         shared = load_model(cfg, args.checkpoint)
         if not shared_stages(shared):
@@ -58,23 +60,27 @@ def main() -> None:
         plain = build_model(stock)
         plain.load_state_dict(folded.state_dict(), strict=True)
         plain.eval()
-        difference = compare(shared, plain, args.shape)
+        pictures = torch.randn(2, 3, *args.shape, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            difference = relative_difference(feature_maps(plain, pictures), feature_maps(shared, pictures))
         print(f'relative difference of the outputs: {difference:.2g}')
         if not difference < TOLERANCE:
             raise SharingError(f'The folded network differs by more than {TOLERANCE:g}: nothing was written.')
         state_dict = to_torchvision(plain) if args.torchvision else plain.state_dict()
         if args.safetensors:
-            try:
-                from safetensors.torch import save_file
-            except ImportError:
-                raise SharingError('--safetensors needs safetensors: pip install safetensors') from None
-            save_file({key: tensor.contiguous() for key, tensor in state_dict.items()}, args.out)
+            from safetensors.torch import save_file
+
+            # Clones: the heads of some detectors have layers in common too.
+            save_file({key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in state_dict.items()},
+                      args.out)
         else:
-            torch.save(state_dict if args.torchvision else dict(state_dict=state_dict), args.out)
+            meta = load_checkpoint_file(args.checkpoint).get('meta', {})
+            names = {key: meta[key] for key in ('dataset_meta', ) if key in meta}
+            torch.save(state_dict if args.torchvision else dict(state_dict=state_dict, meta=names), args.out)
         print(f'wrote {args.out} ({args.out.stat().st_size / 1e6:.1f} MB)')
         if not args.torchvision:
-            stock.dump(args.out.with_suffix('.py'))
-            print(f'wrote {args.out.with_suffix(".py")}'
+            stock.dump(args.out_config)
+            print(f'wrote {args.out_config}'
                   + (', whose network is one of mmshared' if 'custom_imports' in stock else ''))
         if args.onnx:
             for line in export_onnx(shared, plain, args.onnx, args.shape, args.keep_shared):

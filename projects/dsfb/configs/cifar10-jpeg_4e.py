@@ -37,4 +37,4 @@ optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.1, momentum=0.9, weight_dec
 param_scheduler = dict(
     type='OneCycleLR', eta_max=0.2, total_steps=4, pct_start=0.2, anneal_strategy='linear', convert_to_iter_based=True)
 randomness = dict(seed=0)
-default_hooks = dict(logger=dict(interval=50), checkpoint=dict(max_keep_ckpts=1))
+default_hooks = dict(logger=dict(interval=50), checkpoint=dict(max_keep_ckpts=2))

@@ -1,0 +1,163 @@
+"""A folded checkpoint is one of the stock classes, which know nothing of mmshared."""
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from helpers import ROOT, call, difference, picture, randomise_norms
+from mmdet.models.detectors import BaseDetector
+from mmengine.config import Config
+
+from mmshared import fold_convs
+from mmshared.analysis.export import feature_maps, stock_config
+from mmshared.analysis.models import build_model
+from mmshared.cli import load_checkpoint_file
+from mmshared.sharing.filter_basis import BasisConv2d
+
+# Narrow networks of each kind: classifiers of mmpretrain and a detector of mmdet.
+NARROW = """
+model = dict(backbone=dict(base_channels=16, stem_channels=16), head=dict(in_channels={}, num_classes=10, topk=(1, )))
+"""
+RANKS = "model['backbone']['sharing'] = dict(bank=dict(base_channels=16))"
+CONFIGS = {
+    'basis': ('shared_resnet/shared-resnet34-s32u1_8xb32_in1k.py', NARROW.format(128) + RANKS),
+    'tied': ('shared_resnet/shared-resnet50-pp_8xb32_in1k.py', NARROW.format(512)),
+    'mobilenet': ('shared_mobilenet_v2/shared-mobilenet-v2-pp_8xb32_in1k.py', ''),
+    'detector': ('small/faster-rcnn_r50-narrow-shared_12e_digits.py', ''),
+}
+# What a user without mmshared does; mmcv's operators come from its file, since this test has none compiled.
+STOCK = """
+import sys, importlib.util, torch
+sys.modules['mmshared'] = None
+spec = importlib.util.spec_from_file_location('mmcv_ops', {operators!r})
+operators = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(operators)
+operators.supply()
+from mmdet.models.detectors import BaseDetector
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+cfg = Config.fromfile({config!r})
+init_default_scope(cfg.default_scope)
+model = MODELS.build(cfg.model)
+model.load_state_dict(torch.load({checkpoint!r}, weights_only=True)['state_dict'], strict=True)
+model.eval()
+pictures = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+with torch.no_grad():
+    maps = model.extract_feat(pictures) if 'Faster' in type(model).__name__ else (model(pictures), )
+torch.save(list(maps), {out!r})
+"""
+
+
+def fold(*arguments):
+    return call('model_converters/fold.py', *arguments, '--shape', 64, 64)
+
+
+@pytest.fixture(params=CONFIGS)
+def trained(request, tmp_path):
+    """A config, its checkpoint and its model."""
+    base, text = CONFIGS[request.param]
+    config = tmp_path / 'shared.py'
+    config.write_text(f"_base_ = '{ROOT}/configs/{base}'\n{text}")
+    model = randomise_norms(build_model(Config.fromfile(config)))
+    torch.save(dict(state_dict=model.state_dict(), meta=dict(dataset_meta=dict(classes=['a']), seed=3)),
+               tmp_path / 'shared.pth')
+    return config, tmp_path / 'shared.pth', model.eval()
+
+
+def test_stock_classes_load_a_folded_checkpoint(trained, tmp_path):
+    config, checkpoint, model = trained
+    result = fold(config, checkpoint, tmp_path / 'plain.pth')
+    assert result.returncode == 0, result.stderr
+    assert float(re.search(r'relative difference of the outputs: (\S+)', result.stdout).group(1)) < 1e-4
+    assert 'mmshared' not in (tmp_path / 'plain.py').read_text()
+    assert load_checkpoint_file(str(tmp_path / 'plain.pth'))['meta'] == dict(dataset_meta=dict(classes=['a']))
+    script = STOCK.format(operators=str(ROOT / 'mmshared/compat/mmcv_ops.py'), config=str(tmp_path / 'plain.py'),
+                          checkpoint=str(tmp_path / 'plain.pth'), out=str(tmp_path / 'maps.pth'))
+    stock = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, cwd=tmp_path)
+    assert stock.returncode == 0, stock.stderr
+    pictures = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        assert difference(torch.load(tmp_path / 'maps.pth', weights_only=True), feature_maps(model, pictures)) < 1e-4
+
+
+def test_onnx_is_one_conv_per_conv_and_takes_any_batch_and_size(trained, tmp_path):
+    onnx = pytest.importorskip('onnx')
+    pytest.importorskip('onnxruntime')
+    config, checkpoint, model = trained
+    result = fold(config, checkpoint, tmp_path / 'plain.pth', '--onnx', tmp_path / 'model.onnx')
+    assert result.returncode == 0, result.stderr
+    nodes = [node.op_type for node in onnx.load(tmp_path / 'model.onnx').graph.node]
+    plain = build_model(Config.fromfile(tmp_path / 'plain.py'))
+    network = plain.backbone if isinstance(plain, BaseDetector) else plain
+    assert nodes.count('Conv') == sum(isinstance(module, torch.nn.Conv2d) for module in network.modules())
+    assert 'Concat' not in nodes and 'BatchNormalization' not in nodes
+    assert 'ONNX against PyTorch, 3x3x96x128: relative difference' in result.stdout
+
+
+def test_shared_filters_are_stored_once_in_onnx(tmp_path):
+    onnx = pytest.importorskip('onnx')
+    config = ROOT / 'configs/shared_resnet/shared-resnet32-s16u1_b256_cifar10.py'
+    model = randomise_norms(build_model(Config.fromfile(config)))
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'shared.pth')
+    result = fold(config, tmp_path / 'shared.pth', tmp_path / 'plain.pth', '--onnx', tmp_path / 'model.onnx',
+                  '--keep-shared')
+    assert result.returncode == 0, result.stderr
+    assert re.search(r'ONNX: \S+ MB plain, \S+ MB shared', result.stdout) and 'ONNX nodes, shared' in result.stdout
+    graph = onnx.load(tmp_path / 'model.onnx').graph
+    stored = sum(torch.Size(each.dims).numel() for each in graph.initializer)
+    # With the statistics of batch norms; the exporter folds a few small stacks of filters.
+    counted = sum(tensor.numel() for tensor in model.state_dict().values())
+    assert stored < 1.07 * counted < 0.5 * sum(p.numel() for p in fold_convs(model).parameters())
+    assert 'one of mmshared' in result.stdout and 'mmshared' in (tmp_path / 'plain.py').read_text()
+
+
+def test_torchvision_and_safetensors(tmp_path):
+    safetensors = pytest.importorskip('safetensors.torch')
+    from torchvision.models import resnet34
+    config = ROOT / 'configs/shared_resnet/shared-resnet34-s32u1_8xb32_in1k.py'
+    model = randomise_norms(build_model(Config.fromfile(config))).eval()
+    # Shared tensors are stored once: safetensors has nothing to complain of.
+    safetensors.save_file(model.state_dict(), tmp_path / 'shared.safetensors')
+    model.load_state_dict(safetensors.load_file(tmp_path / 'shared.safetensors'), strict=True)
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'shared.pth')
+    result = fold(config, tmp_path / 'shared.pth', tmp_path / 'plain.safetensors', '--torchvision', '--safetensors')
+    assert result.returncode == 0, result.stderr
+    twin = resnet34().eval()
+    twin.load_state_dict(safetensors.load_file(tmp_path / 'plain.safetensors'), strict=True)
+    x = picture(96)
+    with torch.no_grad():
+        assert difference([twin(x)], [model(x)]) < 1e-4
+
+
+def test_what_cannot_be_folded_is_refused_and_nothing_written(tmp_path, monkeypatch):
+    shared = ROOT / 'configs/shared_resnet/shared-resnet32-s8u1_b256_cifar10.py'
+    plain = shared.with_name('resnet32_b256_cifar10.py')
+    for config in (shared, plain):
+        torch.save(dict(state_dict=build_model(Config.fromfile(config)).state_dict()), tmp_path / f'{config.stem}.pth')
+    out = tmp_path / 'out.pth'
+    for arguments, words in [
+        ((plain, tmp_path / f'{plain.stem}.pth', out), 'shares nothing: there is nothing to fold'),
+        ((shared, tmp_path / 'none.pth', out), 'There is no checkpoint'),
+        ((shared, tmp_path / f'{shared.stem}.pth', out, '--torchvision'), "for classifiers on mmpretrain's ResNet"),
+        ((shared, tmp_path / f'{shared.stem}.pth', out, '--keep-shared'), '--keep-shared is about --onnx'),
+        ((shared, out.with_name('in.pth'), out.with_name('in.pth')), 'have to be files of their own'),
+        ((tmp_path / 'out.py', out.with_name('in.pth'), out), 'have to be files of their own'),
+    ]:
+        result = fold(*arguments)
+        assert result.returncode and words in result.stderr and 'Traceback' not in result.stderr and not out.exists()
+    # A fold that is wrong by a little.
+    monkeypatch.setattr(BasisConv2d, 'dense', lambda conv, dense=BasisConv2d.dense: (1.001 * dense(conv)[0], None))
+    result = fold(shared, tmp_path / f'{shared.stem}.pth', out)
+    assert 'differs by more than 0.0001: nothing was written' in result.stderr and not out.exists()
+
+
+def test_the_stock_config_keeps_the_hooks_and_imports_of_others(tmp_path):
+    base = ROOT / 'configs/shared_resnet/shared-resnet34-s32u1_8xb32_in1k.py'
+    (tmp_path / 'mine.py').write_text(
+        f"_base_ = '{base}'\n"
+        "custom_hooks = [*_base_.custom_hooks, dict(type='EMAHook')]\n"
+        "custom_imports = dict(imports=['mmshared', 'json'])\n")
+    stock = stock_config(Config.fromfile(tmp_path / 'mine.py'))
+    assert [hook['type'] for hook in stock.custom_hooks] == ['EMAHook'] and stock.custom_imports['imports'] == ['json']
+    assert stock.model.backbone.type == 'ResNet' and 'sharing' not in stock.model.backbone
