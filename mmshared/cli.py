@@ -177,6 +177,9 @@ def run_tool(script: str, loaders: List[str]) -> None:
     signal.signal(signal.SIGINT, interrupt)
     try:
         tool.main()
+        if torch.distributed.is_initialized():
+            # mmengine leaves it open, and a process that ends with its threads running may be aborted.
+            torch.distributed.destroy_process_group()
     except SharingError as error:
         raise SystemExit(f'Error: {error}') from None
     except (KeyboardInterrupt, RuntimeError):
