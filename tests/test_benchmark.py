@@ -179,7 +179,7 @@ def test_runs_over_several_processes_go_through_torchrun(pictures, tmp_path):
     assert result.returncode == 0, result.stdout
     log = (tmp_path / 'runs' / 'shared-resnet32-s8u1_4e_cifar10-jpeg/seed_3/run.log').read_text()
     # 40 pictures in batches of 20 on two processes
-    assert re.search(r'Epoch\(train\)  \[4\]\[1\/1\]', log) and 'seed=3' in log
+    assert re.search(r'Epoch\(train\) +\[4\]\[1/1\]', log) and 'seed=3' in log
 
 
 def test_runs_get_the_gpus_that_are_handed_out(tmp_path, monkeypatch):
