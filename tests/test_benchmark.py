@@ -190,9 +190,16 @@ def test_runs_get_the_gpus_that_are_handed_out(tmp_path, monkeypatch):
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '2,3,5,7')
     engine = tool.Local(SimpleNamespace(gpus_per_run=2, jobs=None))
     show = [sys.executable, '-c', "import os, time; print(os.environ['CUDA_VISIBLE_DEVICES']); time.sleep(1)"]
-    runs = [engine.submit(show, tmp_path / str(i)) for i in range(2)]
+    logs = [tmp_path / name / 'run.log' for name in ('a', 'b')]
+    for log in logs:
+        log.parent.mkdir()
+    runs = [engine.submit(show, log) for log in logs]
+    time.sleep(0.5)
+    with pytest.raises(SharingError, match='another process trains in'):
+        tool.execute(show, logs[0])
     assert [run.result()[0] for run in runs] == [0, 0]
-    assert sorted((tmp_path / str(i)).read_text().strip() for i in range(2)) == ['2,3', '5,7']
+    assert sorted(log.read_text().strip() for log in logs) == ['2,3', '5,7']
+    assert tool.execute(show, logs[0], '7')[0] == 0
     with pytest.raises(SharingError, match='hold 1 runs of 3 side by side'):
         tool.Local(SimpleNamespace(gpus_per_run=3, jobs=2))
 

@@ -5,6 +5,7 @@ side on the GPUs there are, or as jobs of a cluster. What has finished is skippe
 that fails stops no other. The same command, called again, does what is left.
 """
 import argparse
+import fcntl
 import os
 import re
 import shlex
@@ -58,12 +59,18 @@ def command_of(run: Run, processes: int) -> List[str]:
 
 def execute(command: List[str], log: Path, devices: str = '', started: Optional[Set[int]] = None) -> Tuple[int, int]:
     """Run a command, its output into a file. Returns its exit status and the most memory that a process of it held,
-    in bytes. While it runs its process is in ``started``."""
+    in bytes. While it runs its process is in ``started``, and it holds a lock on the folder of the file."""
     started = set() if started is None else started
+    lock = open(log.with_name('run.lock'), 'w')
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise SharingError(f'another process trains in {log.parent}: end it, or wait for it') from None
     environment = {**os.environ, **(dict(CUDA_VISIBLE_DEVICES=devices) if devices else {})}
-    with open(log, 'w') as file:
+    with lock, open(log, 'w') as file:
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment,
-                                   start_new_session=True)
+                                   start_new_session=True, pass_fds=[lock.fileno()])  # it keeps the lock
     started.add(process.pid)
     _, status, usage = os.wait4(process.pid, 0)
     started.discard(process.pid)
@@ -175,13 +182,12 @@ def main() -> None:
     except SharingError as error:
         raise SystemExit(f'Error: {error}') from None
 
-    failures, waiting = [], {}
+    failures, waiting, start = [], {}, time.time()
     bar = tqdm(total=len(suite.runs), initial=len(suite.runs) - len(left), unit='run', disable=None)
     try:
         for run in left:
             run.work_dir.mkdir(exist_ok=True)
             log = run.work_dir / 'run.log'
-            log.unlink(missing_ok=True)
             waiting[engine.submit(command_of(run, args.gpus_per_run), log)] = run, log
         while waiting:
             done, _ = wait(waiting, timeout=2, return_when=FIRST_COMPLETED)
@@ -197,13 +203,14 @@ def main() -> None:
                     failures.append((run, str(error).splitlines()[-1] if str(error) else type(error).__name__))
                     tqdm.write(f'failed: {run.title}')
                 bar.update()
-            at = [f'{run.title}: {eta.group()}' for run, log in waiting.values()
+            now = [(run, log) for run, log in waiting.values() if log.is_file() and log.stat().st_mtime > start]
+            at = [f'{run.title}: {eta.group()}' for run, log in now
                   for eta in [re.search(r'eta: \S+', last_line(log, 'eta: '))] if eta]
             bar.set_postfix_str('; '.join(at))
     except KeyboardInterrupt:
         engine.stop()
         bar.close()
-        raise SystemExit('Interrupted. The same command goes on.') from None
+        raise
     bar.close()
     if any(finished(run, suite) for run in suite.runs):
         print(write_tables(suite, args.work_dir), end='')
@@ -214,4 +221,7 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        raise SystemExit('Interrupted. The same command goes on.') from None

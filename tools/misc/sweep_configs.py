@@ -38,7 +38,10 @@ def main() -> None:
         root = Path(config_path(f'{library}::_base_/default_runtime.py')).parents[1]
         configs.update({f'{library}::{path.relative_to(root)}': path for path in sorted(root.rglob('*.py'))
                         if '_base_' not in path.parts})
-    configs = {name: path for name, path in configs.items() if re.search(args.match, name)}
+    try:
+        configs = {name: path for name, path in configs.items() if re.search(args.match, name)}
+    except re.error as error:
+        parser.error(f'--match {args.match}: {error}')
     if not configs:
         raise SystemExit(f'No config of {" and ".join(args.libraries)} has {args.match!r} in its name.')
 
