@@ -44,7 +44,9 @@ def swapped(name):
     for each in (cfg.model, cfg.model.get('backbone', {})):
         each.pop('init_cfg', None)  # no downloads
     assert swap_backbones(cfg.model)
-    return MODELS.build(cfg.model)
+    model = MODELS.build(cfg.model)
+    model.init_weights()  # TridentNet's convs are memory as it was found before
+    return model
 
 
 def gradients_reach_every_bank(model, losses):
