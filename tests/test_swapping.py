@@ -7,10 +7,12 @@ import pytest
 import torch
 from helpers import (BANKS, BASIS, ROOT, TIED, Classifier, backbone, difference, evaluating, picture, randomise_norms,
                      small, stage_banks, train)
+from mmdet.models.backbones.trident_resnet import TridentConv
 from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
+from torch import nn
 
 from mmshared import OrthogonalityLossHook, SharedConv2d, SharingError, shared_stages
 from mmshared.analysis.sweep import GROUPS, Outcome, count, pattern_for, swap_backbones, sweep_config
@@ -45,7 +47,9 @@ def swapped(name):
         each.pop('init_cfg', None)  # no downloads
     assert swap_backbones(cfg.model)
     model = MODELS.build(cfg.model)
-    model.init_weights()  # TridentNet's convs are memory as it was found before
+    for module in model.modules():
+        if isinstance(module, TridentConv):  # whose weights are memory as it was found
+            nn.init.kaiming_normal_(module.weight)
     return model
 
 
