@@ -38,9 +38,10 @@ def gram_error(filters: Tensor) -> Tensor:
     """
     *batch, n, m = filters.shape
     rows = filters if n <= m else filters.mT
-    gram = rows @ rows.mT  # (..., min(N, M), min(N, M))
+    # Both sides of the product have the same gradient: it is computed for one of them, and counted twice.
+    gram = rows @ rows.detach().mT  # (..., min(N, M), min(N, M))
     error = (gram - torch.eye(min(n, m), device=gram.device, dtype=gram.dtype)).square().sum()
-    return error + max(n - m, 0) * math.prod(batch)
+    return 2 * error - error.detach() + max(n - m, 0) * math.prod(batch)
 
 
 def orthogonality_loss(means: List[List[List[Bank]]], include_unique: bool = False) -> Tensor:
