@@ -4,7 +4,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from importlib.util import module_from_spec, spec_from_file_location
 from io import StringIO
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Dict, List, Optional, Sequence
 from unittest.mock import patch
 
@@ -89,14 +89,20 @@ class Classifier(BaseModel):
         return dict(loss=nn.functional.cross_entropy(logits, labels)) if mode == 'loss' else logits
 
 
+def load_tool(tool: str) -> ModuleType:
+    """A tool of the folder tools/ as a module."""
+    spec = spec_from_file_location(Path(tool).stem, ROOT / 'tools' / tool)
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def call(tool: str, *arguments) -> SimpleNamespace:
     """Call a tool of the folder tools/ within this process; returns its returncode, stdout and stderr."""
-    spec = spec_from_file_location(Path(tool).stem, ROOT / 'tools' / tool)
-    module, out, err, code = module_from_spec(spec), StringIO(), StringIO(), 0
+    out, err, code = StringIO(), StringIO(), 0
     with patch.object(sys, 'argv', [tool, *map(str, arguments)]), redirect_stdout(out), redirect_stderr(err):
-        spec.loader.exec_module(module)
         try:
-            module.main()
+            load_tool(tool).main()
         except SystemExit as stop:
             code = int(bool(stop.code))
             print(stop.code if isinstance(stop.code, str) else '', file=err)

@@ -8,14 +8,13 @@ import statistics
 import subprocess
 import sys
 import time
-from importlib.util import module_from_spec, spec_from_file_location
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from helpers import ROOT, call
+from helpers import ROOT, call, load_tool
 from mmengine.config import Config
 from PIL import Image
 
@@ -183,9 +182,7 @@ def test_runs_over_several_processes_go_through_torchrun(pictures, tmp_path):
 
 
 def test_runs_get_the_gpus_that_are_handed_out(tmp_path, monkeypatch):
-    spec = spec_from_file_location('benchmark', ROOT / 'tools/benchmark.py')
-    tool = module_from_spec(spec)
-    spec.loader.exec_module(tool)
+    tool = load_tool('benchmark.py')
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 4)
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '2,3,5,7')
     engine = tool.Local(SimpleNamespace(gpus_per_run=2, jobs=None))
@@ -205,9 +202,7 @@ def test_runs_get_the_gpus_that_are_handed_out(tmp_path, monkeypatch):
 
 
 def test_the_reason_of_a_failure_is_the_line_that_says_it(tmp_path):
-    spec = spec_from_file_location('benchmark', ROOT / 'tools/benchmark.py')
-    tool = module_from_spec(spec)
-    spec.loader.exec_module(tool)
+    tool = load_tool('benchmark.py')
     log = tmp_path / 'run.log'
     assert tool.reason_of(-9, log) == 'killed by SIGKILL'
     log.write_text('a\nError: The pattern is wrong.\nChildFailedError\n=====\n')

@@ -11,7 +11,7 @@ from mmengine.registry import HOOKS
 
 from mmshared import shared_stages
 from mmshared.analysis.complexity import complexity, count_multiply_adds, parameter_count, sharing_groups
-from mmshared.analysis.models import build_model, plain_twin
+from mmshared.analysis.models import build_model, build_plain
 from mmshared.analysis.tables import measure, readmes
 
 CONFIGS = sorted(path for folder in ('configs', 'projects') for path in (ROOT / folder).rglob('*.py')
@@ -99,7 +99,7 @@ def test_every_config_builds_a_network_that_shares_if_it_says_so(path):
     for hook in cfg.get('custom_hooks', []):
         HOOKS.build(hook)
     if shares:
-        plain = build_model(Config(dict(model=plain_twin(cfg.model), default_scope=cfg.default_scope)))
+        plain = build_plain(cfg)
         assert not shared_stages(plain) and parameter_count(plain) > parameter_count(model)
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..sharing import SharedConv2d, fold_convs, shared_stages
-from .models import build_model, plain_twin
+from .models import build_model, build_plain
 
 
 def parameter_count(model: nn.Module) -> int:
@@ -46,8 +46,7 @@ def count_multiply_adds(model: nn.Module, size: Tuple[int, int]) -> Dict[str, in
 
 def complexity(cfg: Config, size: Tuple[int, int]) -> Dict[str, int]:
     """Parameters and multiply-adds of a config's model and of its plain twin."""
-    plain_cfg = Config(dict(model=plain_twin(cfg.model), default_scope=cfg.default_scope))
-    shared, plain = build_model(cfg), build_model(plain_cfg)
+    shared, plain = build_model(cfg), build_plain(cfg)
     return dict(
         parameters=parameter_count(shared),
         plain_parameters=parameter_count(plain),

@@ -26,6 +26,11 @@ def plain_twin(cfg: Any) -> Any:
     return [plain_twin(item) for item in cfg] if isinstance(cfg, list) else cfg
 
 
+def build_plain(cfg: Config) -> nn.Module:
+    """Build the plain twin of a config's model."""
+    return build_model(Config(dict(model=plain_twin(cfg.model), default_scope=cfg.default_scope)))
+
+
 def load_model(cfg: Config, checkpoint: str) -> nn.Module:
     """A config's model in eval mode, with the weights of a checkpoint: all of them, and no others. What a plain one
     has for shared convs is converted.

@@ -13,7 +13,7 @@ from mmengine.config import Config
 from rich.console import Console
 from rich.table import Table
 
-from mmshared.analysis.models import build_model, plain_twin
+from mmshared.analysis.models import build_model, build_plain
 from mmshared.analysis.speed import (checkpoint_bytes, deployed, inference_of, kept_bytes, loss_of, ratio_rows,
                                      step_of, time_in_turn)
 from mmshared.cli import config_path
@@ -43,8 +43,7 @@ def main() -> None:
     args = parse_args()
     cfg = Config.fromfile(config_path(args.config))
     layout = torch.channels_last if args.channels_last else torch.contiguous_format
-    plain_cfg = Config(dict(model=plain_twin(cfg.model), default_scope=cfg.default_scope))
-    plain, shared = [build_model(each).to(args.device, memory_format=layout) for each in (plain_cfg, cfg)]
+    plain, shared = [build(cfg).to(args.device, memory_format=layout) for build in (build_plain, build_model)]
     means = orthogonality_spaces(shared)
     if not means:
         raise SystemExit('The model of this config has no filter basis: there is nothing to compare.')

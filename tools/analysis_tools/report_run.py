@@ -18,7 +18,7 @@ from mmengine.runner import find_latest_checkpoint
 from mmshared import SharingError
 from mmshared.analysis.complexity import parameter_count
 from mmshared.analysis.detections import draw_detections
-from mmshared.analysis.models import build_model, plain_twin
+from mmshared.analysis.models import build_plain
 from mmshared.analysis.training import draw_curves, read_scalars
 from mmshared.cli import refuse_pickles
 
@@ -57,7 +57,7 @@ def main() -> None:
     for name, curve in scalars.items():
         if metric and name.startswith(metric) and curve[-1][1] >= 0:  # -1: no object of that size
             print(f'{name}: {curve[-1][1]:.3f}')
-    plain = build_model(Config(dict(model=plain_twin(cfg.model), default_scope=cfg.default_scope)))
+    plain = build_plain(cfg)
     for name, counted, twin in (('detector', model, plain), ('backbone', model.backbone, plain.backbone)):
         here, there = parameter_count(counted), parameter_count(twin)
         print(f'parameters of the {name}: {here:,} shared, {there:,} plain ({1 - here / there:.1%} fewer)')
