@@ -29,6 +29,7 @@ BANKS = {
     'basis-without-shared': dict(BASIS, shared_rank=0),
     'basis-without-norm': dict(BASIS, with_norm=False),
     'orthonormal': dict(BASIS, type='OrthonormalFilterBasis'),
+    'templates': dict(type='TemplateBank', num_templates=2),
 }
 
 

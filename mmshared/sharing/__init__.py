@@ -1,8 +1,9 @@
 from .base import Bank, SharedConv2d, SharingError
 from .filter_basis import FilterBasis, OrthonormalFilterBasis, TiedFilters
 from .surgery import fold_convs, share_convs, shared_stages
+from .template_bank import TemplateBank
 
 __all__ = [
-    'Bank', 'FilterBasis', 'OrthonormalFilterBasis', 'SharedConv2d', 'SharingError', 'TiedFilters', 'fold_convs',
-    'share_convs', 'shared_stages'
+    'Bank', 'FilterBasis', 'OrthonormalFilterBasis', 'SharedConv2d', 'SharingError', 'TemplateBank', 'TiedFilters',
+    'fold_convs', 'share_convs', 'shared_stages'
 ]

@@ -1,0 +1,71 @@
+"""Implicitly recurrent CNNs (Savarese and Maire, ICLR 2019, https://arxiv.org/abs/1902.09701)."""
+from typing import Optional, Sequence, Tuple
+
+import torch
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from .base import Bank, SharedConv2d, SharingError
+from .filter_basis import leading_directions
+
+
+class TemplateConv2d(SharedConv2d):
+    """A conv whose kernel is a linear combination of the templates of its group."""
+
+    def __init__(self, conv: nn.Conv2d, bank: 'TemplateBank', norm: Optional[nn.Module] = None):
+        super().__init__(conv, bank, norm)
+        self.position = len(bank.convs) - 1
+        self.coefficients = nn.Parameter(bank.start[self.position].to(conv.weight))  # (K, )
+
+    def dense(self) -> Tuple[Tensor, Optional[Tensor]]:
+        return self.bank()[self.position], self.bias
+
+
+@MODELS.register_module()
+class TemplateBank(Bank):
+    r"""Templates whose linear combinations are the kernels of the convs.
+
+    With the templates :math:`T_k` conv i has the kernel :math:`W_i = \sum_k \alpha_{ik} T_k`. The coefficients are
+    the rows of a matrix (convs, K) that is initialised orthogonally, and are to be trained without weight decay:
+    ``optim_wrapper.paramwise_cfg=dict(custom_keys={'coefficients': dict(decay_mult=0)})``. The templates are
+    initialised as kernels are, from a normal distribution (Kaiming, fan in).
+
+    Args:
+        convs (Sequence[nn.Conv2d]): The plain convs of the group.
+        num_templates (int): Number K of templates.
+
+    Raises:
+        SharingError: If there is to be less than one template.
+    """
+
+    conv_class = TemplateConv2d
+
+    def __init__(self, convs: Sequence[nn.Conv2d], num_templates: int):
+        super().__init__()
+        if num_templates < 1:
+            raise SharingError(f'num_templates={num_templates} makes no kernel: give 1 or more.')
+        kernel = convs[0].weight
+        self.templates = nn.Parameter(kernel.new_empty(num_templates, *kernel.shape))  # (K, O, I / groups, k, k)
+        for template in self.templates:
+            nn.init.kaiming_normal_(template)
+        self.start = nn.init.orthogonal_(torch.empty(len(convs), num_templates))  # (convs, K)
+
+    def coefficients(self) -> Tensor:
+        """The coefficients of all convs, (convs, K)."""
+        return torch.stack([conv.coefficients for conv in self.convs])
+
+    def generate(self) -> Tuple[Tensor, ...]:
+        # One product for all convs; unbound, so that the gradients of all kernels are stacked once.
+        kernels = self.coefficients() @ self.templates.flatten(1)  # (convs, O I k k)
+        return kernels.view(-1, *self.templates.shape[1:]).unbind()
+
+    @torch.no_grad()
+    def fit(self, kernels: Sequence[Tensor]) -> None:
+        """Take the leading right singular vectors of the kernels, a row each, as templates, and the projections on
+        them as coefficients: the least squares of all linear combinations of K templates."""
+        rows = torch.stack([kernel.flatten() for kernel in kernels])  # (convs, O I k k)
+        templates = leading_directions(rows, min(len(self.templates), len(rows)))
+        self.templates[:len(templates)] = templates.view(-1, *self.templates.shape[1:])
+        for conv, row in zip(self.convs, rows):
+            conv.coefficients.zero_()
+            conv.coefficients[:len(templates)] = templates @ row
