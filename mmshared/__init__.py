@@ -4,11 +4,11 @@ from . import compat  # noqa: F401, I001
 from .backbones import SharedBackboneMixin
 from .hooks import BasisHealthHook, GradientFlowHook, OrthogonalityLossHook
 from .sharing import (Bank, FilterBasis, OrthonormalFilterBasis, SharedConv2d, SharingError, TemplateBank, TiedFilters,
-                      fold_convs, share_convs, shared_stages)
+                      deploy, fold_convs, share_convs, shared_stages)
 from .version import __version__
 
 __all__ = [
     'Bank', 'BasisHealthHook', 'FilterBasis', 'GradientFlowHook', 'OrthogonalityLossHook', 'OrthonormalFilterBasis',
-    'SharedBackboneMixin', 'SharedConv2d', 'SharingError', 'TemplateBank', 'TiedFilters', '__version__', 'fold_convs',
-    'share_convs', 'shared_stages'
+    'SharedBackboneMixin', 'SharedConv2d', 'SharingError', 'TemplateBank', 'TiedFilters', '__version__', 'deploy',
+    'fold_convs', 'share_convs', 'shared_stages'
 ]

@@ -22,6 +22,7 @@ from mmshared import Bank, shared_stages
 ROOT = Path(__file__).parents[1]
 TIED = dict(type='TiedFilters')
 BASIS = dict(type='FilterBasis', shared_rank=32, unique_rank=4)
+TEMPLATES = dict(type='TemplateBank', num_templates=2)
 BANKS = {
     'tied': TIED,
     'basis': BASIS,
@@ -29,7 +30,7 @@ BANKS = {
     'basis-without-shared': dict(BASIS, shared_rank=0),
     'basis-without-norm': dict(BASIS, with_norm=False),
     'orthonormal': dict(BASIS, type='OrthonormalFilterBasis'),
-    'templates': dict(type='TemplateBank', num_templates=2),
+    'templates': TEMPLATES,
 }
 
 
@@ -39,7 +40,7 @@ def backbone(depth: int = 50,
              type: str = 'ResNet',
              **kwargs) -> nn.Module:
     """A narrow backbone of the current default scope; plain where ``bank`` is None."""
-    if type != 'MobileNetV2':
+    if 'Res' in type:
         kwargs = {**dict(depth=depth, base_channels=16, stem_channels=16), **kwargs}
     if bank is not None:
         kwargs['sharing'], type = dict(groups=groups, bank=bank), f'Shared{type}'

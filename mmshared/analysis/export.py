@@ -22,6 +22,11 @@ def feature_maps(model: nn.Module, pictures: Tensor) -> Tuple[Tensor, ...]:
     return tuple(maps) if isinstance(maps, (tuple, list)) else (maps, )
 
 
+def inner(model: nn.Module) -> nn.Module:
+    """The backbone of a detector; a classifier as it is."""
+    return model.backbone if isinstance(model, BaseDetector) else model
+
+
 def relative_difference(found: Iterable[Tensor], expected: Iterable[Tensor]) -> float:
     """The largest difference of tensors, relative to the largest value of each; not a number if one holds such."""
     return torch.stack([(a - b).abs().max() / b.abs().max() for a, b in zip(found, expected)]).max().item()
@@ -72,17 +77,6 @@ def to_torchvision(model: nn.Module) -> Dict[str, Tensor]:
     return state_dict
 
 
-class _Maps(nn.Module):
-    """A classifier, or a detector's backbone, for export."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.inner = model.backbone if isinstance(model, BaseDetector) else model
-
-    def forward(self, pictures: Tensor):
-        return self.inner(pictures)
-
-
 def export_onnx(shared: nn.Module, plain: nn.Module, out: Path, shape: Sequence[int], keep_shared: bool
                 ) -> Iterator[str]:
     """Write a network as ONNX with batch and size open, and run it by onnxruntime against PyTorch.
@@ -105,10 +99,10 @@ def export_onnx(shared: nn.Module, plain: nn.Module, out: Path, shape: Sequence[
     import onnxruntime
     with tempfile.TemporaryDirectory() as folder:
         files = {'plain': Path(folder) / 'plain.onnx'}
-        _write_onnx(_Maps(plain), files['plain'], shape)
+        _write_onnx(inner(plain), files['plain'], shape)
         if keep_shared:
             files['shared'] = Path(folder) / 'shared.onnx'
-            _write_onnx(_Maps(shared), files['shared'], shape)
+            _write_onnx(inner(shared), files['shared'], shape)
             yield 'ONNX: ' + ', '.join(f'{path.stat().st_size / 1e6:.2f} MB {name}' for name, path in files.items())
         name = min(files, key=lambda name: files[name].stat().st_size)
         nodes = Counter(node.op_type for node in onnx.load(files[name]).graph.node)
@@ -117,7 +111,7 @@ def export_onnx(shared: nn.Module, plain: nn.Module, out: Path, shape: Sequence[
         for batch, size in ((1, shape), (3, (shape[0] + 32, shape[1] + 64))):
             pictures = torch.randn(batch, 3, *size)
             with torch.no_grad():
-                expected = _Maps(plain)(pictures)
+                expected = inner(plain)(pictures)
             expected = expected if isinstance(expected, (tuple, list)) else (expected, )
             found = [torch.from_numpy(each) for each in session.run(None, {'pictures': pictures.numpy()})]
             difference = relative_difference(found, expected)
