@@ -124,6 +124,7 @@ def export_onnx(shared: nn.Module, plain: nn.Module, out: Path, shape: Sequence[
 
 def _write_onnx(module: nn.Module, out: Path, shape: Sequence[int]) -> None:
     open_axes = {0: torch.export.Dim('batch'), 2: torch.export.Dim('height'), 3: torch.export.Dim('width')}
+    module.eval()  # which returns nothing in mmdet
     torch.onnx.export(
-        module.eval(), (torch.randn(2, 3, *shape), ), str(out), input_names=['pictures'], dynamo=True,
-        dynamic_shapes=dict(pictures=open_axes), external_data=False, verbose=False)
+        module, (torch.randn(2, 3, *shape), ), str(out), input_names=['pictures'], dynamo=True,
+        dynamic_shapes=(open_axes, ), external_data=False, verbose=False)

@@ -76,16 +76,15 @@ class CombineNormalised(torch.autograd.Function):
     def backward(ctx, grad: Tensor, *_):
         responses, kernel, rows, mean, inverse, scale, shift = ctx.saved_tensors
         count = responses.numel() // len(mean)
-        _, grad_kernel, grad_sum = torch.ops.aten.convolution_backward(
-            grad, responses, kernel, [len(rows)], [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [False, True, True])
+        grad_responses, grad_kernel, grad_sum = torch.ops.aten.convolution_backward(
+            grad, responses, kernel, [len(rows)], [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [True, True, True])
         grad_kernel, grad_sum = grad_kernel.view(rows.shape).to(rows), grad_sum.to(rows)  # (O, R), (O, )
         grad_shift = torch.mv(rows.T, grad_sum)  # (R, )
-        grad_scale = torch.linalg.vecdot(grad_kernel, rows, dim=0).addcmul_(mean, grad_shift, value=-1)
+        grad_scale = (grad_kernel * rows).sum(0).addcmul_(mean, grad_shift, value=-1)
         # Through mean and variance the responses r have the gradient -(slope * r + offset).
         slope = grad_scale * scale * inverse.square() / count
         offset = torch.addcmul(scale * grad_shift / count, slope, mean, value=-1)
-        grad_responses = F.conv2d(grad, kernel.transpose(0, 1), -offset.to(grad))
-        grad_responses.addcmul_(responses, slope.to(grad)[:, None, None], value=-1)
+        grad_responses.sub_(offset[:, None, None]).addcmul_(responses, slope.to(grad)[:, None, None], value=-1)
         grad_rows = (grad_kernel * scale).addr_(grad_sum, shift)
         return grad_responses, grad_scale * inverse, grad_shift, grad_rows[:, :, None, None], None
 
@@ -121,10 +120,17 @@ class BasisConv2d(SharedConv2d):
         """The own filters stacked on the shared ones, (U + S, I, k, k)."""
         return torch.cat([self.unique, self.bank()])
 
+    def responses(self, x: Tensor) -> Tensor:
+        """The responses to all filters, (N, U + S, H, W)."""
+        geometry = dict(stride=self.stride, padding=self.padding, dilation=self.dilation)
+        sets = [filters for filters in (self.unique, self.bank()) if len(filters)]
+        if self.training and len(sets) > 1 and x[:, 0].numel() < sets[0][0].numel():
+            # Where the responses are smaller than the filters, they are what is concatenated.
+            return torch.cat([F.conv2d(x, filters, **geometry) for filters in sets], 1)
+        return F.conv2d(x, torch.cat(sets), **geometry)
+
     def forward(self, x: Tensor) -> Tensor:
-        # One convolution with all filters, not two and a concatenation of their maps.
-        x = F.conv2d(x, self.filters(), None, self.stride, self.padding, self.dilation)  # (N, U + S, H, W)
-        norm = self.norm
+        x, norm = self.responses(x), self.norm
         if not norm.training or not self.bank.with_norm:
             return F.conv2d(x, *self.combination())  # (N, O, H, W)
         if type(norm) is not nn.BatchNorm2d:
