@@ -1,9 +1,10 @@
 from .base import Bank, SharedConv2d, SharingError
 from .filter_basis import FilterBasis, OrthonormalFilterBasis, TiedFilters
+from .looped_templates import LoopedTemplates
 from .surgery import fold_convs, share_convs, shared_stages
 from .template_bank import TemplateBank
 
 __all__ = [
-    'Bank', 'FilterBasis', 'OrthonormalFilterBasis', 'SharedConv2d', 'SharingError', 'TemplateBank', 'TiedFilters',
-    'fold_convs', 'share_convs', 'shared_stages'
+    'Bank', 'FilterBasis', 'LoopedTemplates', 'OrthonormalFilterBasis', 'SharedConv2d', 'SharingError', 'TemplateBank',
+    'TiedFilters', 'fold_convs', 'share_convs', 'shared_stages'
 ]
