@@ -4,8 +4,8 @@ from . import compat  # noqa: F401, I001
 from .backbones import SharedBackboneMixin
 from .hooks import (BasisHealthHook, GradientFlowHook, LayerSimilarityHook, OrthogonalityLossHook, RecurrenceLossHook,
                     layer_similarity)
-from .sharing import (Bank, FilterBasis, LoopedTemplates, OrthonormalFilterBasis, SharedConv2d, SharingError, TemplateBank,
-                      TiedFilters, fold_convs, share_convs, shared_stages)
+from .sharing import (Bank, FilterBasis, LoopedTemplates, OrthonormalFilterBasis, SharedConv2d, SharingError,
+                      TemplateBank, TiedFilters, fold_convs, share_convs, shared_stages)
 from .version import __version__
 
 __all__ = [

@@ -35,7 +35,7 @@ class SharedBackboneMixin:
         super().__init__(*args, **kwargs)
         banks = sharing['bank']
         if isinstance(banks, (list, tuple)) and len(banks) != self._made:
-            raise SharingError(f'sharing has a list of {len(banks)} banks, and {type(self).__name__} makes {self._made} '
+            raise SharingError(f'sharing has a list of {len(banks)} banks, and {type(self).__name__} has {self._made} '
                                'stages here: give one for each, or a single config for all.')
         # A plain list: the stages are children already.
         self._stages = [stage for stage in self.modules() if 'banks' in vars(stage)]

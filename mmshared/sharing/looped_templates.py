@@ -60,7 +60,8 @@ class LoopedTemplates(Bank):
         if num_templates < 1:
             raise SharingError(f'num_templates={num_templates} makes no kernel: give 1 or more.')
         kernel = convs[0].weight
-        self.templates = nn.Parameter(kernel.new_empty(min(num_templates, count), *kernel.shape))  # (K, O, I / groups, k, k)
+        # (K, O, I / groups, k, k)
+        self.templates = nn.Parameter(kernel.new_empty(min(num_templates, count), *kernel.shape))
         for template in self.templates:
             nn.init.kaiming_normal_(template)
         self.coefficients = None

@@ -46,8 +46,8 @@ def share_stage(stage: nn.Module, groups: Sequence[str], bank: Union[dict, Seque
         raise SharingError(f'groups={list(groups)} has no pattern or one twice: name each group once.')
     banks = list(bank) if isinstance(bank, (list, tuple)) else [bank] * len(groups)
     if len(banks) != len(groups):
-        raise SharingError(f'There are {len(banks)} banks for the groups {list(groups)}: give one for each, or a single '
-                           'config for all.')
+        raise SharingError(f'There are {len(banks)} banks for the groups {list(groups)}: give one for each, or a '
+                           'single config for all.')
     for config in banks:
         if not isinstance(config, dict) or 'type' not in config:
             raise SharingError(f"bank={config!r} is no config of a bank: write bank=dict(type='TiedFilters'), say.")

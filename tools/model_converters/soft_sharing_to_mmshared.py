@@ -26,7 +26,9 @@ class Recorder:
     """Stands for the object that their checkpoints keep their curves in."""
 
 
-SAFE = [(Recorder, 'utils.RecorderMeter'), (np._core.multiarray._reconstruct, 'numpy.core.multiarray._reconstruct')]
+# Its arrays are made by a function that NumPy 1 and 2 have at different places.
+SAFE = [(Recorder, 'utils.RecorderMeter'),
+        *[(np.empty(0).__reduce__()[0], f'numpy.{core}.multiarray._reconstruct') for core in ('core', '_core')]]
 
 
 def rename(key: str) -> Optional[str]:
