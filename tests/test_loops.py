@@ -293,6 +293,30 @@ def test_a_plain_checkpoint_loads_into_loops(mmpretrain):
     torch.testing.assert_close(change, torch.linalg.svdvals(rows)[1].square())
 
 
+def test_kernels_of_no_size_and_at_right_angles_fit():
+    convs = [nn.Conv2d(3, 3, 3) for _ in range(3)]
+    kernel = torch.randn_like(convs[0].weight)
+    for kernels in ([0 * kernel, kernel, -2 * kernel], [0 * kernel] * 3):
+        bank = LoopedTemplates(convs, kernels=[0, 0, 0], num_templates=1)
+        looped = [bank.make_conv(conv) for conv in convs]
+        bank.fit(kernels)
+        torch.testing.assert_close([conv.dense()[0] for conv in looped], kernels, atol=1e-4, rtol=1e-4)
+
+
+def test_stages_without_a_group_need_no_bank(library):
+    # MobileNetV2: stages of one to four blocks, of which the first keeps its own convs.
+    pattern = '(conv.0|expand_conv).conv'
+    make = dict(type='MobileNetV2', groups=[pattern], widen_factor=0.25, out_indices=(6, ))
+    model = evaluating(randomise_norms(backbone(bank=TEMPLATES, **make)))
+    counts = [len(stage.banks[pattern].convs) if stage.banks else 0 for stage in model._stages]
+    assert counts == [0, 0, 2, 3, 2, 2, 0]
+    banks = [dict(type='LoopedTemplates', kernels=[0] * count, num_templates=1) for count in counts]
+    looped = evaluating(backbone(bank=banks, **make))
+    assert parameter_count(looped) < parameter_count(model)
+    assert [len(bank.convs) for banks in stage_banks(looped).values() for bank in banks] == [2, 3, 2, 2]
+    assert looped(picture())[0].isfinite().all()
+
+
 @pytest.mark.parametrize('bank, words', [
     ([TEMPLATES] * 2, 'a list of 2 banks, and SharedWideResNet_CIFAR has 3 stages'),
     ([TEMPLATES] * 4, 'a list of 4 banks, and SharedWideResNet_CIFAR has 3 stages'),

@@ -27,7 +27,7 @@ class Recorder:
 
 
 # Its arrays are made by a function that NumPy 1 and 2 have at different places.
-SAFE = [(Recorder, 'utils.RecorderMeter'),
+SAFE = [(Recorder, 'utils.RecorderMeter'), type(np.dtype(np.float32)),
         *[(np.empty(0).__reduce__()[0], f'numpy.{core}.multiarray._reconstruct') for core in ('core', '_core')]]
 
 
