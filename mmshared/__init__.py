@@ -2,13 +2,15 @@
 # First of all: whatever else is imported here reaches for mmcv's operators.
 from . import compat  # noqa: F401, I001
 from .backbones import SharedBackboneMixin
-from .hooks import BasisHealthHook, GradientFlowHook, OrthogonalityLossHook
-from .sharing import (Bank, FilterBasis, OrthonormalFilterBasis, SharedConv2d, SharingError, TemplateBank, TiedFilters,
-                      deploy, fold_convs, share_convs, shared_stages)
+from .hooks import (BasisHealthHook, GradientFlowHook, LayerSimilarityHook, OrthogonalityLossHook, RecurrenceLossHook,
+                    layer_similarity)
+from .sharing import (Bank, FilterBasis, LoopedTemplates, OrthonormalFilterBasis, SharedConv2d, SharingError,
+                      TemplateBank, TiedFilters, deploy, fold_convs, share_convs, shared_stages)
 from .version import __version__
 
 __all__ = [
-    'Bank', 'BasisHealthHook', 'FilterBasis', 'GradientFlowHook', 'OrthogonalityLossHook', 'OrthonormalFilterBasis',
-    'SharedBackboneMixin', 'SharedConv2d', 'SharingError', 'TemplateBank', 'TiedFilters', '__version__', 'deploy',
-    'fold_convs', 'share_convs', 'shared_stages'
+    'Bank', 'BasisHealthHook', 'FilterBasis', 'GradientFlowHook', 'LayerSimilarityHook', 'LoopedTemplates',
+    'OrthogonalityLossHook', 'OrthonormalFilterBasis', 'RecurrenceLossHook', 'SharedBackboneMixin', 'SharedConv2d',
+    'SharingError', 'TemplateBank', 'TiedFilters', '__version__', 'deploy', 'fold_convs', 'layer_similarity',
+    'share_convs', 'shared_stages'
 ]

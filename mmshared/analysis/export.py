@@ -32,16 +32,20 @@ def relative_difference(found: Iterable[Tensor], expected: Iterable[Tensor]) -> 
     return torch.stack([(a - b).abs().max() / b.abs().max() for a, b in zip(found, expected)]).max().item()
 
 
+def drop_hooks(cfg: Config) -> Config:
+    """Take the hooks of mmshared out of a config, in place; returns it."""
+    hooks = [hook for hook in cfg.pop('custom_hooks', None) or []
+             if not (HOOKS.get(hook['type']) or object).__module__.startswith('mmshared')]
+    if hooks:
+        cfg.custom_hooks = hooks
+    return cfg
+
+
 def stock_config(cfg: Config) -> Config:
     """The config of the plain network: without sharing, without the hooks of mmshared, and without its import unless
     the plain network is one of its own."""
-    stock = Config(copy.deepcopy(cfg.to_dict()))
+    stock = drop_hooks(Config(copy.deepcopy(cfg.to_dict())))
     stock.model = plain_twin(stock.model)
-    hooks = [hook for hook in stock.get('custom_hooks') or []
-             if not (HOOKS.get(hook['type']) or object).__module__.startswith('mmshared')]
-    stock.pop('custom_hooks', None)
-    if hooks:
-        stock.custom_hooks = hooks
     imports = (stock.pop('custom_imports', None) or {}).get('imports', [])
     if any(type(module).__module__.startswith('mmshared') for module in build_model(stock).modules()):
         imports = ['mmshared']

@@ -11,7 +11,7 @@ import matplotlib
 import yaml
 from mmengine.config import Config
 
-from ..cli import config_path, moved_root
+from ..cli import config_path, merge_options
 from ..sharing import SharingError
 from .complexity import count_multiply_adds, parameter_count
 from .models import build_model
@@ -126,9 +126,7 @@ def _config(name: str, options: dict) -> Config:
     """A config with options, that of the data set's root among them."""
     try:
         cfg = Config.fromfile(config_path(name))
-        if 'data_root' in options:
-            options = {**moved_root(cfg, options['data_root']), **options}
-        cfg.merge_from_dict({key: value for key, value in options.items() if key != 'data_root'})
+        merge_options(cfg, options)
     except SystemExit as error:
         raise SharingError(str(error)) from None
     except Exception as error:

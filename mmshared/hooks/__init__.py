@@ -1,7 +1,10 @@
-from .bank_monitor_hooks import BasisHealthHook, GradientFlowHook, basis_health, basis_spaces
+from .bank_monitor_hooks import BasisHealthHook, GradientFlowHook, LayerSimilarityHook, basis_health, basis_spaces
+from .loss_hook import BankLossHook
 from .orthogonality_loss_hook import OrthogonalityLossHook, orthogonality_loss, orthogonality_spaces
+from .recurrence_loss_hook import RecurrenceLossHook, layer_similarity, recurrence_loss, template_banks
 
 __all__ = [
-    'BasisHealthHook', 'GradientFlowHook', 'OrthogonalityLossHook', 'basis_health', 'basis_spaces',
-    'orthogonality_loss', 'orthogonality_spaces'
+    'BankLossHook', 'BasisHealthHook', 'GradientFlowHook', 'LayerSimilarityHook', 'OrthogonalityLossHook',
+    'RecurrenceLossHook', 'basis_health', 'basis_spaces', 'layer_similarity', 'orthogonality_loss',
+    'orthogonality_spaces', 'recurrence_loss', 'template_banks'
 ]

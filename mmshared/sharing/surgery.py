@@ -13,7 +13,7 @@ from .base import Bank, SharedConv2d, SharingError
 
 def share_convs(stages: Union[nn.Module, Sequence[nn.Module]],
                 groups: Sequence[str],
-                bank: dict,
+                bank: Union[dict, Sequence[dict]],
                 own_blocks: int = 1) -> None:
     """Make groups of convs of each stage share a bank, in place.
 
@@ -23,7 +23,7 @@ def share_convs(stages: Union[nn.Module, Sequence[nn.Module]],
         stages (nn.Module | Sequence[nn.Module]): A stage, whose children are its blocks, or several.
         groups (Sequence[str]): Regular expressions. Those convs of a stage whose whole name within their block
             matches one of them are a group: ``['conv[12]']`` is one bank for both, ``['conv1', 'conv2']`` two.
-        bank (dict): Config of the bank of each group.
+        bank (dict | Sequence[dict]): Config of the bank of each group: one for all, or a list of one for each.
         own_blocks (int): Number of blocks at the start of a stage that keep their own convs. Defaults to 1: the
             first block, which changes width or resolution.
 
@@ -36,17 +36,23 @@ def share_convs(stages: Union[nn.Module, Sequence[nn.Module]],
     check_groups(stages, groups, own_blocks)
 
 
-def share_stage(stage: nn.Module, groups: Sequence[str], bank: dict, own_blocks: int = 1) -> None:
+def share_stage(stage: nn.Module, groups: Sequence[str], bank: Union[dict, Sequence[dict]], own_blocks: int = 1
+                ) -> None:
     """:func:`share_convs` for one stage, where a pattern may match nothing. Leaves the banks by their patterns in
     ``stage.banks``, a plain dict: as modules they belong to their first convs."""
     if isinstance(groups, str):
         raise SharingError(f'groups is a list of patterns, one for each group: write groups=[{groups!r}].')
     if not groups or len(set(groups)) < len(groups):
         raise SharingError(f'groups={list(groups)} has no pattern or one twice: name each group once.')
-    if not isinstance(bank, dict) or 'type' not in bank:
-        raise SharingError(f"bank={bank!r} is no config of a bank: write bank=dict(type='TiedFilters'), say.")
+    banks = list(bank) if isinstance(bank, (list, tuple)) else [bank] * len(groups)
+    if len(banks) != len(groups):
+        raise SharingError(f'There are {len(banks)} banks for the groups {list(groups)}: give one for each, or a '
+                           'single config for all.')
+    for config in banks:
+        if not isinstance(config, dict) or 'type' not in config:
+            raise SharingError(f"bank={config!r} is no config of a bank: write bank=dict(type='TiedFilters'), say.")
     stage.banks = {}
-    for pattern in groups:
+    for pattern, config in zip(groups, banks):
         found = [(block.get_submodule(name.rpartition('.')[0]), name.rpartition('.')[2], conv)
                  for block, name, conv in _inner_convs(stage, own_blocks)
                  if type(conv) is nn.Conv2d and _matches(pattern, name)]
@@ -60,7 +66,7 @@ def share_stage(stage: nn.Module, groups: Sequence[str], bank: dict, own_blocks:
         if any(conv.padding_mode != 'zeros' for conv in convs):
             raise SharingError(f'The pattern {pattern!r} matches convs with padding_mode={convs[0].padding_mode!r}, '
                                'which cannot be shared: leave them out of groups.')
-        stage.banks[pattern] = MODELS.build(dict(bank, convs=convs))
+        stage.banks[pattern] = MODELS.build(dict(config, convs=convs))
         for parent, name, conv in found:
             setattr(parent, name, stage.banks[pattern].make_conv(conv, following_norm(parent, name)))
     # Bases of one space start orthogonal to each other too: what the orthogonality loss asks of them.
