@@ -28,6 +28,10 @@ def import_escnn() -> ModuleType:
             importlib.import_module(_NEEDED)
         except ImportError:
             _supply_wigner_matrices()
+        if 'escnn.nn' not in sys.modules:
+            # Imported before, without lie_learn, escnn kept silent and left a half of itself.
+            for name in [name for name in sys.modules if name.partition('.')[0] == 'escnn']:
+                del sys.modules[name]
         importlib.import_module('escnn.nn')
         importlib.import_module('escnn.gspaces')
     return sys.modules['escnn']

@@ -1,4 +1,5 @@
 """Rotated MNIST (Larochelle et al., 2007): handwritten digits, each turned by an angle of its own."""
+import warnings
 from pathlib import Path
 from typing import List, Tuple
 
@@ -86,7 +87,9 @@ def _read_idx(root: Path, name: str) -> Tensor:
     for path in (root / name, root / f'{name}.gz'):
         if path.is_file():
             try:
-                return read_sn3_pascalvincent_tensor(str(path))
+                with warnings.catch_warnings():
+                    warnings.filterwarnings('ignore', message='The given NumPy array is not writable')
+                    return read_sn3_pascalvincent_tensor(str(path))
             except (AssertionError, EOFError, KeyError, OSError, RuntimeError, ValueError):
                 raise SharingError(f'{path} is damaged, or no file of MNIST: copy or download it again.') from None
     raise SharingError(f'Rotated MNIST is made of the four files of MNIST, and {root} has no {name} or {name}.gz: put '
