@@ -192,13 +192,19 @@ class TestEquivariance:
         weights = 18 * fields[0] + 11 * rotations * sum(a * b for a, b in zip(fields, fields[1:]))
         head = fields[-1] * 64 + 64 + 2 * 64 + 64 * 10 + 10
         counted = dict([(4, 304_154), (8, 305_098), (16, 301_746)])[rotations]
-        assert parameter_count(self.network(rotations)) == weights + 2 * sum(fields) + head == counted
+        network = self.network(rotations)
+        assert parameter_count(network) == weights + 2 * sum(fields) + head == counted
+        # What it does is what a plain network of its channels does.
+        widths, channels = (25, 25, 12, 12, 6, 2), [1, *(rotations * field for field in fields)]
+        macs = sum(a * b * (7 if a == 1 else 5)**2 * width**2 for a, b, width in zip(channels, channels[1:], widths))
+        assert count_multiply_adds(network, (1, 29, 29))[''] == macs + fields[-1] * 64 + 64 * 10
 
     def test_a_checkpoint_holds_what_was_learned_and_loads_in_either_mode(self, tmp_path):
         model, other = self.network(4, True), self.network(4)
         for parameter in other.parameters():
             nn.init.normal_(parameter, std=0.1)
         other.train().eval()
+        copy.deepcopy(other)  # what eval mode keeps is no part of a graph
         pictures, keys = torch.rand(2, 1, 29, 29), set(model.state_dict())
         model.eval()
         assert set(model.state_dict()) == keys and not any(key.endswith('filter') for key in keys)

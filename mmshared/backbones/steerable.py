@@ -57,7 +57,7 @@ class SteerableCNN(BaseModule):
         if not mode:
             for conv in self.convs:
                 # What eval mode computes from the weights is no part of a checkpoint.
-                conv.register_buffer('filter', conv.filter, persistent=False)
+                conv.register_buffer('filter', conv.filter.detach(), persistent=False)
         return self
 
     @staticmethod
