@@ -2,6 +2,7 @@
 # First of all: whatever else is imported here reaches for mmcv's operators.
 from . import compat  # noqa: F401, I001
 from .backbones import SharedBackboneMixin
+from .datasets import RotatedMNIST
 from .hooks import (BasisHealthHook, GradientFlowHook, LayerSimilarityHook, OrthogonalityLossHook, RecurrenceLossHook,
                     layer_similarity)
 from .sharing import (Bank, FilterBasis, LoopedTemplates, OrthonormalFilterBasis, SharedConv2d, SharingError,
@@ -10,7 +11,7 @@ from .version import __version__
 
 __all__ = [
     'Bank', 'BasisHealthHook', 'FilterBasis', 'GradientFlowHook', 'LayerSimilarityHook', 'LoopedTemplates',
-    'OrthogonalityLossHook', 'OrthonormalFilterBasis', 'RecurrenceLossHook', 'SharedBackboneMixin', 'SharedConv2d',
-    'SharingError', 'TemplateBank', 'TiedFilters', '__version__', 'deploy', 'fold_convs', 'layer_similarity',
-    'share_convs', 'shared_stages'
+    'OrthogonalityLossHook', 'OrthonormalFilterBasis', 'RecurrenceLossHook', 'RotatedMNIST', 'SharedBackboneMixin',
+    'SharedConv2d', 'SharingError', 'TemplateBank', 'TiedFilters', '__version__', 'deploy', 'fold_convs',
+    'layer_similarity', 'share_convs', 'shared_stages'
 ]

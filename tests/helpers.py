@@ -1,7 +1,7 @@
 """What several tests need: banks, backbones, and batch norms that leave no output at zero."""
 import sys
 from contextlib import redirect_stderr, redirect_stdout
-from importlib.util import module_from_spec, spec_from_file_location
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from io import StringIO
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from mmshared import Bank, shared_stages
 
 ROOT = Path(__file__).parents[1]
+WITHOUT_ESCNN = '' if find_spec('escnn') else 'the steerable networks need escnn: pip install --no-deps escnn'
 TIED = dict(type='TiedFilters')
 BASIS = dict(type='FilterBasis', shared_rank=32, unique_rank=4)
 TEMPLATES = dict(type='TemplateBank', num_templates=2)

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import yaml
-from helpers import ROOT
+from helpers import ROOT, WITHOUT_ESCNN
 from mmengine.config import Config
 from mmengine.registry import HOOKS
 
@@ -90,6 +90,8 @@ def test_the_ranks_of_a_config_give_the_authors_other_networks(options):
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
 def test_every_config_builds_a_network_that_shares_if_it_says_so(path):
+    if 'steerable' in path.stem and WITHOUT_ESCNN:
+        pytest.skip(WITHOUT_ESCNN)
     cfg = Config.fromfile(path)
     model = build_model(cfg)
     shares = 'shared' in path.stem

@@ -68,9 +68,9 @@ def read_suite(path: Path, work_dir: Path) -> Suite:
 
     Its keys: ``metric``, the name of the metric in the log; ``configs``, a list of configs, or of mappings with
     ``config`` and where wanted ``name`` and ``options``; and where wanted ``seeds`` (default: 0), ``options`` for all
-    configs, and ``shape``, height and width for the multiply-adds (default: 224, 224). Configs are files, relative to
-    the folder that the command is called in, or a library's names; options are those of ``--cfg-options``, values as
-    YAML has them.
+    configs, and ``shape``, height and width for the multiply-adds, after the number of channels where that is not 3
+    (default: 224, 224). Configs are files, relative to the folder that the command is called in, or a library's names;
+    options are those of ``--cfg-options``, values as YAML has them.
 
     Raises:
         SharingError: If the file says something else, or a model cannot be built.
@@ -108,9 +108,10 @@ def _check(suite: Any, path: Path) -> None:
         raise SharingError(f'The suite {path} has to be a mapping with metric, a name, and configs, a list, and where '
                            'wanted seeds, a list, options, a mapping, and shape, a list.')
     seeds, shape = suite.get('seeds', [0]), suite.get('shape', [224, 224])
-    if not all(type(number) is int for number in (*seeds, *shape)) or len(shape) != 2 or len(set(seeds)) < len(seeds):
+    if not all(type(number) is int for number in (*seeds, *shape)) or len(shape) not in (2, 3) or \
+            len(set(seeds)) < len(seeds):
         raise SharingError(f'The suite {path} has seeds {seeds} and shape {shape}: give different whole numbers, and '
-                           'height and width.')
+                           'height and width, after the channels if not 3.')
     if not suite['configs'] or not seeds:
         raise SharingError(f'The suite {path} has no config or no seed.')
     for entry in suite['configs']:

@@ -1,0 +1,3 @@
+from .rotated_mnist import RotatedMNIST
+
+__all__ = ['RotatedMNIST']
