@@ -3,12 +3,12 @@
 from . import compat  # noqa: F401, I001
 from .backbones import SharedBackboneMixin
 from .hooks import BasisHealthHook, GradientFlowHook, OrthogonalityLossHook
-from .sharing import (Bank, FilterBasis, OrthonormalFilterBasis, SharedConv2d, SharingError, TemplateBank, TiedFilters,
-                      fold_convs, share_convs, shared_stages)
+from .sharing import (KERNEL_TRANSFORMS, Bank, FilterBasis, KernelTransform, OrthonormalFilterBasis, RepeatedKernel,
+                      SharedConv2d, SharingError, TemplateBank, TiedFilters, fold_convs, share_convs, shared_stages)
 from .version import __version__
 
 __all__ = [
-    'Bank', 'BasisHealthHook', 'FilterBasis', 'GradientFlowHook', 'OrthogonalityLossHook', 'OrthonormalFilterBasis',
-    'SharedBackboneMixin', 'SharedConv2d', 'SharingError', 'TemplateBank', 'TiedFilters', '__version__', 'fold_convs',
-    'share_convs', 'shared_stages'
+    'Bank', 'BasisHealthHook', 'FilterBasis', 'GradientFlowHook', 'KERNEL_TRANSFORMS', 'KernelTransform',
+    'OrthogonalityLossHook', 'OrthonormalFilterBasis', 'RepeatedKernel', 'SharedBackboneMixin', 'SharedConv2d',
+    'SharingError', 'TemplateBank', 'TiedFilters', '__version__', 'fold_convs', 'share_convs', 'shared_stages'
 ]

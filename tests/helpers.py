@@ -22,6 +22,7 @@ from mmshared import Bank, shared_stages
 ROOT = Path(__file__).parents[1]
 TIED = dict(type='TiedFilters')
 BASIS = dict(type='FilterBasis', shared_rank=32, unique_rank=4)
+REPEATED = dict(type='RepeatedKernel', width=2, transform=dict(type='linear'))
 BANKS = {
     'tied': TIED,
     'basis': BASIS,
@@ -30,6 +31,10 @@ BANKS = {
     'basis-without-norm': dict(BASIS, with_norm=False),
     'orthonormal': dict(BASIS, type='OrthonormalFilterBasis'),
     'templates': dict(type='TemplateBank', num_templates=2),
+    'repeated': dict(REPEATED, transform=dict(type='swish')),
+    'repeated-linear': REPEATED,
+    'repeated-bireal': dict(REPEATED, transform=dict(type='bireal')),
+    'repeated-between-layers': dict(type='RepeatedKernel', mode='inter', transform=dict(type='swish')),
 }
 
 

@@ -28,7 +28,8 @@ def count_multiply_adds(model: nn.Module, size: Tuple[int, int]) -> Dict[str, in
     Returns:
         dict[str, int]: The number for each module by its name, of all of them for the name ''.
     """
-    picture = torch.zeros(1, 3, *size, device=next(model.parameters()).device)
+    channels = next(conv.in_channels for conv in model.modules() if isinstance(conv, (nn.Conv2d, SharedConv2d)))
+    picture = torch.zeros(1, channels, *size, device=next(model.parameters()).device)
     training = model.training
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model.eval()
@@ -80,7 +81,8 @@ def sharing_groups(model: nn.Module, size: Tuple[int, int]) -> List[dict]:
                 convs=[name[len(stage) + 1:] for name in convs],
                 shared=shared,
                 own=sum(parameter_count(conv) for conv in bank.convs) - shared,
-                plain=sum(conv.dense()[0].numel() for conv in bank.convs),
+                plain=sum(conv.dense()[0].numel() + (0 if conv.bias is None else conv.bias.numel())
+                          for conv in bank.convs),
                 macs=sum(macs[name] for name in convs),
                 plain_macs=sum(plain_macs[name] for name in convs)))
     return rows
