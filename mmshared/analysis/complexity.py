@@ -17,19 +17,18 @@ def parameter_count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def count_multiply_adds(model: nn.Module, size: Tuple[int, int]) -> Dict[str, int]:
+def count_multiply_adds(model: nn.Module, size: Tuple[int, ...]) -> Dict[str, int]:
     """The multiply-adds of the convs and linear layers that a picture passes, by module.
 
     Args:
         model (nn.Module): A classifier, or a detector, of which backbone and neck are counted: the rest depends on
             the number of proposals.
-        size (tuple[int, int]): Height and width of the picture.
+        size (tuple[int, ...]): Height and width of the picture, and before them its channels where these are not 3.
 
     Returns:
         dict[str, int]: The number for each module by its name, of all of them for the name ''.
     """
-    channels = next(conv.in_channels for conv in model.modules() if isinstance(conv, (nn.Conv2d, SharedConv2d)))
-    picture = torch.zeros(1, channels, *size, device=next(model.parameters()).device)
+    picture = torch.zeros(1, *(3, *size)[-3:], device=next(model.parameters()).device)
     training = model.training
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model.eval()
@@ -45,7 +44,7 @@ def count_multiply_adds(model: nn.Module, size: Tuple[int, int]) -> Dict[str, in
     return counts
 
 
-def complexity(cfg: Config, size: Tuple[int, int]) -> Dict[str, int]:
+def complexity(cfg: Config, size: Tuple[int, ...]) -> Dict[str, int]:
     """Parameters and multiply-adds of a config's model and of its plain twin."""
     shared, plain = build_model(cfg), build_plain(cfg)
     return dict(
@@ -55,12 +54,12 @@ def complexity(cfg: Config, size: Tuple[int, int]) -> Dict[str, int]:
         plain_macs=count_multiply_adds(plain, size)[''])
 
 
-def sharing_groups(model: nn.Module, size: Tuple[int, int]) -> List[dict]:
+def sharing_groups(model: nn.Module, size: Tuple[int, ...]) -> List[dict]:
     """Who shares what in a model, a row for each group.
 
     Args:
         model (nn.Module): A classifier or a detector.
-        size (tuple[int, int]): Height and width of the picture that multiply-adds are counted for.
+        size (tuple[int, ...]): The size of the picture that multiply-adds are counted for.
 
     Returns:
         list[dict]: For each group its stage, pattern, bank, the convs by their names in the stage, the parameters

@@ -1,4 +1,6 @@
-from . import cifar, eca, mmdet, mmpretrain, wide_resnet
+from . import cifar, conv_chain, eca, mmdet, mmpretrain, wide_resnet
 from .shared_backbone import SharedBackboneMixin, share_backbones
 
-__all__ = ['SharedBackboneMixin', 'cifar', 'eca', 'mmdet', 'mmpretrain', 'share_backbones', 'wide_resnet']
+__all__ = [
+    'SharedBackboneMixin', 'cifar', 'conv_chain', 'eca', 'mmdet', 'mmpretrain', 'share_backbones', 'wide_resnet'
+]

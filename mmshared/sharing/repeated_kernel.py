@@ -86,8 +86,8 @@ class Linear(KernelTransform):
 
 @KERNEL_TRANSFORMS.register_module('swish')
 class Swish(KernelTransform):
-    r"""Tile W becomes :math:`\alpha W \sigma(-\beta W)`, with a pair of learned numbers for each tile, one for the rows
-    and one for the columns that remain."""
+    r"""Tile W becomes :math:`\alpha W \sigma(-\beta W)`, with a pair of learned numbers for each tile, one for the
+    rows and one for the columns that remain."""
 
     affine = False
 
@@ -182,8 +182,8 @@ class RandomBiReal(KernelTransform):
 class RepeatedConv2d(SharedConv2d):
     """A conv whose kernel is made of a smaller one.
 
-    It has a bias, also where the plain conv has none, as in the authors' code. Where the small kernel has the size of
-    the conv, it is the kernel, and nothing is transformed.
+    It has a bias, also where the plain conv has none, as in the authors' code. Where the small kernel is as large as
+    the conv's, it is that kernel, and nothing is transformed.
     """
 
     def __init__(self, conv: nn.Conv2d, bank: 'RepeatedKernel', norm: Optional[nn.Module] = None):
@@ -226,8 +226,8 @@ class RepeatedKernel(Bank):
 
     - ``'intra'``: each conv repeats a small kernel of its own, that of a network ``width`` times narrower.
     - ``'inter'``: the convs behind the first repeat the kernel of the first.
-    - ``'hybrid'``: they repeat it and a kernel of their own beside it along the inputs, of the same shape, or
-      narrower where there is no room for two.
+    - ``'hybrid'``: they repeat it and, beside it along the inputs, a kernel of their own, of its shape or narrower
+      where there is no room for two.
 
     The convs of a group may differ in shape. Small kernels of a conv's own are initialised by Xavier's uniform
     distribution; the one that is passed on keeps the values that its plain conv was made with.
@@ -259,8 +259,8 @@ class RepeatedKernel(Bank):
                  input_channels: Optional[int] = None):
         super().__init__()
         if any(conv.groups > 1 for conv in convs):
-            raise SharingError('RepeatedKernel repeats ungrouped convs alone: leave grouped and depthwise convs out of '
-                               'groups.')
+            raise SharingError('RepeatedKernel repeats ungrouped convs alone: leave grouped and depthwise convs out '
+                               'of groups.')
         if mode not in ('intra', 'inter', 'hybrid'):
             raise SharingError(f"mode={mode!r} is none of 'intra', 'inter' and 'hybrid'.")
         if KERNEL_TRANSFORMS.get(transform['type']) is None:
