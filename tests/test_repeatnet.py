@@ -1,14 +1,20 @@
 """The configs of RepeatNet build the networks that the authors' code builds."""
 from copy import deepcopy
+from types import SimpleNamespace
 
 import pytest
-from helpers import ROOT, empty
+import torch
+from helpers import REPEATED as BANK
+from helpers import ROOT, call, empty, evaluating, load_tool, randomise_norms, small, train
 from mmengine.config import Config
+from mmengine.hooks import Hook
 from mmengine.registry import MODELS
 from torch import nn
 
-from mmshared import shared_stages
+from mmshared import SharingError, TrainOnlyHook, fold_convs, shared_stages
 from mmshared.analysis.complexity import count_multiply_adds, parameter_count
+from mmshared.analysis.models import build_model
+from mmshared.cli import load_checkpoint_file
 
 CONFIGS = ROOT / 'configs/repeatnet'
 CLASSES = {'cifar10': (10, 100, 200), 'rotmnist': (10, ), 'in1k': (1000, )}
@@ -156,3 +162,74 @@ def test_learning_rates_are_those_of_the_recipes():
                 assert wrapper.optimizer.param_groups[0]['lr'] == pytest.approx(expected[epoch]), (name, epoch)
             wrapper.optimizer.step()
             scheduler.step()
+
+
+@pytest.mark.parametrize('name, base, size', [
+    ('repeat-resnet-w4-linear_b128_cifar10', 'resnet-w1_b128_cifar10', (3, 32, 32)),
+    ('repeat-resnet-w2-bireal_b128_cifar10', 'repeat-resnet-w1-swish_b128_cifar10', (3, 32, 32)),
+    ('repeat-cnn-c8-linear_b128_rotmnist', 'cnn_b128_rotmnist', (1, 29, 29)),  # sizes that do not divide
+])
+def test_a_rescaled_network_begins_as_the_small_one(name, base, size, tmp_path):
+    base = randomise_norms(build_model(config(base)))
+    for key, parameter in base.named_parameters():
+        if key.endswith('bias'):
+            nn.init.normal_(parameter, std=0.1)
+    torch.save(dict(state_dict=base.state_dict()), tmp_path / 'small.pth')
+    result = call('model_converters/rescale.py', CONFIGS / f'{name}.py', tmp_path / 'small.pth', tmp_path / 'out.pth')
+    assert f'wrote {tmp_path / "out.pth"}' in result.stdout, result.stderr
+    model = build_model(config(name))
+    model.load_state_dict(load_checkpoint_file(str(tmp_path / 'out.pth'))['state_dict'], strict=True)
+    x = torch.randn(2, *size)
+    with torch.no_grad():
+        expected = evaluating(base)(x)
+        assert (evaluating(model)(x) - expected).abs().max() < 1e-5 * expected.abs().max()
+        # The copies are what computes it, and a plain network does too.
+        assert (fold_convs(model)(x) - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+def test_what_cannot_be_rescaled_is_refused():
+    rescale = load_tool('model_converters/rescale.py').rescale
+    model, state = (build_model(config(name)) for name in ('repeat-resnet-w2-linear_b128_cifar10',
+                                                           'resnet-w1_b128_cifar10'))
+    state = state.state_dict()
+    for change, words in [
+        (lambda state: state.pop('backbone.layer1.0.conv1.weight'), r'conv1.kernel of the shape .* it has nothing'),
+        (lambda state: state.pop('backbone.layer1.0.bn2.bias'), 'bn2.bias of the shape .* it has nothing'),
+        (lambda state: state.update({'backbone.layer4.0.conv1.weight': torch.zeros(1)}), 'it has backbone.layer4.0'),
+        (lambda state: state.update({'backbone.layer2.1.conv2.weight': torch.zeros(16, 16, 3, 3)}), r'\(16, 16, 3'),
+    ]:
+        changed = dict(state)
+        change(changed)
+        with pytest.raises(SharingError, match=words):
+            rescale(model, changed)
+    for name in ('repeat-vgg6-linear_b128_cifar10', 'resnet-w2_b128_cifar10'):
+        with pytest.raises(SharingError, match='does not repeat kernels within its layers'):
+            rescale(build_model(config(name)), state)
+
+
+def test_masks_and_norms_alone_are_trained(tmp_path, mmpretrain):
+    hook, = config('repeat-resnet-w2-bireal-maskonly_b128_cifar10').custom_hooks
+    network, before = small(dict(BANK, transform=dict(type='bireal'))), {}
+
+    class Watch(Hook):
+
+        def before_train(self, runner):
+            before.update({name: parameter.clone() for name, parameter in network.named_parameters()})
+
+    optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.1, weight_decay=0.1))
+    model, _ = train(network, tmp_path, [Watch(), TrainOnlyHook(hook['keys'])], optim_wrapper=optim_wrapper)
+    moved = {name for name, parameter in model.backbone.named_parameters() if not torch.equal(parameter, before[name])}
+    assert moved == {name for name in before if 'bn' in name or 'transform.mask' in name or 'downsample' in name}
+    assert sum('transform.mask' in name for name in moved) == 8
+
+
+def test_training_nothing_is_refused(tmp_path, mmpretrain):
+    with pytest.raises(SharingError, match="to train 'mask', and no parameter of the model has that in its name"):
+        train(small(BANK), tmp_path, [TrainOnlyHook(['bn', 'mask'])])
+
+
+def test_processes_that_expect_gradients_are_told():
+    wrapper = nn.parallel.DistributedDataParallel
+    runner = SimpleNamespace(model=type('Wrapped', (wrapper, ), {'find_unused_parameters': False}).__new__(wrapper))
+    with pytest.raises(SharingError, match='set find_unused_parameters=True'):
+        TrainOnlyHook(['bn']).before_train(runner)
