@@ -4,14 +4,16 @@ from . import compat  # noqa: F401, I001
 from .backbones import SharedBackboneMixin
 from .datasets import RotatedMNIST
 from .hooks import (BasisHealthHook, GradientFlowHook, LayerSimilarityHook, OrthogonalityLossHook, RecurrenceLossHook,
-                    layer_similarity)
-from .sharing import (Bank, FilterBasis, LoopedTemplates, OrthonormalFilterBasis, SharedConv2d, SharingError,
-                      TemplateBank, TiedFilters, deploy, fold_convs, share_convs, shared_stages)
+                    TrainOnlyHook, layer_similarity)
+from .sharing import (KERNEL_TRANSFORMS, Bank, FilterBasis, KernelTransform, LoopedTemplates, OrthonormalFilterBasis,
+                      RepeatedKernel, SharedConv2d, SharingError, TemplateBank, TiedFilters, deploy, fold_convs,
+                      share_convs, shared_stages)
 from .version import __version__
 
 __all__ = [
-    'Bank', 'BasisHealthHook', 'FilterBasis', 'GradientFlowHook', 'LayerSimilarityHook', 'LoopedTemplates',
-    'OrthogonalityLossHook', 'OrthonormalFilterBasis', 'RecurrenceLossHook', 'RotatedMNIST', 'SharedBackboneMixin',
-    'SharedConv2d', 'SharingError', 'TemplateBank', 'TiedFilters', '__version__', 'deploy', 'fold_convs',
-    'layer_similarity', 'share_convs', 'shared_stages'
+    'Bank', 'BasisHealthHook', 'FilterBasis', 'GradientFlowHook', 'KERNEL_TRANSFORMS', 'KernelTransform',
+    'LayerSimilarityHook', 'LoopedTemplates', 'OrthogonalityLossHook', 'OrthonormalFilterBasis', 'RecurrenceLossHook',
+    'RepeatedKernel', 'RotatedMNIST', 'SharedBackboneMixin', 'SharedConv2d', 'SharingError', 'TemplateBank',
+    'TiedFilters', 'TrainOnlyHook', '__version__', 'deploy', 'fold_convs', 'layer_similarity', 'share_convs',
+    'shared_stages'
 ]

@@ -1,10 +1,16 @@
 import mmshared  # noqa: F401, I001  (before mmdet: it supplies mmcv's operators)
 
+from functools import cache
+
+import mmengine.config.utils as config_utils
 import numpy as np
 import pytest
 import torch
 from mmengine.registry import DefaultScope, init_default_scope
 from PIL import Image
+
+# For each base that is a library's, mmengine reads all metafiles of that library: here once.
+config_utils.load = cache(config_utils.load)
 
 
 @pytest.fixture(autouse=True)

@@ -80,7 +80,8 @@ def sharing_groups(model: nn.Module, size: Tuple[int, ...]) -> List[dict]:
                 convs=[name[len(stage) + 1:] for name in convs],
                 shared=shared,
                 own=sum(parameter_count(conv) for conv in bank.convs) - shared,
-                plain=sum(conv.dense()[0].numel() for conv in bank.convs),
+                plain=sum(conv.dense()[0].numel() + (0 if conv.bias is None else conv.bias.numel())
+                          for conv in bank.convs),
                 macs=sum(macs[name] for name in convs),
                 plain_macs=sum(plain_macs[name] for name in convs)))
     return rows

@@ -7,7 +7,8 @@ from mmengine.config import Config
 
 from .complexity import complexity
 
-INPUT_SIZE = {'ImageNet-1k': (224, 224), 'CIFAR-100': (32, 32), 'CIFAR-10': (32, 32), 'Rotated MNIST': (1, 29, 29)}
+INPUT_SIZE = {'ImageNet-1k': (224, 224), 'Tiny-ImageNet': (64, 64), 'CIFAR-100': (32, 32), 'CIFAR-10': (32, 32),
+              'Rotated MNIST': (1, 29, 29)}
 
 
 def measure(metafile: dict, root: Path) -> None:

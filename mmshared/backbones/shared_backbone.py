@@ -21,7 +21,7 @@ class SharedBackboneMixin:
 
     Attributes:
         own_blocks (int): Number of blocks at the start of a stage that keep their own convs: the first alone, which
-            changes width or resolution, unless a backbone says otherwise.
+            changes width or resolution, unless a backbone says otherwise, or the bank's convs may differ.
     """
 
     own_blocks = 1
@@ -39,7 +39,7 @@ class SharedBackboneMixin:
                                'stages here: give one for each, or a single config for all.')
         # A plain list: the stages are children already.
         self._stages = [stage for stage in self.modules() if 'banks' in vars(stage)]
-        check_groups(self._stages, sharing['groups'], self.own_blocks)
+        check_groups(self._stages, **sharing, own_blocks=self.own_blocks)
         self._units_checked = False
 
     # The seam of the libraries' backbones, by either of its names.

@@ -95,10 +95,13 @@ class Bank(nn.Module):
 
     Attributes:
         conv_class (type): The class of the convs that it makes.
+        same_shape (bool): Whether the convs of a group have to be alike. Where they need not be, a group may be of one
+            conv, and the first blocks of a stage share too.
         convs (list[SharedConv2d]): Its convs, in the order of the network. The first of them is its parent module.
     """
 
     conv_class: Type[SharedConv2d]
+    same_shape = True
 
     def __init__(self):
         super().__init__()

@@ -17,7 +17,8 @@ def share_convs(stages: Union[nn.Module, Sequence[nn.Module]],
                 own_blocks: int = 1) -> None:
     """Make groups of convs of each stage share a bank, in place.
 
-    A group has two convs or more: a stage with fewer of a pattern is left as it is.
+    A group has two convs or more: a stage with fewer of a pattern is left as it is. A bank whose convs may differ in
+    shape (:attr:`Bank.same_shape` is False) takes a single conv too, and those of all blocks.
 
     Args:
         stages (nn.Module | Sequence[nn.Module]): A stage, whose children are its blocks, or several.
@@ -28,12 +29,12 @@ def share_convs(stages: Union[nn.Module, Sequence[nn.Module]],
             first block, which changes width or resolution.
 
     Raises:
-        SharingError: If a pattern forms no group in any stage, or one of convs that differ in shape.
+        SharingError: If a pattern forms no group in any stage, or one of convs that differ in shape and may not.
     """
     stages = [stages] if isinstance(stages, nn.Module) else list(stages)
     for stage in stages:
         share_stage(stage, groups, bank, own_blocks)
-    check_groups(stages, groups, own_blocks)
+    check_groups(stages, groups, bank, own_blocks)
 
 
 def share_stage(stage: nn.Module, groups: Sequence[str], bank: Union[dict, Sequence[dict]], own_blocks: int = 1
@@ -53,14 +54,15 @@ def share_stage(stage: nn.Module, groups: Sequence[str], bank: Union[dict, Seque
             raise SharingError(f"bank={config!r} is no config of a bank: write bank=dict(type='TiedFilters'), say.")
     stage.banks = {}
     for pattern, config in zip(groups, banks):
+        same_shape, kept_blocks = _demands(config, own_blocks)
         found = [(block.get_submodule(name.rpartition('.')[0]), name.rpartition('.')[2], conv)
-                 for block, name, conv in _inner_convs(stage, own_blocks)
+                 for block, name, conv in _inner_convs(stage, kept_blocks)
                  if type(conv) is nn.Conv2d and _matches(pattern, name)]
         convs = [conv for _, _, conv in found]
-        if len(convs) < 2:
+        if len(convs) < 1 + same_shape:
             continue
         shapes = {_geometry(conv) for conv in convs}
-        if len(shapes) > 1:
+        if same_shape and len(shapes) > 1:
             raise SharingError(f'The pattern {pattern!r} makes one group of convs that differ: '
                                f'{" and ".join(sorted(shapes))}. Give each kind a pattern of its own.')
         if any(conv.padding_mode != 'zeros' for conv in convs):
@@ -77,8 +79,10 @@ def share_stage(stage: nn.Module, groups: Sequence[str], bank: Union[dict, Seque
                 basis.data.copy_(part)
 
 
-def check_groups(stages: Sequence[nn.Module], groups: Sequence[str], own_blocks: int = 1) -> None:
+def check_groups(stages: Sequence[nn.Module], groups: Sequence[str], bank: Union[dict, Sequence], own_blocks: int = 1
+                 ) -> None:
     """Raise a :class:`SharingError` if a pattern formed no group in any of the stages."""
+    same_shape, own_blocks = _demands(bank, own_blocks)
     for pattern in groups:
         if any(pattern in stage.banks for stage in stages):
             continue
@@ -90,8 +94,17 @@ def check_groups(stages: Sequence[nn.Module], groups: Sequence[str], own_blocks:
         reason = ''.join(f'; {name} is in the group of another pattern' if issubclass(kind, SharedConv2d) else
                          f'; {name} is a {kind.__name__}, which is never shared' for name, kind in others)
         where = 'of a stage, outside its first block, ' if own_blocks else 'of a stage '
-        raise SharingError(f'The pattern {pattern!r} forms no group: a group is two or more plain convs {where}whose '
+        count = 'two or more' if same_shape else 'one or more'
+        raise SharingError(f'The pattern {pattern!r} forms no group: a group is {count} plain convs {where}whose '
                            f'whole name within the block matches. The convs there are: {there}{reason}.')
+
+
+def _demands(bank: Union[dict, Sequence], own_blocks: int) -> Tuple[bool, int]:
+    """Whether a bank, the first of a list, wants convs of one shape, and how many blocks keep their own with it."""
+    while not isinstance(bank, dict):
+        bank = bank[0]
+    same_shape = getattr(MODELS.get(bank['type']), 'same_shape', True)
+    return same_shape, own_blocks if same_shape else 0
 
 
 def check_units(module: nn.Module) -> None:

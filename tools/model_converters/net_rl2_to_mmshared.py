@@ -1,20 +1,20 @@
 """Turn a checkpoint of the authors of deeply shared filter bases (https://github.com/ssregibility/Net_RL2) into one of
 mmshared, and print the config whose model it loads into."""
-import argparse
 import re
 from pathlib import Path
-from typing import Dict, Optional
+from typing import Dict, Optional, Tuple
 
-import torch
 from mmengine.config import Config
 from torch import Tensor
 from tqdm import tqdm
 
 from mmshared import SharingError
+from mmshared.analysis import conversion
+from mmshared.analysis.conversion import convert_file
+from mmshared.analysis.conversion import rename as apply_rules
 from mmshared.analysis.models import build_model
-from mmshared.cli import load_checkpoint_file
 
-CONFIGS = Path(__file__).parents[2] / 'configs/shared_resnet'
+CONFIGS = conversion.CONFIGS / 'shared_resnet'
 
 
 def rename(key: str, bottleneck: bool) -> Optional[str]:
@@ -31,16 +31,14 @@ def rename(key: str, bottleneck: bool) -> Optional[str]:
         stage, block, basis = shared.groups()
         conv = int(basis or 1) + bottleneck
         return f'backbone.{stage}1.conv{conv}.bank.filters' if block == '1' else None
-    for pattern, replacement in [
+    return apply_rules(key, [
         (r'^fc\.', 'head.fc.'),
         (r'^(?!head)', 'backbone.'),
         (r'\.shortcut\.', '.downsample.'),
         (r'\.basis_conv(\d)\.weight$', r'.conv\1.unique'),
         (r'\.basis_bn(\d)\.', r'.conv\1.norm.'),
         (r'\.coeff_conv(\d)\.weight$', r'.conv\1.coefficients'),
-    ]:
-        key = re.sub(pattern, replacement, key)
-    return key
+    ])
 
 
 def convert(theirs: Dict[str, Tensor]) -> Dict[str, Tensor]:
@@ -72,20 +70,14 @@ def matching_config(state_dict: Dict[str, Tensor]) -> Path:
     raise SharingError(f'No config in {CONFIGS} has this network: write one for its depth, ranks and classes.')
 
 
+def convert_checkpoint(checkpoint: dict) -> Tuple[Dict[str, Tensor], Path, str]:
+    state_dict = convert(checkpoint.get('net_state_dict', checkpoint))
+    note = f'accuracy {float(checkpoint["acc"]):.2f} by their own record' if 'acc' in checkpoint else ''
+    return state_dict, matching_config(state_dict), note
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('src', help='their checkpoint')
-    parser.add_argument('dst', type=Path, help='the checkpoint to write')
-    args = parser.parse_args()
-    try:
-        checkpoint = load_checkpoint_file(args.src)
-        state_dict = convert(checkpoint.get('net_state_dict', checkpoint))
-        config = matching_config(state_dict)
-    except SharingError as error:
-        raise SystemExit(f'Error: {error}') from None
-    torch.save(dict(state_dict=state_dict, meta=dict(config=config.name)), args.dst)
-    told = f', accuracy {float(checkpoint["acc"]):.2f} by their own record' if 'acc' in checkpoint else ''
-    print(f'{args.dst} is for configs/{config.relative_to(CONFIGS.parent)}{told}')
+    convert_file(__doc__, convert_checkpoint)
 
 
 if __name__ == '__main__':

@@ -1,0 +1,7 @@
+# Kernels stay as they are drawn, or as --cfg-options load_from=FILE has them: signs and norms are learned. Recipe of
+# https://github.com/transmuteAI/RepeatNet (main.py, freeze_weights); the number of epochs is ours, it names none.
+_base_ = './repeat-resnet-w2-bireal_b128_cifar10.py'
+custom_hooks = [dict(type='TrainOnlyHook', keys=['bn', 'downsample', 'fc', 'transform.mask'])]
+optim_wrapper = dict(optimizer=dict(weight_decay=1e-4))
+param_scheduler = dict(milestones=[6, 12])
+train_cfg = dict(max_epochs=18)

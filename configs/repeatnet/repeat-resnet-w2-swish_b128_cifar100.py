@@ -1,0 +1,2 @@
+_base_ = ['../_base_/models/repeat-resnet16-w2-swish.py', '../_base_/repeatnet_cifar100.py']
+model = dict(head=dict(num_classes=100))

@@ -1,0 +1,2 @@
+_base_ = './repeat-resnet-w2-swish_b128_cifar10.py'
+model = dict(backbone=dict(base_channels=128, sharing=dict(bank=dict(width=8))), head=dict(in_channels=512))

@@ -1,0 +1,1 @@
+_base_ = ['../_base_/models/resnet16-w1.py', '../_base_/repeatnet_cifar10.py']

@@ -1,0 +1,40 @@
+"""What the converters of authors' checkpoints have in common."""
+import argparse
+import re
+from pathlib import Path
+from typing import Callable, Dict, Sequence, Tuple
+
+import torch
+from torch import Tensor
+
+from ..cli import load_checkpoint_file
+from ..sharing import SharingError
+
+CONFIGS = Path(__file__).parents[2] / 'configs'
+
+
+def rename(key: str, rules: Sequence[Tuple[str, str]]) -> str:
+    """Apply replacements of regular expressions to a key, one after the other."""
+    for pattern, replacement in rules:
+        key = re.sub(pattern, replacement, key)
+    return key
+
+
+def convert_file(description: str, convert: Callable[[dict], Tuple[Dict[str, Tensor], Path, str]]) -> None:
+    """The command of a converter: reads SRC, writes DST and says which config it is for.
+
+    Args:
+        description (str): What the command says of itself.
+        convert (Callable): Makes of their checkpoint our state dict, the path of the config of its model and what else
+            there is to say of it, '' for nothing. Raises a :class:`SharingError` where it cannot.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument('src', help='their checkpoint')
+    parser.add_argument('dst', type=Path, help='the checkpoint to write')
+    args = parser.parse_args()
+    try:
+        state_dict, config, note = convert(load_checkpoint_file(args.src))
+    except SharingError as error:
+        raise SystemExit(f'Error: {error}') from None
+    torch.save(dict(state_dict=state_dict, meta=dict(config=config.name)), args.dst)
+    print(f'{args.dst} is for configs/{config.relative_to(CONFIGS)}{note and f", {note}"}')

@@ -1,0 +1,90 @@
+"""Networks that are one chain of convs: VGG for 32x32 pictures and the CNN of rotated MNIST, plain and shared."""
+from typing import Dict, Optional, Sequence, Tuple
+
+from mmpretrain.models.backbones.base_backbone import BaseBackbone
+from mmpretrain.registry import MODELS
+from torch import Tensor, nn
+
+from .shared_backbone import SharedBackboneMixin
+
+
+class ConvChain(BaseBackbone):
+    """Convs one behind the other, each with a batch norm and an activation. All of them are one block, so that
+    patterns name them: ``conv2_1``.
+
+    Args:
+        convs (dict[str, nn.Conv2d]): The convs by their names, which begin with ``conv``.
+        pooled (Sequence[str]): Names of those behind whose activation there is a 2x2 max pooling.
+        activation (type): The class of the activations.
+        init_cfg (dict, optional): Config of the initialisation. Defaults to PyTorch's own.
+    """
+
+    def __init__(self, convs: Dict[str, nn.Conv2d], pooled: Sequence[str], activation: type,
+                 init_cfg: Optional[dict] = None):
+        super().__init__(init_cfg)
+        block = nn.Sequential()
+        for name, conv in convs.items():
+            block.add_module(name, conv)
+            block.add_module(name.replace('conv', 'bn'), nn.BatchNorm2d(conv.out_channels))
+            block.add_module(name.replace('conv', 'act'), activation(inplace=True))
+            if name in pooled:
+                block.add_module(name.replace('conv', 'pool'), nn.MaxPool2d(2))
+        self.features = self.make_layer(nn.Sequential(block))
+
+    def make_layer(self, stage: nn.Module) -> nn.Module:
+        return stage
+
+    def forward(self, x: Tensor) -> Tuple[Tensor]:
+        return self.features(x),
+
+
+@MODELS.register_module()
+class VGG_CIFAR(ConvChain):
+    """VGG for CIFAR as in models/vgg_rep.py of https://github.com/transmuteAI/RepeatNet: stages of two 3x3 convs with
+    64, 128, 256, 512 and 512 channels, each with a max pooling behind; a single linear layer is to follow.
+
+    Args:
+        depth (int): Number of convs, and the linear layer: the first ``depth - 1`` convs are there. From 4 to 11.
+        init_cfg (dict, optional): Config of the initialisation.
+    """
+
+    def __init__(self, depth: int = 11, init_cfg: Optional[dict] = None):
+        if not 4 <= depth <= 11:
+            raise ValueError(f'VGG_CIFAR has a depth from 4 to 11, not {depth}.')
+        names = [f'conv{stage}_{i}' for stage in range(1, 6) for i in (1, 2)][:depth - 1]
+        widths = [3] + [64 * 2**min(i // 2, 3) for i in range(depth - 1)]
+        convs = {name: nn.Conv2d(*channels, 3, padding=1) for name, *channels in zip(names, widths, widths[1:])}
+        super().__init__(convs, {*names[1::2], names[-1]}, nn.ReLU, init_cfg)
+
+
+@MODELS.register_module()
+class SharedVGG_CIFAR(SharedBackboneMixin, VGG_CIFAR):
+    """``VGG_CIFAR`` with shared filters: all of its arguments, and ``sharing``."""
+
+    own_blocks = 0  # all convs are one block
+
+
+@MODELS.register_module()
+class RotMNISTCNN(ConvChain):
+    """The CNN for rotated MNIST of models/group_equivariant.py of https://github.com/transmuteAI/RepeatNet: a 7x7 and
+    five 5x5 convs, and ELUs.
+
+    Args:
+        widen_factor (float): How much wider it is than the baseline of 22, 33, 45, 45, 67 and 90 channels; channels
+            are rounded down, in the way of that code. Defaults to 1.
+        init_cfg (dict, optional): Config of the initialisation.
+    """
+
+    def __init__(self, widen_factor: float = 1., init_cfg: Optional[dict] = None):
+        widths = [1] + [int(width / 2**0.5 * widen_factor) for width in (32, 48, 64, 64, 96, 128)]
+        geometry = [dict(kernel_size=7, padding=1), *[dict(kernel_size=5, padding=2)] * 4, dict(kernel_size=5)]
+        convs = {f'conv{i}': nn.Conv2d(*channels, bias=False, **kwargs)
+                 for i, (*channels, kwargs) in enumerate(zip(widths, widths[1:], geometry), 1)}
+        super().__init__(convs, ('conv2', 'conv4'), nn.ELU, init_cfg)
+
+
+@MODELS.register_module()
+class SharedRotMNISTCNN(SharedBackboneMixin, RotMNISTCNN):
+    """``RotMNISTCNN`` with shared filters: all of its arguments, and ``sharing``."""
+
+    own_blocks = 0  # all convs are one block

@@ -1,0 +1,235 @@
+"""The configs of RepeatNet build the networks that the authors' code builds."""
+from copy import deepcopy
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers import REPEATED as BANK
+from helpers import ROOT, call, empty, evaluating, load_tool, randomise_norms, small, train
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.registry import MODELS
+from torch import nn
+
+from mmshared import SharingError, TrainOnlyHook, fold_convs, shared_stages
+from mmshared.analysis.complexity import count_multiply_adds, parameter_count
+from mmshared.analysis.models import build_model
+from mmshared.cli import load_checkpoint_file
+
+CONFIGS = ROOT / 'configs/repeatnet'
+CLASSES = {'cifar10': (10, 100, 200), 'rotmnist': (10, ), 'in1k': (1000, )}
+SIZES = {'cifar10': (32, 32), 'rotmnist': (1, 29, 29), 'in1k': (224, 224)}
+
+# Counted in the authors' code: parameters for each number of classes, and multiply-adds in units of 1e9.
+PLAIN = {
+    'resnet-w1_b128_cifar10': ((175_258, 181_108, 187_608), '0.027'),
+    'resnet-w2_b128_cifar10': ((692_122, 703_732, 716_632), '0.101'),
+    'resnet-w4_b128_cifar10': ((2_749_786, 2_772_916, 2_798_616), '0.393'),
+    'resnet-w8_b128_cifar10': ((10_963_162, 11_009_332, 11_060_632), '1.548'),
+    'resnet18-w1_8xb32_in1k': ((11_689_512, ), '1.814'),
+    'resnet18-w2_8xb32_in1k': ((45_618_216, ), '6.696'),
+    'resnet18-w4_8xb32_in1k': ((180_191_016, ), '25.913'),
+    'vgg4_b128_cifar10': ((114_378, 125_988, 138_888), '0.058'),
+    'vgg5_b128_cifar10': ((262_218, 273_828, 286_728), '0.096'),
+    'vgg6_b128_cifar10': ((559_178, 582_308, 608_008), '0.115'),
+    'vgg7_b128_cifar10': ((1_149_770, 1_172_900, 1_198_600), '0.153'),
+    'vgg8_b128_cifar10': ((2_333_514, 2_379_684, 2_430_984), '0.172'),
+    'vgg9_b128_cifar10': ((4_694_346, 4_740_516, 4_791_816), '0.209'),
+    'vgg10_b128_cifar10': ((7_055_178, 7_101_348, 7_152_648), '0.219'),
+    'vgg11_b128_cifar10': ((9_416_010, 9_462_180, 9_513_480), '0.228'),
+    'cnn_b128_rotmnist': ((340_309, ), '0.028'),
+}
+# Parameters with plain copies, the numbers that swish has beside them, the values of the masks of bireal, those of
+# them that touch no kernel and get no gradient in the authors' code, where the small kernel has the size of the conv
+# (we have none there), and multiply-adds of the direct form.
+REPEATED = {
+    'resnet-w1_b128_cifar10': ((175_802, 181_652, 188_152), 0, 173_056, 173_056, '0.027'),
+    'resnet-w2_b128_cifar10': ((178_426, 190_036, 202_936), 112, 688_128, 0, '0.101'),
+    'resnet-w4_b128_cifar10': ((183_066, 206_196, 231_896), 432, 2_742_272, 0, '0.393'),
+    'resnet-w8_b128_cifar10': ((192_346, 238_516, 289_816), 1_696, 10_948_608, 0, '1.548'),
+    'resnet18-w1_8xb32_in1k': ((11_694_248, ), 0, 11_157_504, 11_157_504, '1.814'),
+    'resnet18-w2_8xb32_in1k': ((12_224_936, ), 152, 44_564_480, 0, '6.696'),
+    'resnet18-w4_8xb32_in1k': ((13_277_736, ), 592, 178_094_080, 0, '25.913'),
+    'vgg4_b128_cifar10': ((126_282, 172_452, 223_752), 252, 9_289_728, 0, '0.228'),
+    'vgg5_b128_cifar10': ((273_738, 319_908, 371_208), 176, 9_142_272, 0, '0.228'),
+    'vgg6_b128_cifar10': ((568_650, 614_820, 666_120), 96, 8_847_360, 0, '0.228'),
+    'vgg7_b128_cifar10': ((1_158_474, 1_204_644, 1_255_944), 88, 8_257_536, 0, '0.228'),
+    'vgg8_b128_cifar10': ((2_338_122, 2_384_292, 2_435_592), 28, 7_077_888, 0, '0.228'),
+    'vgg9_b128_cifar10': ((4_697_418, 4_743_588, 4_794_888), 4, 4_718_592, 2_359_296, '0.228'),
+    'vgg10_b128_cifar10': ((7_056_714, 7_102_884, 7_154_184), 0, 2_359_296, 2_359_296, '0.228'),
+    'cnn-c4_b128_rotmnist': ((352_921, ), 66, 2_716_736, 0, '0.228'),
+    'cnn-c8_b128_rotmnist': ((360_773, ), 190, 5_416_885, 0, '0.452'),
+    'cnn-c16_b128_rotmnist': ((371_897, ), 282, 10_860_672, 0, '0.909'),
+}
+# What their code builds without a config of ours: of a config, the width, the channels of a stage at this width for
+# each unit of it and those of the head.
+WIDER = {
+    ('repeat-resnet18-w4-linear_8xb32_in1k', 8, 64, 512): 15_383_336,
+    ('repeat-resnet18-w4-swish_8xb32_in1k', 8, 64, 512): 15_385_672,
+    ('repeat-resnet18-w4-bireal_8xb32_in1k', 8, 64, 512): 727_431_976,
+    ('resnet18-w4_8xb32_in1k', 8, 64, 512): 716_231_976,
+    ('repeat-resnet-w8-swish_b128_cifar10', 10, 16, 64): 199_626,
+}
+
+
+def config(name):
+    return Config.fromfile(CONFIGS / f'{name}.py')
+
+
+def counts(model, cfg, classes):
+    """The parameters of a model with heads of other numbers of classes."""
+    heads = [MODELS.build(dict(deepcopy(cfg.model.head), num_classes=number)) for number in classes]
+    return tuple(parameter_count(model.backbone) + parameter_count(head) for head in heads)
+
+
+@pytest.mark.parametrize('name', PLAIN)
+def test_plain_networks_have_the_authors_counts(name):
+    data, cfg = name.rpartition('_')[2], config(name)
+    parameters, macs = PLAIN[name]
+    model = empty(cfg)
+    assert not shared_stages(model) and counts(model, cfg, CLASSES[data]) == parameters
+    assert f'{count_multiply_adds(model, SIZES[data])[""] / 1e9:.3f}' == macs
+
+
+@pytest.mark.parametrize('transform', ['linear', 'swish', 'bireal'])
+@pytest.mark.parametrize('name', REPEATED)
+def test_repeated_networks_have_the_authors_counts(name, transform):
+    (network, rest), data = name.split('_', 1), name.rpartition('_')[2]
+    cfg = config(f'repeat-{network}-{transform}_{rest}')
+    parameters, numbers, masks, dead, macs = REPEATED[name]
+    model = empty(cfg)
+    own = dict(linear=0, swish=numbers, bireal=masks - dead)[transform]
+    assert sum(p.numel() for key, p in model.named_parameters() if '.transform.' in key) == own
+    assert counts(model, cfg, CLASSES[data]) == tuple(number + own for number in parameters)
+    direct = f'{count_multiply_adds(model, SIZES[data])[""] / 1e9:.3f}'
+    # Plain copies are computed with fewer multiply-adds, where there are any.
+    assert direct < macs if transform == 'linear' and not network.endswith(('w1', 'vgg10')) else direct == macs
+
+
+def test_dropped_and_random_kernels_are_no_parameters():
+    # The small kernels have 173,312 values.
+    for transform, parameters, stored in (('static-drop', 178_426, 688_128),
+                                          ('random-bireal', 178_426 + 688_128, 688_128 - 173_312)):
+        model = empty(config(f'repeat-resnet-w2-{transform}_b128_cifar10'))
+        assert parameter_count(model) == parameters
+        assert sum(buffer.numel() for key, buffer in model.named_buffers() if '.transform.' in key) == stored
+
+
+@pytest.mark.parametrize('options', WIDER, ids=lambda options: f'{options[0]}-{options[1]}')
+def test_other_widths_are_options(options):
+    name, width, stage, head = options
+    cfg = config(name)
+    cfg.merge_from_dict({'model.backbone.base_channels': stage * width, 'model.head.in_channels': head * width})
+    if 'sharing' in cfg.model.backbone:
+        cfg.merge_from_dict({'model.backbone.sharing.bank.width': width})
+    assert parameter_count(empty(cfg)) == WIDER[options]
+
+
+@pytest.mark.parametrize('width', [2, 4])
+def test_plain_copies_need_the_multiply_adds_of_the_small_network(width):
+    model = empty(config(f'repeat-resnet-w{width}-linear_b128_cifar10'))
+    base = count_multiply_adds(empty(config('resnet-w1_b128_cifar10')), (32, 32))['']
+    # And of the first downsample, which the small network does not have, and of a wider linear layer.
+    assert count_multiply_adds(model, (32, 32))[''] == base + 16 * 16 * 32**2 + (width - 1) * 64 * 10
+
+
+@pytest.mark.parametrize('number, sources', {
+    4: 'conv2_1 ' * 7, 5: 'conv2_1 conv2_2 ' * 3, 6: 'conv2_1 conv2_2 conv3_1 conv2_2 conv3_1',
+    7: 'conv2_1 conv2_2 conv3_1 conv3_2', 8: 'conv3_1 conv3_2 conv4_1', 9: 'conv4_1 conv4_2', 10: 'conv5_1'}.items())
+def test_the_convs_of_a_vgg_repeat_the_kernels_of_the_authors_sources(number, sources):
+    model = empty(config(f'repeat-vgg{number}-swish_b128_cifar10')).backbone
+    convs = dict(model.features[0].named_children())
+    names = {conv: name for name, conv in convs.items()}
+    found = [names[conv.bank.convs[0]] for conv in convs.values() if hasattr(conv, 'bank')
+             and conv.bank.convs[0] is not conv]
+    assert found == sources.split() and len(found) + number - 1 == 10
+
+
+def test_learning_rates_are_those_of_the_recipes():
+    from mmengine.optim import build_optim_wrapper
+    from mmengine.registry import PARAM_SCHEDULERS
+    for name, expected in {
+            'resnet-w1_b128_cifar10': {0: 0.1, 79: 0.1, 80: 0.01, 119: 0.01, 120: 0.001, 159: 0.001},
+            'resnet-w1_b128_tinyimagenet': {29: 0.1, 30: 0.01, 59: 0.01, 60: 0.001, 89: 0.001},
+            'resnet18-w1_8xb32_in1k': {29: 0.1, 30: 0.01, 60: 0.001, 89: 0.001},
+            'cnn_b128_rotmnist': {9: 1e-3, 10: 0.8e-3, 11: 0.64e-3, 29: 0.8**20 * 1e-3}}.items():
+        cfg = config(name)
+        assert cfg.train_cfg.max_epochs == max(expected) + 1 and cfg.optim_wrapper.clip_grad.max_norm == 1
+        wrapper = build_optim_wrapper(nn.Linear(1, 1), cfg.optim_wrapper)
+        scheduler = PARAM_SCHEDULERS.build(dict(cfg.param_scheduler), default_args=dict(optimizer=wrapper.optimizer))
+        for epoch in range(max(expected) + 1):
+            if epoch in expected:
+                assert wrapper.optimizer.param_groups[0]['lr'] == pytest.approx(expected[epoch]), (name, epoch)
+            wrapper.optimizer.step()
+            scheduler.step()
+
+
+@pytest.mark.parametrize('name, base, size', [
+    ('repeat-resnet-w4-linear_b128_cifar10', 'resnet-w1_b128_cifar10', (3, 32, 32)),
+    ('repeat-resnet-w2-bireal_b128_cifar10', 'repeat-resnet-w1-swish_b128_cifar10', (3, 32, 32)),
+    ('repeat-cnn-c8-linear_b128_rotmnist', 'cnn_b128_rotmnist', (1, 29, 29)),  # sizes that do not divide
+])
+def test_a_rescaled_network_begins_as_the_small_one(name, base, size, tmp_path):
+    base = randomise_norms(build_model(config(base)))
+    for key, parameter in base.named_parameters():
+        if key.endswith('bias'):
+            nn.init.normal_(parameter, std=0.1)
+    torch.save(dict(state_dict=base.state_dict()), tmp_path / 'small.pth')
+    result = call('model_converters/rescale.py', CONFIGS / f'{name}.py', tmp_path / 'small.pth', tmp_path / 'out.pth')
+    assert f'wrote {tmp_path / "out.pth"}' in result.stdout, result.stderr
+    model = build_model(config(name))
+    model.load_state_dict(load_checkpoint_file(str(tmp_path / 'out.pth'))['state_dict'], strict=True)
+    x = torch.randn(2, *size)
+    with torch.no_grad():
+        expected = evaluating(base)(x)
+        assert (evaluating(model)(x) - expected).abs().max() < 1e-5 * expected.abs().max()
+        # The copies are what computes it, and a plain network does too.
+        assert (fold_convs(model)(x) - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+def test_what_cannot_be_rescaled_is_refused():
+    rescale = load_tool('model_converters/rescale.py').rescale
+    model, state = (build_model(config(name)) for name in ('repeat-resnet-w2-linear_b128_cifar10',
+                                                           'resnet-w1_b128_cifar10'))
+    state = state.state_dict()
+    for change, words in [
+        (lambda state: state.pop('backbone.layer1.0.conv1.weight'), r'conv1.kernel of the shape .* it has nothing'),
+        (lambda state: state.pop('backbone.layer1.0.bn2.bias'), 'bn2.bias of the shape .* it has nothing'),
+        (lambda state: state.update({'backbone.layer4.0.conv1.weight': torch.zeros(1)}), 'it has backbone.layer4.0'),
+        (lambda state: state.update({'backbone.layer2.1.conv2.weight': torch.zeros(16, 16, 3, 3)}), r'\(16, 16, 3'),
+    ]:
+        changed = dict(state)
+        change(changed)
+        with pytest.raises(SharingError, match=words):
+            rescale(model, changed)
+    for name in ('repeat-vgg6-linear_b128_cifar10', 'resnet-w2_b128_cifar10'):
+        with pytest.raises(SharingError, match='does not repeat kernels within its layers'):
+            rescale(build_model(config(name)), state)
+
+
+def test_masks_and_norms_alone_are_trained(tmp_path, mmpretrain):
+    hook, = config('repeat-resnet-w2-bireal-maskonly_b128_cifar10').custom_hooks
+    network, before = small(dict(BANK, transform=dict(type='bireal'))), {}
+
+    class Watch(Hook):
+
+        def before_train(self, runner):
+            before.update({name: parameter.clone() for name, parameter in network.named_parameters()})
+
+    optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.1, weight_decay=0.1))
+    model, _ = train(network, tmp_path, [Watch(), TrainOnlyHook(hook['keys'])], optim_wrapper=optim_wrapper)
+    moved = {name for name, parameter in model.backbone.named_parameters() if not torch.equal(parameter, before[name])}
+    assert moved == {name for name in before if 'bn' in name or 'transform.mask' in name or 'downsample' in name}
+    assert sum('transform.mask' in name for name in moved) == 8
+
+
+def test_training_nothing_is_refused(tmp_path, mmpretrain):
+    with pytest.raises(SharingError, match="to train 'mask', and no parameter of the model has that in its name"):
+        train(small(BANK), tmp_path, [TrainOnlyHook(['bn', 'mask'])])
+
+
+def test_processes_that_expect_gradients_are_told():
+    wrapper = nn.parallel.DistributedDataParallel
+    runner = SimpleNamespace(model=type('Wrapped', (wrapper, ), {'find_unused_parameters': False}).__new__(wrapper))
+    with pytest.raises(SharingError, match='set find_unused_parameters=True'):
+        TrainOnlyHook(['bn']).before_train(runner)

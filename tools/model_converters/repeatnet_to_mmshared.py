@@ -1,0 +1,154 @@
+"""Turn a checkpoint of the authors of RepeatNet (https://github.com/transmuteAI/RepeatNet) into one of mmshared, and
+print the config whose model it loads into."""
+import argparse
+import re
+from pathlib import Path
+from typing import Dict, List, Tuple
+
+import torch
+from mmengine.config import Config
+from torch import Tensor
+
+from mmshared import SharingError
+from mmshared.analysis import conversion
+from mmshared.analysis.conversion import convert_file, rename
+from mmshared.analysis.models import build_model
+
+CONFIGS = conversion.CONFIGS / 'repeatnet'
+
+
+class Callback:
+    """Stands for the class by which PyTorch Lightning keeps the state of its checkpoint callback."""
+
+
+# What their checkpoints hold beside weights and plain data: their arguments, and the name of a class.
+SAFE = [argparse.Namespace, (Callback, 'pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint')]
+
+RESNET = [(r'^fc\.', 'head.fc.'), (r'^(?!head)', 'backbone.')]
+# VGG's batch norms are numbered through.
+VGG = [*[(rf'^bn{2 * stage + i - 2}\.', f'bn{stage}_{i}.') for stage in range(1, 6) for i in (1, 2)],
+       (r'^(fc|classifier)\.', 'head.fc.'), (r'^(?!head)', 'backbone.features.0.')]
+CNN = [(r'^fully_net\.0\.', 'head.layers.0.fc.'), (r'^fully_net\.1\.', 'head.layers.0.norm.'),
+       (r'^fully_net\.3\.', 'head.layers.1.fc.'), (r'^(?!head)', 'backbone.features.0.')]
+
+
+def name_transform(theirs: Dict[str, Tensor]) -> str:
+    """How the tiles of a network of theirs are transformed, as the names of our configs say it."""
+    for part, transform in (('alphas', 'swish'), ('random_weights', 'random-bireal'),
+                            ('binary_activation.weight', 'bireal'), ('drop_mask', 'static-drop')):
+        if any(key.endswith(part) for key in theirs):
+            return transform
+    return 'linear'
+
+
+def recognise(theirs: Dict[str, Tensor]) -> Tuple[Path, Dict[str, Tensor]]:
+    """The config of a network of theirs, and its tensors under the names that its modules have in our model.
+
+    Raises:
+        SharingError: If it is none of their networks that are converted.
+    """
+    transform, features = name_transform(theirs), [key for key in theirs if key.startswith('features.')]
+    if 'layer1.0.conv1.weight' in theirs:
+        imagenet = theirs['conv1.weight'].shape[-1] == 7
+        width = len(theirs['layer1.0.bn1.weight']) // (64 if imagenet else 16)
+        network, rules, data = f'resnet{18 if imagenet else ""}-w{width}', RESNET, 'in1k' if imagenet else 'cifar10'
+        repeated = 'layer1.0.conv1.bias' in theirs
+    elif 'conv1_1.weight' in theirs:
+        convs = [key for key in theirs if re.fullmatch(r'conv\d_\d\.weight', key)]
+        network, rules, data, repeated = f'vgg{len(convs) + 1}', VGG, 'cifar10', True
+    elif 'features.0.weight' in theirs:
+        theirs, depth = number_layers(theirs, features)
+        network, rules, data, repeated = f'vgg{depth}', VGG, 'cifar10', False
+    elif 'fully_net.0.weight' in theirs and 'conv1.weight' in theirs:
+        repeated = 'conv1.bias' in theirs
+        rotations = {64: '-c4', 90: '-c8', 128: '-c16'}.get(len(theirs['bn1.weight']), '')
+        network, rules, data = f'cnn{rotations}', CNN, 'rotmnist'
+    else:
+        raise SharingError('The checkpoint is of none of their ResNets, VGGs and CNNs for rotated MNIST of plain or '
+                           'repeated convs (the steerable networks are of another library).')
+    batch = '8xb32' if data == 'in1k' else 'b128'
+    name = f'repeat-{network}-{transform}_{batch}_{data}' if repeated else f'{network}_{batch}_{data}'
+    path = CONFIGS / f'{name}.py'
+    if not path.is_file():
+        raise SharingError(f'The checkpoint is of the network {name}, and there is no config {path}: write one.')
+    return path, {rename(key, rules): tensor for key, tensor in theirs.items()}
+
+
+def number_layers(theirs: Dict[str, Tensor], features: List[str]) -> Tuple[Dict[str, Tensor], int]:
+    """The tensors of a plain VGG, whose layers are numbered through, named as in the repeated one; and its depth."""
+    layers = list(dict.fromkeys(key.split('.')[1] for key in features))  # convs and batch norms in turn
+    names = {}
+    for position, layer in enumerate(layers):
+        conv, norm = divmod(position, 2)
+        names[layer] = f'bn{conv + 1}' if norm else f'conv{conv // 2 + 1}_{conv % 2 + 1}'
+    renamed = {re.sub(r'^features\.(\d+)', lambda match: names[match[1]], key): tensor
+               for key, tensor in theirs.items()}
+    return renamed, len(layers) // 2 + 1
+
+
+def transform_state(parts: Dict[str, Tensor]) -> Dict[str, Tensor]:
+    """The state of a kernel's transform from theirs: numbers of tiles, rows and columns, masks that are in parts."""
+    state = {}
+    for name in ('alpha', 'beta'):
+        if f'{name}s' in parts:
+            state[name] = parts[f'{name}s']
+            rest = [parts[f'e{name}{i}'].flatten() for i in (1, 2) if f'e{name}{i}' in parts]
+            if rest:
+                state[f'rest_{name}'] = torch.cat(rest)
+    if 'binary_activation.weight' in parts:
+        mask = parts['binary_activation.weight']
+        for axis in (0, 1):  # the rows that remain, then the columns
+            if f'binary_activation{axis}.weight' in parts:
+                mask = torch.cat([mask, parts[f'binary_activation{axis}.weight']], axis)
+        state['mask'] = mask
+    if 'drop_mask' in parts:
+        state['mask'] = parts['drop_mask'].bool()
+    if 'random_weights' in parts:
+        state['random'] = parts['random_weights']
+    return state
+
+
+def convert(theirs: Dict[str, Tensor]) -> Tuple[Dict[str, Tensor], Path, str]:
+    """Our state dict for a state dict of theirs, the config of its model, and the option that this needs.
+
+    Raises:
+        SharingError: If it is none of their networks, or a damaged one.
+    """
+    path, renamed = recognise({re.sub(r'^model\.', '', key): tensor for key, tensor in theirs.items()})
+    if any(key.endswith('.random_weights') and not len(tensor) for key, tensor in renamed.items()):
+        raise SharingError('The checkpoint has masks on kernels of full size (random_bireal of width 1): here a '
+                           'kernel that is not repeated is not transformed.')
+    cfg, note = Config.fromfile(path), ''
+    fc = 'head.fc.weight' if 'head.fc.weight' in renamed else 'head.layers.1.fc.weight'
+    if fc in renamed and len(renamed[fc]) != cfg.model.head.num_classes:
+        cfg.model.head.num_classes = len(renamed[fc])
+        note = f'with model.head.num_classes={cfg.model.head.num_classes}'
+    state_dict, used = {}, set()
+    for key, own in build_model(cfg).state_dict().items():
+        conv, inside, part = key.partition('.transform.')
+        if inside:
+            their = {name for name in renamed if name.startswith(f'{conv}.')}
+            tensor = transform_state({name[len(conv) + 1:]: renamed[name] for name in their}).get(part)
+        else:
+            their = {re.sub(r'(\.bank)?\.kernel$', '.weight', key).replace('.added_bias', '.bias')}
+            tensor = renamed.get(*their)
+        if tensor is None or tensor.numel() != own.numel():
+            raise SharingError(f'The checkpoint is no whole one of the network of {path.name}: it has nothing that '
+                               f'becomes {key}, {tuple(own.shape)}.')
+        state_dict[key] = tensor.view(own.shape)
+        used |= their
+    # The masks of kernels that are not repeated take part in nothing.
+    alien = [key for key in renamed
+             if key not in used and not key.endswith(('.binary_activation.weight', '.drop_mask'))]
+    if alien:
+        raise SharingError(f'The checkpoint is not of the network of {path.name}, which has nothing like {alien[0]}.')
+    return state_dict, path, note
+
+
+def main() -> None:
+    with torch.serialization.safe_globals(SAFE):
+        convert_file(__doc__, lambda checkpoint: convert(checkpoint.get('state_dict', checkpoint)))
+
+
+if __name__ == '__main__':
+    main()
