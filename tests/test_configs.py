@@ -48,6 +48,35 @@ PAPER = {
     ('ResNet56-S8U1', 'CIFAR-10'): (201_850, 83_018_368),
     ('ResNet56-S16U1', 'CIFAR-10'): (270_842, 145_932_928),
     ('ResNet56-S16U1*', 'CIFAR-10'): (319_226, 145_932_928),
+    # Those of RepeatNet are all in test_repeatnet.py. Where copies are plain (linear) we do fewer multiply-adds.
+    ('Repeat-ResNet-w2-linear', 'CIFAR-10'): (178_426, 26_920_192),
+    ('Repeat-ResNet-w2-swish', 'CIFAR-10'): (178_538, 101_106_944),
+    ('Repeat-ResNet-w2-bireal', 'CIFAR-10'): (866_554, 101_106_944),
+    ('Repeat-ResNet-w4-linear', 'CIFAR-10'): (183_066, 26_921_472),
+    ('Repeat-ResNet-w4-swish', 'CIFAR-10'): (183_498, 392_612_352),
+    ('Repeat-ResNet-w4-bireal', 'CIFAR-10'): (2_925_338, 392_612_352),
+    ('Repeat-ResNet-w8-linear', 'CIFAR-10'): (192_346, 26_924_032),
+    ('Repeat-ResNet-w8-swish', 'CIFAR-10'): (194_042, 1_548_145_664),
+    ('Repeat-ResNet-w8-bireal', 'CIFAR-10'): (11_140_954, 1_548_145_664),
+    ('Repeat-VGG4-swish', 'CIFAR-10'): (126_534, 228_267_008),
+    ('Repeat-VGG5-swish', 'CIFAR-10'): (273_914, 228_267_008),
+    ('Repeat-VGG6-swish', 'CIFAR-10'): (568_746, 228_267_008),
+    ('Repeat-VGG7-swish', 'CIFAR-10'): (1_158_562, 228_267_008),
+    ('Repeat-VGG8-swish', 'CIFAR-10'): (2_338_150, 228_267_008),
+    ('Repeat-VGG9-swish', 'CIFAR-10'): (4_697_422, 228_267_008),
+    ('Repeat-VGG10-swish', 'CIFAR-10'): (7_056_714, 228_267_008),
+    ('Repeat-ResNet-w2-swish', 'CIFAR-100'): (190_148, 101_118_464),
+    ('Repeat-ResNet-w4-swish', 'CIFAR-100'): (206_628, 392_635_392),
+    ('Repeat-ResNet-w2-swish', 'Tiny-ImageNet'): (203_048, 404_448_256),
+    ('Repeat-ResNet-w4-swish', 'Tiny-ImageNet'): (232_328, 1_570_490_368),
+    ('Repeat-ResNet18-w2-linear', 'ImageNet-1k'): (12_224_936, 1_827_430_400),
+    ('Repeat-ResNet18-w2-swish', 'ImageNet-1k'): (12_225_088, 6_695_706_624),
+    ('Repeat-CNN-c4-linear', 'Rotated MNIST'): (352_921, 27_987_024),
+    ('Repeat-CNN-c4-swish', 'Rotated MNIST'): (352_987, 228_229_824),
+    ('Repeat-CNN-c8-linear', 'Rotated MNIST'): (360_773, 27_993_808),
+    ('Repeat-CNN-c8-swish', 'Rotated MNIST'): (360_963, 452_485_508),
+    ('Repeat-CNN-c16-linear', 'Rotated MNIST'): (371_897, 28_003_408),
+    ('Repeat-CNN-c16-swish', 'Rotated MNIST'): (372_179, 908_964_608),
 }
 
 
@@ -181,6 +210,8 @@ def test_the_tables_of_the_readmes_are_those_of_the_metafiles():
 
 
 @pytest.mark.parametrize('name', ['shared_resnet/shared-resnet32-s16u1-double_b256_cifar10.py',
+                                  'repeatnet/repeat-resnet-w2-linear_b128_cifar10.py',
+                                  'repeatnet/repeat-vgg4-swish_b128_cifar10.py',
                                   'small/faster-rcnn_r50-narrow-shared_12e_digits.py'])
 def test_the_report_of_groups_adds_up(name):
     cfg = Config.fromfile(ROOT / 'configs' / name)

@@ -11,9 +11,9 @@ from mmengine.hooks import Hook
 from mmengine.registry import MODELS
 from torch import nn
 
-from mmshared import SharingError, TrainOnlyHook, fold_convs, shared_stages
+from mmshared import GradientFlowHook, SharingError, TrainOnlyHook, fold_convs, shared_stages
 from mmshared.analysis.complexity import count_multiply_adds, parameter_count
-from mmshared.analysis.models import build_model
+from mmshared.analysis.models import build_model, build_plain
 from mmshared.cli import load_checkpoint_file
 
 CONFIGS = ROOT / 'configs/repeatnet'
@@ -228,8 +228,32 @@ def test_training_nothing_is_refused(tmp_path, mmpretrain):
         train(small(BANK), tmp_path, [TrainOnlyHook(['bn', 'mask'])])
 
 
+def test_what_is_not_in_common_is_not_watched(tmp_path, mmpretrain):
+    with pytest.raises(SharingError, match='GradientFlowHook watches what convs have in common'):
+        train(small(BANK), tmp_path, [GradientFlowHook(1)])
+
+
 def test_processes_that_expect_gradients_are_told():
     wrapper = nn.parallel.DistributedDataParallel
     runner = SimpleNamespace(model=type('Wrapped', (wrapper, ), {'find_unused_parameters': False}).__new__(wrapper))
     with pytest.raises(SharingError, match='set find_unused_parameters=True'):
         TrainOnlyHook(['bn']).before_train(runner)
+
+
+def test_copies_of_a_rescaled_network_stay_alike_where_nothing_transforms_them():
+    rescale = load_tool('model_converters/rescale.py').rescale
+    base = build_model(config('resnet-w1_b128_cifar10')).state_dict()
+    for transform, alike in (('linear', True), ('swish', False)):
+        model = build_model(config(f'repeat-resnet-w2-{transform}_b128_cifar10'))
+        model.load_state_dict(rescale(model, base))
+        model.train()
+        model(torch.randn(4, 3, 16, 16)).square().mean().backward()
+        one, two = model.backbone.layer3[1].bn2.weight.grad.chunk(2)
+        assert torch.allclose(one, two, rtol=1e-3, atol=1e-6) is alike
+
+
+def test_a_detector_on_a_rescaled_backbone_computes(mmdet):
+    model = empty(Config.fromfile(CONFIGS / 'faster-rcnn_repeat-r18-w2-swish_fpn_1x_coco.py'))
+    plain = empty(Config.fromfile(CONFIGS / 'faster-rcnn_repeat-r18-w2-swish_fpn_1x_coco.py'), build_plain)
+    assert parameter_count(model.backbone) < 0.3 * parameter_count(plain.backbone)
+    assert count_multiply_adds(model, (64, 64))[''] == count_multiply_adds(plain, (64, 64))['']

@@ -164,6 +164,9 @@ class GradientFlowHook(BankMonitorHook):
         if not hasattr(runner.optim_wrapper, 'optimizer'):
             raise SharingError('GradientFlowHook watches one optimizer, and this config has several: take it out of '
                                'custom_hooks.')
+        if not any(list(bank.parameters()) for banks in shared_stages(self.model).values() for bank in banks.values()):
+            raise SharingError('GradientFlowHook watches what convs have in common, and here each repeats a kernel of '
+                               'its own: take it out of custom_hooks.')
         steps = 0
 
         def record(optimizer, *_):

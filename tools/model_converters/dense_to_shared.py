@@ -41,6 +41,10 @@ def main() -> None:
         conversions = share_state_dict(model.backbone, state_dict, prefix)
         if not conversions:
             raise SharingError(f'{args.src} is shared already, as the network of the config is.')
+        if args.rank_for_energy and any(len({kernel[0].shape for kernel in conversion.kernels}) > 1
+                                        for conversion in conversions):
+            raise SharingError('--rank-for-energy is about filters of one space, and kernels of a group differ in '
+                               'shape here: leave it out.')
     except SharingError as error:
         raise SystemExit(f'Error: {error}') from None
 

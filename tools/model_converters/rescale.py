@@ -2,7 +2,7 @@
 repeated, its batch norms and its linear layer are repeated with them.
 
 With plain copies (linear), and with signs that are all plus as at the start (bireal), the large network computes what
-the small one does, in eval mode.
+the small one does, in eval mode. Plain copies get equal gradients: training does not tell them apart.
 """
 import argparse
 from pathlib import Path
