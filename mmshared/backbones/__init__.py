@@ -1,4 +1,4 @@
-from . import cifar, eca, mmdet, mmpretrain, wide_resnet
+from . import cifar, eca, mmdet, mmpretrain, path_net, wide_resnet
 from .shared_backbone import SharedBackboneMixin, share_backbones
 
-__all__ = ['SharedBackboneMixin', 'cifar', 'eca', 'mmdet', 'mmpretrain', 'share_backbones', 'wide_resnet']
+__all__ = ['SharedBackboneMixin', 'cifar', 'eca', 'mmdet', 'mmpretrain', 'path_net', 'share_backbones', 'wide_resnet']

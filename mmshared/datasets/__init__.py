@@ -1,0 +1,3 @@
+from .shortest_paths import PathScore, ShortestPaths
+
+__all__ = ['PathScore', 'ShortestPaths']
