@@ -65,17 +65,16 @@ def test_the_obstacles_have_their_density():
 
 
 def test_a_sample_depends_on_seed_and_index_alone():
-    def batches(workers, seed=5):
-        data = ShortestPaths(12, [(1, 9)], seed=seed, size=8)
-        return list(DataLoader(data, 4, num_workers=workers))
+    def samples(seed, workers=0):
+        batches = list(DataLoader(ShortestPaths(12, [(6, 6)], seed, size=8), 4, num_workers=workers))
+        return {key: torch.cat([batch[key] for batch in batches]) for key in ('inputs', 'target')}
 
-    data = ShortestPaths(12, [(1, 9)], seed=5, size=8)
+    data, here, other = ShortestPaths(12, [(6, 6)], seed=5, size=8), samples(5), samples(6)
     backwards = [data[i] for i in reversed(range(12))][::-1]
-    for key in ('inputs', 'target', 'distance'):
-        expected = torch.stack([torch.as_tensor(sample[key]) for sample in backwards])
-        for workers in (0, 2):
-            assert torch.equal(torch.cat([batch[key] for batch in batches(workers)]), expected)
-        assert not torch.equal(torch.cat([batch[key] for batch in batches(0, seed=6)]), expected)
+    for key, value in samples(5, workers=2).items():
+        assert torch.equal(value, here[key]) and torch.equal(value, torch.stack([one[key] for one in backwards]))
+        assert not torch.equal(value, other[key])
+    assert len({sample['inputs'].numpy().tobytes() for sample in data}) == 12
 
 
 def test_what_cannot_be_is_said():
@@ -135,6 +134,12 @@ def test_a_network_trains_and_is_scored(name, tmp_path):
     scores = runner.message_hub.log_scalars
     for key in ('exact/1-2', 'f1/1-2', 'exact/3-4', 'f1/3-4'):
         assert 0 <= scores[f'val/paths/{key}'].current() <= 1
+    model, batch = runner.model.eval(), next(iter(runner.val_dataloader))
+    model.head.bias.data -= model(**batch).median()  # half of the cells
+    found = model(**batch, mode='predict')
+    assert torch.equal(torch.stack([sample['path'] for sample in found]), model(**batch) > 0)
+    assert torch.equal(torch.stack([sample['target'] for sample in found]), batch['target'])
+    assert torch.equal(torch.stack([sample['distance'] for sample in found]), batch['distance'])
 
 
 def test_the_curriculum_goes_on_in_its_phase_when_a_run_is_resumed(tmp_path):
