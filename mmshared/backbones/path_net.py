@@ -48,7 +48,7 @@ class PathNet(BaseModel):
                 target: Tensor = None,
                 distance: Tensor = None,
                 mode: str = 'tensor') -> Union[Tensor, Dict[str, Tensor], List[dict]]:
-        # In this order of memory CPUs are twice as fast.
+        # In this order of memory a CPU takes a fifth less time.
         maps = self.backbone(inputs.contiguous(memory_format=torch.channels_last))[-1]
         logits = self.head(maps)[:, 0]  # (N, H, W)
         if mode == 'loss':
