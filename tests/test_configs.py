@@ -125,8 +125,9 @@ def test_every_config_builds_a_network_that_shares_if_it_says_so(path):
     model = build_model(cfg) if 'steerable' in path.stem else empty(cfg)  # escnn computes what it builds
     shares = any(word in path.stem for word in ('shared', 'swrn', 'repeat'))
     assert bool(shared_stages(model)) is shares
-    regularised = any(bank.basis() is not None for banks in shared_stages(model).values() for bank in banks.values()) \
-        and not any(word in path.stem for word in ('noorth', 'recurrent'))
+    banks = [bank for banks in shared_stages(model).values() for bank in banks.values()]
+    regularised = any(bank.basis() is not None for bank in banks) and not any(
+        word in path.stem for word in ('noorth', 'recurrent'))
     assert any(hook['type'] == 'OrthogonalityLossHook' for hook in cfg.get('custom_hooks', [])) is regularised
     for hook in cfg.get('custom_hooks', []):
         HOOKS.build(hook)

@@ -1,3 +1,4 @@
 from .rotated_mnist import RotatedMNIST
+from .shortest_paths import PathScore, ShortestPaths
 
-__all__ = ['RotatedMNIST']
+__all__ = ['PathScore', 'RotatedMNIST', 'ShortestPaths']
