@@ -4,15 +4,18 @@ import io
 import statistics
 import sys
 import time
+import weakref
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import Callable, Dict, List, NamedTuple, Sequence
+from typing import Any, Callable, Dict, List, NamedTuple, Sequence
 from unittest.mock import patch
 
 import matplotlib
 import torch
 from torch import Tensor, nn
-from torch.distributed._tools.mem_tracker import MemTracker
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
 from tqdm import tqdm
 
 from ..hooks import orthogonality_loss, orthogonality_spaces
@@ -68,6 +71,38 @@ def time_in_turn(works: Dict[str, Work], rounds: int, device: torch.device) -> D
     return timings
 
 
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of the tensors that are alive, each storage once. (PyTorch's own MemTracker hooks the gradients
+    of all parameters, and fails on frozen ones.)
+
+    Attributes:
+        peak (int): The most that there have been at once.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.known = WeakIdKeyDictionary()
+        self.now = self.peak = 0
+
+    def add(self, *values: Any) -> None:
+        """Count the tensors in any values from now on."""
+        for tensor in tree_leaves(values):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage() not in self.known:
+                storage = tensor.untyped_storage()
+                self.known[storage] = storage.nbytes()
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self._free, storage.nbytes())
+        self.peak = max(self.peak, self.now)
+
+    def _free(self, size: int) -> None:
+        self.now -= size
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.add(out)
+        return out
+
+
 def peak_bytes(model: nn.Module, step: 'Step') -> int:
     """The most memory that the tensors of a training step take at once: parameters, gradients, the optimizer's state
     and maps. What an operator takes while it works is counted on a GPU alone.
@@ -82,11 +117,10 @@ def peak_bytes(model: nn.Module, step: 'Step') -> int:
         torch.cuda.reset_peak_memory_stats(device)
         step()
         return torch.cuda.max_memory_allocated(device)
-    tracker = MemTracker()
-    tracker.track_external(model, step.optimizer)
-    with tracker:
+    with LiveBytes() as memory:
+        memory.add(model.state_dict(keep_vars=True), step.optimizer.state)
         step()
-    return tracker.get_tracker_snapshot('peak')[device]['Total']
+    return memory.peak
 
 
 def load_reference(file: str, call: str) -> nn.Module:
