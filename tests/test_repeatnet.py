@@ -170,21 +170,20 @@ def test_learning_rates_are_those_of_the_recipes():
     ('repeat-cnn-c8-linear_b128_rotmnist', 'cnn_b128_rotmnist', (1, 29, 29)),  # sizes that do not divide
 ])
 def test_a_rescaled_network_begins_as_the_small_one(name, base, size, tmp_path):
-    base = randomise_norms(build_model(config(base)))
+    base = randomise_norms(build_model(config(base)).double())
     for key, parameter in base.named_parameters():
         if key.endswith('bias'):
             nn.init.normal_(parameter, std=0.1)
     torch.save(dict(state_dict=base.state_dict()), tmp_path / 'small.pth')
     result = call('model_converters/rescale.py', CONFIGS / f'{name}.py', tmp_path / 'small.pth', tmp_path / 'out.pth')
     assert f'wrote {tmp_path / "out.pth"}' in result.stdout, result.stderr
-    model = build_model(config(name))
+    model = build_model(config(name)).double()
     model.load_state_dict(load_checkpoint_file(str(tmp_path / 'out.pth'))['state_dict'], strict=True)
-    x = torch.randn(2, *size)
+    x = torch.randn(2, *size).double()
     with torch.no_grad():
         expected = evaluating(base)(x)
-        assert (evaluating(model)(x) - expected).abs().max() < 1e-5 * expected.abs().max()
-        # The copies are what computes it, and a plain network does too.
-        assert (fold_convs(model)(x) - expected).abs().max() < 1e-4 * expected.abs().max()
+        for network in (evaluating(model), fold_convs(deepcopy(model))):
+            assert (network(x) - expected).abs().max() < 1e-6 * expected.abs().max()
 
 
 def test_what_cannot_be_rescaled_is_refused():

@@ -25,8 +25,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', help='the config of a shared classifier or detector (its backbone and neck)')
     parser.add_argument('--batch', type=int, default=8, help='pictures of a training step (default: 8)')
     parser.add_argument('--inference-batch', type=int, nargs='+', default=[1, 32], help='default: 1 32')
-    parser.add_argument('--shape', type=int, nargs=2, default=(224, 224), metavar=('HEIGHT', 'WIDTH'),
-                        help='of the pictures (default: 224 224)')
+    parser.add_argument('--shape', type=int, nargs='+', default=(224, 224), metavar='SIZE',
+                        help='height and width of the pictures, after their channels if not 3 (default: 224 224)')
     parser.add_argument('--rounds', type=int, default=10, help='default: 10')
     parser.add_argument('--device', type=torch.device, default='cuda' if torch.cuda.is_available() else 'cpu',
                         help='default: cuda where there is one')
@@ -50,7 +50,7 @@ def main() -> None:
     autocast = dict(enabled=bool(args.autocast), dtype=getattr(torch, args.autocast or 'bfloat16'))
 
     def pictures(batch: int) -> torch.Tensor:
-        return torch.randn(batch, 3, *args.shape, device=args.device).to(memory_format=layout)
+        return torch.randn(batch, *(3, *args.shape)[-3:], device=args.device).to(memory_format=layout)
 
     batch = pictures(args.batch)
     training = {
