@@ -76,7 +76,7 @@ def test_the_fast_form_is_the_direct_form_in_values_and_gradients(small, shape, 
 @pytest.mark.parametrize('width', [2, 4])
 def test_the_fast_form_does_the_multiply_adds_of_the_small_kernel(width):
     counts = [count_multiply_adds(repeated_chain(8 * width, 4 * width, width=width, transform=dict(type=name))[0],
-                                  (10, 10))[''] for name in ('linear', 'swish')]
+                                  (8 * width, 10, 10))[''] for name in ('linear', 'swish')]
     assert counts == [8 * 4 * 9 * 100, 8 * 4 * 9 * 100 * width**2]
 
 

@@ -8,7 +8,7 @@ from helpers import REPEATED as BANK
 from helpers import ROOT, call, empty, evaluating, load_tool, randomise_norms, small, train
 from mmengine.config import Config
 from mmengine.hooks import Hook
-from mmengine.registry import MODELS
+from mmengine.registry import DATASETS, MODELS
 from torch import nn
 
 from mmshared import GradientFlowHook, SharingError, TrainOnlyHook, fold_convs, shared_stages
@@ -143,6 +143,19 @@ def test_the_convs_of_a_vgg_repeat_the_kernels_of_the_authors_sources(number, so
     found = [names[conv.bank.convs[0]] for conv in convs.values() if hasattr(conv, 'bank')
              and conv.bank.convs[0] is not conv]
     assert found == sources.split() and len(found) + number - 1 == 10
+
+
+@pytest.mark.parametrize('name, size', [('resnet-w1_b128_tinyimagenet', 32), ('resnet18-w1_8xb32_in1k', 224)])
+def test_pictures_pass_the_affine_augmentation(mmpretrain, pictures, name, size):
+    cfg = config(name).train_dataloader.dataset
+    data = DATASETS.build(dict(type='CustomDataset', data_root=str(pictures), data_prefix='train',
+                               pipeline=cfg.pipeline))
+    plain = DATASETS.build(dict(type='CustomDataset', data_root=str(pictures), data_prefix='train',
+                                pipeline=[dict(type='LoadImageFromFile'), dict(type='PackInputs')]))
+    items = [data[3] for _ in range(3)]
+    assert all(item['inputs'].shape == (3, size, size) for item in items)
+    assert items[0]['data_samples'].gt_label == plain[3]['data_samples'].gt_label
+    assert not torch.equal(items[0]['inputs'], items[1]['inputs'])
 
 
 def test_learning_rates_are_those_of_the_recipes():
