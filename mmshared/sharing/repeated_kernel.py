@@ -308,7 +308,7 @@ class RepeatedKernel(Bank):
         small = [kernel for kernel in (self.kernel, *(conv.kernel for conv in self.convs)) if kernel is not None]
         for parameter in (*small, *(conv.added_bias for conv in self.convs if conv.added_bias is not None)):
             parameter.zero_()
-        offsets = [conv.dense()[0] for conv in self.convs]
+        offsets = [conv.dense()[0].clone() for conv in self.convs]
         trained = [kernel.requires_grad for kernel in small]
         for kernel in small:
             kernel.fill_(1.).requires_grad_()
