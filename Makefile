@@ -28,6 +28,7 @@ $(INSTALLED): Makefile setup.cfg pyproject.toml .ci/constraints.txt
 	@$(PIP) --no-cache-dir --no-deps --force-reinstall onedl-mmcv
 	@echo "3/4 installing PyTorch, OpenMMLab and mmshared: 5 GB with the CUDA libraries, about two minutes"
 	@$(PIP) --editable '.[tests]'
+	@$(PIP) --no-deps escnn
 	@$(BIN)/python -c 'import cv2' 2>/dev/null || $(PIP) --force-reinstall --no-deps opencv-python-headless
 ifeq ($(OPS),compiled)
 	@echo "    building mmcv's operators, about ten minutes on two cores"

@@ -58,6 +58,12 @@ def load_checkpoint_file(filename: str, map_location='cpu') -> dict:
     return checkpoint
 
 
+def converted(state_dict: Dict[str, torch.Tensor], checkpoint: str) -> dict:
+    """A checkpoint of weights that were made of those of another one, with the class names that it has."""
+    meta = load_checkpoint_file(checkpoint).get('meta', {})
+    return dict(state_dict=state_dict, meta={key: meta[key] for key in ('dataset_meta', ) if key in meta})
+
+
 def refuse_pickles() -> None:
     """Make mmengine load checkpoints by :func:`load_checkpoint_file`, and PyTorch unpickle none from anywhere."""
     os.environ.setdefault('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
@@ -99,12 +105,28 @@ def moved_root(cfg: Config, root: str) -> Dict[str, str]:
             if isinstance(value, str) and value.startswith(old)}
 
 
-def check_data(cfg: Config, loaders: List[str]) -> None:
-    """Stop with one sentence if a data set of the config is not where it is expected."""
+def merge_options(cfg: Config, options: Dict[str, Any]) -> Dict[str, Any]:
+    """Merge what ``--cfg-options`` gives into a config, where ``data_root`` moves the data set. Returns the options
+    that were merged."""
+    options = dict(options)
+    if 'data_root' in options:
+        options = {**moved_root(cfg, options.pop('data_root')), **options}
+    cfg.merge_from_dict(options)
+    return options
+
+
+def check_data(cfg: Config, loaders: List[str], download: bool = True) -> None:
+    """Stop with one sentence if a data set of the config is not where it is expected.
+
+    Args:
+        cfg (Config): The config.
+        loaders (list[str]): The data loaders whose data must be there.
+        download (bool): Whether a data set that fetches itself need not be there. Defaults to True.
+    """
     for loader in loaders:
         for dataset in _datasets((cfg.get(loader) or {}).get('dataset')):
             root, prefix = dataset.get('data_root') or '', dataset.get('data_prefix') or ''
-            if not root or '://' in root or _downloads(dataset, cfg.default_scope):
+            if not root or '://' in root or download and _downloads(dataset, cfg.default_scope):
                 continue
             parts = ['', dataset.get('ann_file'), *(prefix.values() if isinstance(prefix, dict) else [prefix])]
             missing = [part for part in parts if isinstance(part, str) and '://' not in part
@@ -152,9 +174,7 @@ def run_tool(script: str, loaders: List[str]) -> None:
     args = tool.parse_args()
     args.config = path
     if args.cfg_options:
-        if 'data_root' in args.cfg_options:
-            args.cfg_options = {**moved_root(cfg, args.cfg_options['data_root']), **args.cfg_options}
-        cfg.merge_from_dict(args.cfg_options)
+        args.cfg_options = merge_options(cfg, args.cfg_options)
     check_data(cfg, loaders)
     refuse_pickles()
     if args.launcher == 'pytorch' and not torch.cuda.is_available():

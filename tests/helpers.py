@@ -2,7 +2,7 @@
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
-from importlib.util import module_from_spec, spec_from_file_location
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from io import StringIO
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -23,8 +23,10 @@ from mmshared import Bank, shared_stages
 from mmshared.analysis.models import build_model
 
 ROOT = Path(__file__).parents[1]
+WITHOUT_ESCNN = '' if find_spec('escnn') else 'the steerable networks need escnn: pip install --no-deps escnn'
 TIED = dict(type='TiedFilters')
 BASIS = dict(type='FilterBasis', shared_rank=32, unique_rank=4)
+TEMPLATES = dict(type='TemplateBank', num_templates=2)
 REPEATED = dict(type='RepeatedKernel', width=2, transform=dict(type='linear'))
 BANKS = {
     'tied': TIED,
@@ -33,7 +35,7 @@ BANKS = {
     'basis-without-shared': dict(BASIS, shared_rank=0),
     'basis-without-norm': dict(BASIS, with_norm=False),
     'orthonormal': dict(BASIS, type='OrthonormalFilterBasis'),
-    'templates': dict(type='TemplateBank', num_templates=2),
+    'templates': TEMPLATES,
     'repeated': dict(REPEATED, transform=dict(type='swish')),
     'repeated-linear': REPEATED,
     'repeated-bireal': dict(REPEATED, transform=dict(type='bireal')),
@@ -47,7 +49,7 @@ def backbone(depth: int = 50,
              type: str = 'ResNet',
              **kwargs) -> nn.Module:
     """A narrow backbone of the current default scope; plain where ``bank`` is None."""
-    if type != 'MobileNetV2':
+    if 'Res' in type:
         kwargs = {**dict(depth=depth, base_channels=16, stem_channels=16), **kwargs}
     if bank is not None:
         kwargs['sharing'], type = dict(groups=groups, bank=bank), f'Shared{type}'

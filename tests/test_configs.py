@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import yaml
-from helpers import ROOT, empty
+from helpers import ROOT, WITHOUT_ESCNN, empty
 from mmengine.config import Config
 from mmengine.registry import HOOKS
 
@@ -119,19 +119,75 @@ def test_the_ranks_of_a_config_give_the_authors_other_networks(options):
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
 def test_every_config_builds_a_network_that_shares_if_it_says_so(path):
+    if 'steerable' in path.stem and WITHOUT_ESCNN:
+        pytest.skip(WITHOUT_ESCNN)
     cfg = Config.fromfile(path)
-    model = empty(cfg)
-    shares = 'shared' in path.stem or 'repeat' in path.stem
+    model = build_model(cfg) if 'steerable' in path.stem else empty(cfg)  # escnn computes what it builds
+    shares = any(word in path.stem for word in ('shared', 'swrn', 'repeat'))
     assert bool(shared_stages(model)) is shares
-    regularised = 'shared' in path.stem and not any(word in path.stem for word in ('noorth', 's0u', 'orthonormal'))
+    banks = [bank for banks in shared_stages(model).values() for bank in banks.values()]
+    regularised = any(bank.basis() is not None for bank in banks) and not any(
+        word in path.stem for word in ('noorth', 'recurrent'))
     assert any(hook['type'] == 'OrthogonalityLossHook' for hook in cfg.get('custom_hooks', [])) is regularised
     for hook in cfg.get('custom_hooks', []):
         HOOKS.build(hook)
     if shares:
         plain = empty(cfg, build_plain)
         assert not shared_stages(plain)
-        # Masks are as large as kernels, and a network of its own width has biases beside what it repeats.
-        assert parameter_count(plain) > parameter_count(model) or 'bireal' in path.stem or '-w1-' in path.stem
+        # Masks are as large as kernels; a network of its own width has biases beside what it repeats, and one with as
+        # many templates as convs has their coefficients.
+        grows = any(word in path.stem for word in ('bireal', '-w1-', 'swrn28-10-6'))
+        assert parameter_count(plain) > parameter_count(model) or grows
+
+
+# Parameters of the authors' networks (https://github.com/lolemacs/soft-sharing): depth, width, templates, with 10 and
+# with 100 classes. No templates are the plain network.
+TEMPLATES = {
+    (28, 10, 0): (36_479_194, 36_536_884),
+    (28, 10, 1): (12_287_212, 12_344_902),
+    (28, 10, 2): (17_125_630, 17_183_320),
+    (28, 10, 4): (26_802_466, 26_860_156),
+    (28, 10, 6): (36_479_302, 36_536_992),
+    (28, 10, 8): (46_156_138, 46_213_828),
+    (28, 4, 0): (5_849_050, 5_872_180),
+    (28, 4, 1): (1_978_348, 2_001_478),
+    (28, 4, 2): (2_752_510, 2_775_640),
+    (28, 4, 4): (4_300_834, 4_323_964),
+    (28, 4, 6): (5_849_158, 5_872_288),
+    (28, 12, 0): (52_517_850, 52_587_060),
+    (28, 14, 0): (71_470_810, 71_551_540),
+    (28, 14, 1): (24_054_508, 24_135_238),
+    (28, 14, 2): (33_537_790, 33_618_520),
+    (28, 14, 6): (71_470_918, 71_551_648),
+    (28, 18, 0): (118_119_642, 118_223_412),
+    (28, 18, 1): (39_737_580, 39_841_350),
+    (28, 18, 2): (55_414_014, 55_517_784),
+    (28, 18, 6): (118_119_750, 118_223_520),
+    (40, 4, 0): (8_949_210, 8_972_340),
+    (28, 2, 0): (1_467_610, 1_479_220),
+    (28, 2, 1): (499_948, 511_558),
+    (28, 2, 2): (693_502, 705_112),
+    (16, 4, 0): (2_748_890, 2_772_020),
+    (28, 6, 2): (6_177_534, None),
+    (28, 6, 6): (13_144_902, None),
+    (40, 4, 2): (2_756_118, None),
+}
+
+
+@pytest.mark.parametrize('network', TEMPLATES, ids=lambda network: 'wrn{}-{}-{}'.format(*network))
+def test_wide_resnets_have_the_parameters_of_the_authors(network):
+    depth, width, templates = network
+    for classes, expected in zip((10, 100), TEMPLATES[network]):
+        name = 'swrn28-10-2' if templates else 'wrn28-10'
+        cfg = Config.fromfile(ROOT / f'configs/soft_sharing/{name}_b128_cifar{classes}.py')
+        cfg.merge_from_dict(dict(model=dict(
+            backbone=dict(depth=depth, widen_factor=width), head=dict(in_channels=64 * width))))
+        if templates:
+            cfg.model.backbone.sharing.bank.num_templates = templates
+        model = empty(cfg)
+        assert expected in (parameter_count(model), None)
+        own = [parameter.numel() for name, parameter in model.named_parameters() if name.endswith('.coefficients')]
+        assert sum(own) == (depth - 10) * templates
 
 
 @pytest.mark.parametrize('path', METAFILES, ids=lambda path: path.parent.name)

@@ -1,11 +1,12 @@
 """A folded checkpoint is one of the stock classes, which know nothing of mmshared."""
+import hashlib
 import re
 import subprocess
 import sys
 
 import pytest
 import torch
-from helpers import ROOT, call, difference, picture, randomise_norms
+from helpers import BASIS, ROOT, TEMPLATES, call, difference, picture, randomise_norms, small, train
 from mmdet.models.detectors import BaseDetector
 from mmengine.config import Config
 
@@ -128,6 +129,31 @@ def test_torchvision_and_safetensors(tmp_path):
     x = picture(96)
     with torch.no_grad():
         assert difference([twin(x)], [model(x)]) < 1e-4
+
+
+@pytest.mark.parametrize('bank', [BASIS, dict(TEMPLATES, num_templates=1)], ids=['basis', 'template'])
+def test_a_training_checkpoint_is_as_small_as_its_parameters_and_is_published(mmpretrain, tmp_path, bank):
+    sizes, counts = {}, {}
+    for name, each in (('plain', None), ('shared', bank)):
+        checkpoints = dict(checkpoint=dict(type='CheckpointHook', interval=2, by_epoch=False))
+        model, _ = train(small(each), tmp_path / name, [], default_hooks=checkpoints,
+                         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1, momentum=0.9)))
+        sizes[name] = (tmp_path / name / 'iter_2.pth').stat().st_size
+        counts[name] = sum(parameter.numel() for parameter in model.parameters())
+        checkpoint = load_checkpoint_file(str(tmp_path / name / 'iter_2.pth'))
+        momentum = [state['momentum_buffer'].numel() for state in checkpoint['optimizer']['state'].values()]
+        weights = {key: tensor.numel() for key, tensor in checkpoint['state_dict'].items()}
+        stored = sum(weights.values()) - sum(buffer.numel() for buffer in model.buffers())
+        assert stored == sum(momentum) == counts[name]
+    result = call('model_converters/publish_model.py', tmp_path / 'shared/iter_2.pth', tmp_path / 'out/model.pth')
+    assert sizes['shared'] < 0.8 * sizes['plain'] and counts['shared'] < 0.8 * counts['plain']
+    published, = (tmp_path / 'out').iterdir()
+    assert published.name == f'model-{hashlib.sha256(published.read_bytes()).hexdigest()[:8]}.pth', result.stderr
+    checkpoint = torch.load(published, weights_only=True)
+    assert set(checkpoint) == {'meta', 'state_dict'} and published.stat().st_size < 0.6 * sizes['shared']
+    model.load_state_dict(checkpoint['state_dict'], strict=True)
+    wrong = call('model_converters/publish_model.py', published, tmp_path / 'other.pth', '--save-keys', 'ema')
+    assert 'has no ema: it holds meta, state_dict' in wrong.stderr and wrong.returncode
 
 
 def test_what_cannot_be_folded_is_refused_and_nothing_written(tmp_path, monkeypatch):

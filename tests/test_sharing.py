@@ -189,6 +189,42 @@ def test_frozen_stages_freeze_their_banks(library):
     assert [stage[1].conv2.weight.requires_grad for stage in (model.layer2, model.layer3)] == [False, True]
 
 
+def norm_and_product(conv, x):
+    """What a conv on a basis computes, by a batch norm and a 1x1 conv, and its parameters and statistics."""
+    x = nn.functional.conv2d(x, conv.filters(), None, conv.stride, conv.padding)
+    return nn.functional.conv2d(conv.norm(x), conv.coefficients, conv.bias)
+
+
+@pytest.mark.parametrize('bias', [False, True])
+def test_the_norm_of_a_basis_in_one_product_is_a_norm_and_a_product(bias):
+    stage = nn.ModuleList(nn.Sequential(nn.Conv2d(8, 6, 3, padding=1, bias=bias)) for _ in range(3)).double()
+    share_convs(stage, ['0'], dict(type='FilterBasis', shared_rank=4, unique_rank=1, base_channels=8), own_blocks=0)
+    conv = randomise_norms(stage)[1][0]
+    twin, x = copy.deepcopy(stage)[1][0], torch.randn(4, 8, 7, 5, dtype=torch.double) + 2
+    gradients = []
+    for each, work in ((conv, conv), (twin, lambda x: norm_and_product(twin, x))):
+        for _ in range(2):
+            given = x.clone().requires_grad_()
+            out = work(given)
+            weights = torch.linspace(-1, 1, out.numel(), dtype=torch.double).view_as(out)
+            parameters = [each.bank.filters, *each.parameters()]
+            gradients.append(torch.autograd.grad((weights * out.square()).sum(), [given, *parameters]))
+    for found, expected in zip(gradients[1], gradients[3]):
+        assert torch.allclose(found, expected, rtol=1e-9, atol=1e-9 * expected.abs().max().item())
+    for found, expected in zip(conv.norm.state_dict().values(), twin.norm.state_dict().values()):
+        assert torch.allclose(found, expected, rtol=1e-12)
+    assert conv.norm.num_batches_tracked == 2
+
+
+def test_a_conv_on_a_basis_keeps_the_responses_once():
+    stage = nn.ModuleList(nn.Sequential(nn.Conv2d(8, 6, 3, padding=1, bias=False)) for _ in range(2))
+    share_convs(stage, ['0'], dict(type='FilterBasis', shared_rank=4, unique_rank=1, base_channels=8), own_blocks=0)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        stage[0][0](torch.randn(2, 8, 9, 9))
+    assert len({tensor.data_ptr() for tensor in kept if tensor.shape == (2, 5, 9, 9)}) == 1
+
+
 def test_norm_eval_holds_for_the_norms_of_a_basis(library):
     model = backbone(depth=34, bank=BASIS, norm_eval=True)
     model.train()

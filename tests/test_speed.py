@@ -4,10 +4,12 @@ import time
 
 import pytest
 import torch
-from helpers import BASIS, TIED, backbone, call, difference, evaluating, picture, randomise_norms
+from helpers import BASIS, TEMPLATES, TIED, backbone, call, difference, evaluating, picture, randomise_norms
 from torch import nn
 
-from mmshared.analysis.speed import checkpoint_bytes, deployed, kept_bytes, time_in_turn
+from mmshared import SharingError, deploy, shared_stages
+from mmshared.analysis.speed import Step, checkpoint_bytes, load_reference, peak_bytes, time_in_turn
+from mmshared.sharing import deployment
 
 CONFIG = 'configs/shared_resnet/shared-resnet32-s16u1_b256_cifar10.py'
 
@@ -27,24 +29,60 @@ def test_works_are_timed_in_turn_and_compared_within_a_round():
     assert timings['b'].low <= timings['b'].ratio <= timings['b'].high and timings['a'].seconds > 0.005
 
 
-def test_what_is_kept_for_the_backward_pass_is_counted_once():
-    conv, x = nn.Conv2d(4, 8, 3, bias=False), torch.randn(2, 4, 10, 10)
-    assert kept_bytes(lambda: conv(x).sum()) == x.numel() * 4
-    # The input of both convs is one tensor; the batch norm keeps its own, and the statistics of its channels.
-    other, norm = nn.Conv2d(4, 8, 3, bias=False), nn.BatchNorm2d(8, track_running_stats=False)
-    maps = 2 * 8 * 8 * 8 * 4
-    assert kept_bytes(lambda: (conv(x).sum() + other(x).sum())) == x.numel() * 4
-    assert kept_bytes(lambda: norm(conv(x)).sum()) == x.numel() * 4 + maps + 2 * 8 * 4
+def test_the_memory_of_a_step_is_that_of_weights_gradients_momentum_and_maps():
+    model = nn.Conv2d(3, 8, 3, bias=False)
+    pictures = picture(34)
+    weights, maps = 8 * 27 * 4, 2 * 8 * 32 * 32 * 4
+    # The maps and the gradient of them, at least, and what their square and its gradient take.
+    assert 3 * weights + 2 * maps <= peak_bytes(model, Step(model, pictures)) <= 3 * weights + 5 * maps
 
 
-@pytest.mark.parametrize('bank', [TIED, BASIS], ids=['tied', 'basis'])
-def test_a_deployed_network_is_the_same_without_batch_norms(mmpretrain, bank):
-    model = evaluating(randomise_norms(backbone(depth=34, groups=['conv[12]'], bank=bank)))
+@pytest.mark.parametrize('type, bank, norms', [
+    ('ResNet', TIED, 0),
+    ('ResNet', BASIS, 0),
+    ('MobileNetV2', TIED, 0),
+    ('WideResNet_CIFAR', TEMPLATES, 7),  # the first of each block, and the last: no conv comes right before
+    ('DenseNet_CIFAR', TIED, 12),  # all of them: an activation is next to each conv
+])
+def test_a_deployed_network_is_the_same_with_batch_norms_in_its_convs(mmpretrain, type, bank, norms):
+    kwargs = {
+        'ResNet': dict(depth=34, groups=['conv[12]']),
+        'MobileNetV2': dict(widen_factor=0.25, groups=['conv.0.conv']),
+        'WideResNet_CIFAR': dict(depth=16, widen_factor=1, groups=['conv[12]']),
+        'DenseNet_CIFAR': dict(
+            arch=dict(growth_rate=8, depths=[2, 3], init_channels=16), out_indices=(1, ), groups=['conv2']),
+    }[type]
+    model = evaluating(randomise_norms(backbone(bank=bank, type=type, **kwargs)))
     x = picture()
-    network = deployed(model)
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
+    network = deploy(model, x)
+    assert not shared_stages(network) and shared_stages(model)  # a copy
+    assert sum(isinstance(module, nn.BatchNorm2d) for module in network.modules()) == norms
     assert difference(network(x), model(x)) < 1e-4
-    assert any(isinstance(module, nn.BatchNorm2d) for module in model.modules())  # a copy
+
+
+def test_the_form_that_is_faster_is_deployed(mmpretrain, monkeypatch):
+    model = evaluating(backbone(depth=34, groups=['conv[12]'], bank=BASIS))
+    x, kinds = picture(32), []
+    for position in (0, 1):
+        monkeypatch.setattr(deployment, '_fastest', lambda forms, x: position)
+        kinds.append(type(deploy(model, x).layer1[1].conv1))
+    assert kinds == [nn.Conv2d, nn.Sequential]
+    monkeypatch.undo()
+    slow = nn.Sequential(*[nn.Conv2d(3, 3, 9, padding=4) for _ in range(20)])
+    assert [deployment._fastest(forms, x) for forms in ([slow, nn.Identity()], [nn.Identity(), slow])] == [1, 0]
+
+
+def test_a_reference_is_built_by_its_own_file(tmp_path):
+    (tmp_path / 'parts.py').write_text('from torch.nn import Conv2d')
+    file = tmp_path / 'net.py'
+    file.write_text('from parts import Conv2d\n\n\ndef Net(width, kernel=1):\n    return Conv2d(3, width, kernel)\n')
+    network = load_reference(str(file), 'Net(4, kernel=3)')
+    assert network.weight.shape == (4, 3, 3, 3)
+    for wrong in ('Other(1)', 'Net(', 'Net(open("x"))', '3'):
+        with pytest.raises(SharingError, match='builds no network'):
+            load_reference(str(file), wrong)
+    with pytest.raises(SharingError, match='builds no network'):
+        load_reference(str(tmp_path / 'nowhere.py'), 'Net(1)')
 
 
 def test_the_table_has_a_row_for_each_work(tmp_path):
@@ -52,14 +90,29 @@ def test_the_table_has_a_row_for_each_work(tmp_path):
                   '--rounds', 2, '--autocast', 'bfloat16', '--channels-last', '--json', tmp_path / 'speed.json')
     assert result.returncode == 0, result.stderr
     found = json.loads((tmp_path / 'speed.json').read_text())
-    assert [row['network'] for row in found['times']] == [
-        'plain', 'shared', 'shared, with the loss', 'the loss alone', 'plain', 'shared', 'plain', 'shared']
-    assert all(row['seconds'] > 0 for row in found['times'])
-    sizes = found['sizes']
-    assert sizes['shared']['checkpoint_bytes'] < 0.5 * sizes['plain']['checkpoint_bytes']
-    assert sizes['shared']['kept_bytes'] > sizes['plain']['kept_bytes'] > 1e6
+    assert [row['network'] for row in found] == [
+        'plain', 'shared', 'shared, with the loss', 'the loss alone', *4 * ['plain', 'shared']]
+    assert all(row.get('seconds', 1) > 0 for row in found)
+    memory, weights = [{row['network']: row['ratio'] for row in found if row['work'].startswith(work)}
+                       for work in ('memory', 'weights')]
+    assert memory['plain'] == 1 and 0.5 < memory['shared'] < 1.5 and weights['shared'] < 0.5
     plain = call('analysis_tools/benchmark_speed.py', CONFIG.replace('shared-resnet32-s16u1', 'resnet32'))
-    assert 'no filter basis: there is nothing to compare' in plain.stderr
+    assert 'shares nothing: there is nothing to compare' in plain.stderr
+
+
+def test_how_time_and_memory_grow_is_drawn(tmp_path):
+    arguments = [CONFIG, '--shape', 32, 32, '--batch', 2, '--rounds', 1, '--plot', tmp_path / 'growth.png']
+    result = call('analysis_tools/benchmark_speed.py', *arguments, '--ranks', 8, 16, '--batches', 1, '--json',
+                  tmp_path / 'growth.json')
+    assert result.returncode == 0 and (tmp_path / 'growth.png').stat().st_size > 10_000, result.stderr
+    found = json.loads((tmp_path / 'growth.json').read_text())
+    rows = [(row['value'], row['work'], row['network']) for row in found['shared rank']]
+    works = ('memory of a training step', 'training step', 'inference as shipped')
+    assert rows == [(rank, work, name) for rank in (8, 16) for work in works for name in ('plain', 'shared')]
+    assert {row['value'] for row in found['batch']} == {1}
+    memory = [row['bytes'] for row in found['shared rank'] if row['network'] == 'shared' and 'bytes' in row]
+    assert memory[0] < memory[1]
+    assert 'given together' in call('analysis_tools/benchmark_speed.py', *arguments).stderr
 
 
 def test_the_bytes_of_a_checkpoint_are_those_of_its_file(tmp_path):

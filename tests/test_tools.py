@@ -142,6 +142,8 @@ class TestConfigs:
         with pytest.raises(SystemExit, match='which is not there'):
             check_data(config(name, **{'train_dataloader.dataset.data_root': root,
                                        'train_dataloader.dataset.download': False}), ['train_dataloader'])
+        with pytest.raises(SystemExit, match='which is not there'):
+            check_data(config(name, **{'train_dataloader.dataset.data_root': root}), ['train_dataloader'], False)
 
     def test_the_missing_data_set_is_said_before_anything_is_built(self, monkeypatch):
         monkeypatch.setattr(sys, 'argv', ['train.py', '--work-dir', 'here.py', str(CONFIG), '--cfg-options',

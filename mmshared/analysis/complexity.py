@@ -30,8 +30,8 @@ def count_multiply_adds(model: nn.Module, size: Tuple[int, ...]) -> Dict[str, in
     """
     picture = torch.zeros(1, *(3, *size)[-3:], device=next(model.parameters()).device)
     training = model.training
+    model.eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model.eval()
         model.extract_feat(picture) if isinstance(model, BaseDetector) else model(picture)
     model.train(training)
     # The counter knows the module that is called first by its class: the model, or a detector's backbone and neck.

@@ -22,21 +22,30 @@ def feature_maps(model: nn.Module, pictures: Tensor) -> Tuple[Tensor, ...]:
     return tuple(maps) if isinstance(maps, (tuple, list)) else (maps, )
 
 
+def inner(model: nn.Module) -> nn.Module:
+    """The backbone of a detector; a classifier as it is."""
+    return model.backbone if isinstance(model, BaseDetector) else model
+
+
 def relative_difference(found: Iterable[Tensor], expected: Iterable[Tensor]) -> float:
     """The largest difference of tensors, relative to the largest value of each; not a number if one holds such."""
     return torch.stack([(a - b).abs().max() / b.abs().max() for a, b in zip(found, expected)]).max().item()
 
 
+def drop_hooks(cfg: Config) -> Config:
+    """Take the hooks of mmshared out of a config, in place; returns it."""
+    hooks = [hook for hook in cfg.pop('custom_hooks', None) or []
+             if not (HOOKS.get(hook['type']) or object).__module__.startswith('mmshared')]
+    if hooks:
+        cfg.custom_hooks = hooks
+    return cfg
+
+
 def stock_config(cfg: Config) -> Config:
     """The config of the plain network: without sharing, without the hooks of mmshared, and without its import unless
     the plain network is one of its own."""
-    stock = Config(copy.deepcopy(cfg.to_dict()))
+    stock = drop_hooks(Config(copy.deepcopy(cfg.to_dict())))
     stock.model = plain_twin(stock.model)
-    hooks = [hook for hook in stock.get('custom_hooks') or []
-             if not (HOOKS.get(hook['type']) or object).__module__.startswith('mmshared')]
-    stock.pop('custom_hooks', None)
-    if hooks:
-        stock.custom_hooks = hooks
     imports = (stock.pop('custom_imports', None) or {}).get('imports', [])
     if any(type(module).__module__.startswith('mmshared') for module in build_model(stock).modules()):
         imports = ['mmshared']
@@ -72,17 +81,6 @@ def to_torchvision(model: nn.Module) -> Dict[str, Tensor]:
     return state_dict
 
 
-class _Maps(nn.Module):
-    """A classifier, or a detector's backbone, for export."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.inner = model.backbone if isinstance(model, BaseDetector) else model
-
-    def forward(self, pictures: Tensor):
-        return self.inner(pictures)
-
-
 def export_onnx(shared: nn.Module, plain: nn.Module, out: Path, shape: Sequence[int], keep_shared: bool
                 ) -> Iterator[str]:
     """Write a network as ONNX with batch and size open, and run it by onnxruntime against PyTorch.
@@ -107,10 +105,10 @@ def export_onnx(shared: nn.Module, plain: nn.Module, out: Path, shape: Sequence[
     channels, height, width = shape = (3, *shape)[-3:]
     with tempfile.TemporaryDirectory() as folder:
         files = {'plain': Path(folder) / 'plain.onnx'}
-        _write_onnx(_Maps(plain), files['plain'], shape)
+        _write_onnx(inner(plain), files['plain'], shape)
         if keep_shared:
             files['shared'] = Path(folder) / 'shared.onnx'
-            _write_onnx(_Maps(shared), files['shared'], shape)
+            _write_onnx(inner(shared), files['shared'], shape)
             yield 'ONNX: ' + ', '.join(f'{path.stat().st_size / 1e6:.2f} MB {name}' for name, path in files.items())
         name = min(files, key=lambda name: files[name].stat().st_size)
         nodes = Counter(node.op_type for node in onnx.load(files[name]).graph.node)
@@ -119,7 +117,7 @@ def export_onnx(shared: nn.Module, plain: nn.Module, out: Path, shape: Sequence[
         for size in ((1, *shape), (3, channels, height + 32, width + 64)):
             pictures = torch.randn(size)
             with torch.no_grad():
-                expected = _Maps(plain)(pictures)
+                expected = inner(plain)(pictures)
             expected = expected if isinstance(expected, (tuple, list)) else (expected, )
             found = [torch.from_numpy(each) for each in session.run(None, {'pictures': pictures.numpy()})]
             difference = relative_difference(found, expected)
@@ -132,6 +130,7 @@ def export_onnx(shared: nn.Module, plain: nn.Module, out: Path, shape: Sequence[
 
 def _write_onnx(module: nn.Module, out: Path, shape: Sequence[int]) -> None:
     open_axes = {0: torch.export.Dim('batch'), 2: torch.export.Dim('height'), 3: torch.export.Dim('width')}
+    module.eval()  # which returns nothing in mmdet
     torch.onnx.export(
-        module.eval(), (torch.randn(2, *shape), ), str(out), input_names=['pictures'], dynamo=True,
-        dynamic_shapes=dict(pictures=open_axes), external_data=False, verbose=False)
+        module, (torch.randn(2, *shape), ), str(out), input_names=['pictures'], dynamo=True,
+        dynamic_shapes=(open_axes, ), external_data=False, verbose=False)

@@ -1,19 +1,26 @@
 """Time and memory of networks side by side in one process."""
-import copy
+import ast
 import io
 import statistics
+import sys
 import time
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 from typing import Callable, Dict, List, NamedTuple, Sequence
+from unittest.mock import patch
 
+import matplotlib
 import torch
-from mmcv.cnn import fuse_conv_bn
-from mmdet.models.detectors import BaseDetector
 from torch import Tensor, nn
+from torch.distributed._tools.mem_tracker import MemTracker
 from tqdm import tqdm
 
 from ..hooks import orthogonality_loss, orthogonality_spaces
-from ..sharing import fold_convs
-from .export import feature_maps
+from ..sharing import SharingError
+from .export import feature_maps, inner
+
+matplotlib.use('Agg')
+from matplotlib import pyplot as plt  # noqa: E402
 
 Work = Callable[[], object]
 
@@ -61,25 +68,49 @@ def time_in_turn(works: Dict[str, Work], rounds: int, device: torch.device) -> D
     return timings
 
 
-def kept_bytes(forward: Callable[[], Tensor]) -> int:
-    """The bytes of all tensors that a forward pass keeps for the backward pass, parameters left out, each once."""
-    kept: Dict[int, int] = {}
+def peak_bytes(model: nn.Module, step: 'Step') -> int:
+    """The most memory that the tensors of a training step take at once: parameters, gradients, the optimizer's state
+    and maps. What an operator takes while it works is counted on a GPU alone.
 
-    def pack(tensor: Tensor) -> Tensor:
-        if not (tensor.is_leaf and tensor.requires_grad):
-            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
+    Args:
+        model (nn.Module): The model.
+        step (Step): A step of it.
+    """
+    device = next(model.parameters()).device
+    step()  # the optimizer's state is there from now on
+    if device.type == 'cuda':
+        torch.cuda.reset_peak_memory_stats(device)
+        step()
+        return torch.cuda.max_memory_allocated(device)
+    tracker = MemTracker()
+    tracker.track_external(model, step.optimizer)
+    with tracker:
+        step()
+    return tracker.get_tracker_snapshot('peak')[device]['Total']
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        alive = forward()  # nothing is freed, so that no two tensors have one address
-        return sum(kept.values()) if alive is not None else 0
 
+def load_reference(file: str, call: str) -> nn.Module:
+    """Build a network by a function of somebody else's file.
 
-def deployed(model: nn.Module) -> nn.Module:
-    """A copy of a network as it is shipped: shared convs folded, batch norms fused into the convs before them."""
-    network = copy.deepcopy(model)
-    network.eval()
-    return fuse_conv_bn(fold_convs(network))
+    Args:
+        file (str): A file of Python in a checkout of its repository.
+        call (str): The call, with numbers and strings as arguments: ``ResNet34_DoubleShared(48, 1)``.
+
+    Raises:
+        SharingError: If the file cannot be imported, or the call is none of its functions.
+    """
+    try:
+        tree = ast.parse(call, mode='eval').body
+        args = [ast.literal_eval(arg) for arg in tree.args]
+        kwargs = {keyword.arg: ast.literal_eval(keyword.value) for keyword in tree.keywords}
+        spec = spec_from_file_location('reference', file)
+        module = module_from_spec(spec)
+        with patch.object(sys, 'path', [str(Path(file).parent), *sys.path]):
+            spec.loader.exec_module(module)
+        return getattr(module, tree.func.id)(*args, **kwargs)
+    except (AttributeError, ImportError, OSError, SyntaxError, TypeError, ValueError) as error:
+        raise SharingError(f'--reference {file} {call!r} builds no network: {error}. Give a file of Python and a call '
+                           'of one of its functions.') from None
 
 
 def checkpoint_bytes(model: nn.Module) -> int:
@@ -89,48 +120,81 @@ def checkpoint_bytes(model: nn.Module) -> int:
     return file.tell()
 
 
-def step_of(model: nn.Module, pictures: Tensor, loss_weight: float = 0., autocast: Dict = dict(enabled=False)) -> Work:
-    """A training step of a classifier, or of a detector's backbone and neck, with or without the orthogonality loss.
+class Step:
+    """A training step of a classifier, or of a detector's backbone and neck: forward pass, backward pass and a step of
+    SGD with momentum.
 
-    Returns:
-        Callable: Does a forward pass, a backward pass and a step of SGD with momentum.
+    Args:
+        model (nn.Module): The model.
+        pictures (Tensor): A batch, (N, 3, H, W).
+        loss_weight (float): Weight of the orthogonality loss; without one it is not computed.
+        autocast (dict): Arguments of ``torch.autocast``.
     """
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
-    forward = loss_of(model, pictures, loss_weight, autocast)
 
-    def step() -> None:
-        optimizer.zero_grad()
-        forward().backward()
-        optimizer.step()
+    def __init__(self, model: nn.Module, pictures: Tensor, loss_weight: float = 0.,
+                 autocast: Dict = dict(enabled=False)):
+        self.model, self.pictures, self.autocast = model, pictures, autocast
+        self.loss_weight = loss_weight
+        self.means = orthogonality_spaces(model) if loss_weight else []
+        self.optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
 
-    return step
-
-
-def loss_of(model: nn.Module, pictures: Tensor, loss_weight: float = 0., autocast: Dict = dict(enabled=False)
-            ) -> Callable[[], Tensor]:
-    """The forward pass of :func:`step_of`."""
-    means = orthogonality_spaces(model) if loss_weight else []
-    model.train()
-
-    def forward() -> Tensor:
-        with torch.autocast(pictures.device.type, **autocast):
-            loss = sum(each.float().square().mean() for each in feature_maps(model, pictures))
-        return loss + loss_weight * orthogonality_loss(means) if means else loss
-
-    return forward
+    def __call__(self) -> None:
+        self.model.train()
+        self.optimizer.zero_grad()
+        with torch.autocast(self.pictures.device.type, **self.autocast):
+            loss = sum(each.float().square().mean() for each in feature_maps(self.model, self.pictures))
+        if self.means:
+            loss = loss + self.loss_weight * orthogonality_loss(self.means)
+        loss.backward()
+        self.optimizer.step()
 
 
 def inference_of(model: nn.Module, pictures: Tensor, autocast: Dict = dict(enabled=False)) -> Work:
-    """A forward pass without gradients of a network in eval mode."""
-    network = model.backbone if isinstance(model, BaseDetector) else model
+    """A forward pass without gradients of a network in eval mode, of a detector's backbone."""
+    network = inner(model)
 
     def forward() -> Sequence[Tensor]:
+        network.eval()
         with torch.inference_mode(), torch.autocast(pictures.device.type, **autocast):
             return network(pictures)
 
     return forward
 
 
-def ratio_rows(kind: str, timings: Dict[str, Timing]) -> List[Dict]:
+def rows_of(work: str, timings: Dict[str, Timing]) -> List[Dict]:
     """Rows of a table from timings."""
-    return [dict(work=kind, network=name, **timing._asdict()) for name, timing in timings.items()]
+    return [dict(work=work, network=name, **timing._asdict()) for name, timing in timings.items()]
+
+
+def rows_of_bytes(work: str, sizes: Dict[str, int]) -> List[Dict]:
+    """Rows of a table from numbers of bytes, in proportion to the first."""
+    first = next(iter(sizes.values()))
+    return [dict(work=work, network=name, bytes=size, ratio=size / first) for name, size in sizes.items()]
+
+
+def draw_growth(growth: Dict[str, List[Dict]], out: Path) -> None:
+    """Draw how time and memory grow: a row of plots for each work, a column for each quantity.
+
+    Args:
+        growth (dict): For the name of each quantity its rows, each with ``value``, ``work``, ``network`` and either
+            ``seconds`` or ``bytes``.
+        out (Path): The picture to write.
+    """
+    works = list(dict.fromkeys(row['work'] for rows in growth.values() for row in rows))
+    figure, axes = plt.subplots(len(works), len(growth), figsize=(4.2 * len(growth) + 0.6, 2.9 * len(works)),
+                                squeeze=False, layout='constrained')
+    for column, (quantity, rows) in zip(axes.T, growth.items()):
+        for axis, work in zip(column, works):
+            lines: Dict[str, List] = {}
+            for row in rows:
+                if row['work'] == work:
+                    size, unit = (row['bytes'] / 1e6, 'MB') if 'bytes' in row else (row['seconds'] * 1e3, 'ms')
+                    lines.setdefault(row['network'], []).append((row['value'], size))
+            for name, points in lines.items():
+                axis.plot(*zip(*sorted(points)), marker='o', label=name)
+            axis.set(title=work, xlabel=quantity, ylabel=unit, xticks=sorted({row['value'] for row in rows}))
+            axis.set_ylim(bottom=0)
+            axis.grid(alpha=0.3)
+    axes[0, 0].legend()
+    figure.savefig(out, dpi=110)
+    plt.close(figure)

@@ -11,7 +11,7 @@ import matplotlib
 import yaml
 from mmengine.config import Config
 
-from ..cli import config_path, moved_root
+from ..cli import config_path, merge_options
 from ..sharing import SharingError
 from .complexity import count_multiply_adds, parameter_count
 from .models import build_model
@@ -68,9 +68,9 @@ def read_suite(path: Path, work_dir: Path) -> Suite:
 
     Its keys: ``metric``, the name of the metric in the log; ``configs``, a list of configs, or of mappings with
     ``config`` and where wanted ``name`` and ``options``; and where wanted ``seeds`` (default: 0), ``options`` for all
-    configs, and ``shape``, height and width for the multiply-adds (default: 224, 224). Configs are files, relative to
-    the folder that the command is called in, or a library's names; options are those of ``--cfg-options``, values as
-    YAML has them.
+    configs, and ``shape``, height and width for the multiply-adds, after the number of channels where that is not 3
+    (default: 224, 224). Configs are files, relative to the folder that the command is called in, or a library's names;
+    options are those of ``--cfg-options``, values as YAML has them.
 
     Raises:
         SharingError: If the file says something else, or a model cannot be built.
@@ -108,9 +108,10 @@ def _check(suite: Any, path: Path) -> None:
         raise SharingError(f'The suite {path} has to be a mapping with metric, a name, and configs, a list, and where '
                            'wanted seeds, a list, options, a mapping, and shape, a list.')
     seeds, shape = suite.get('seeds', [0]), suite.get('shape', [224, 224])
-    if not all(type(number) is int for number in (*seeds, *shape)) or len(shape) != 2 or len(set(seeds)) < len(seeds):
+    if not all(type(number) is int for number in (*seeds, *shape)) or len(shape) not in (2, 3) or \
+            len(set(seeds)) < len(seeds):
         raise SharingError(f'The suite {path} has seeds {seeds} and shape {shape}: give different whole numbers, and '
-                           'height and width.')
+                           'height and width, after the channels if not 3.')
     if not suite['configs'] or not seeds:
         raise SharingError(f'The suite {path} has no config or no seed.')
     for entry in suite['configs']:
@@ -126,9 +127,7 @@ def _config(name: str, options: dict) -> Config:
     """A config with options, that of the data set's root among them."""
     try:
         cfg = Config.fromfile(config_path(name))
-        if 'data_root' in options:
-            options = {**moved_root(cfg, options['data_root']), **options}
-        cfg.merge_from_dict({key: value for key, value in options.items() if key != 'data_root'})
+        merge_options(cfg, options)
     except SystemExit as error:
         raise SharingError(str(error)) from None
     except Exception as error:

@@ -15,8 +15,8 @@ class SharedBackboneMixin:
     """Passes each stage of a backbone through the surgery as the backbone makes it.
 
     Args:
-        sharing (dict): ``groups``, a list of patterns, and ``bank``, the config of their banks. See
-            :func:`mmshared.share_convs`.
+        sharing (dict): ``groups``, a list of patterns, and ``bank``, the config of their banks, or a list with what
+            each stage is to have as its ``bank``. See :func:`mmshared.share_convs`.
         *args, **kwargs: The arguments of the plain backbone.
 
     Attributes:
@@ -31,7 +31,12 @@ class SharedBackboneMixin:
             raise SharingError(f'{type(self).__name__} needs sharing=dict(groups=[...], bank=dict(type=...)), and got '
                                f'sharing={sharing}.')
         self.sharing = sharing
+        self._made = 0
         super().__init__(*args, **kwargs)
+        banks = sharing['bank']
+        if isinstance(banks, (list, tuple)) and len(banks) != self._made:
+            raise SharingError(f'sharing has a list of {len(banks)} banks, and {type(self).__name__} has {self._made} '
+                               'stages here: give one for each, or a single config for all.')
         # A plain list: the stages are children already.
         self._stages = [stage for stage in self.modules() if 'banks' in vars(stage)]
         check_groups(self._stages, **sharing, own_blocks=self.own_blocks)
@@ -52,7 +57,12 @@ class SharedBackboneMixin:
             return super().forward(*args, **kwargs)
 
     def _share(self, stage: nn.Module) -> nn.Module:
-        share_stage(stage, **self.sharing, own_blocks=self.own_blocks)
+        groups, bank = self.sharing['groups'], self.sharing['bank']
+        if not isinstance(bank, (list, tuple)):
+            share_stage(stage, groups, bank, self.own_blocks)
+        elif self._made < len(bank):
+            share_stage(stage, groups, bank[self._made], self.own_blocks)
+        self._made += 1
         return stage
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):

@@ -2,6 +2,8 @@
 import math
 from typing import Dict
 
+import matplotlib
+import numpy as np
 import torch
 import torch.nn.functional as F
 from mmengine.hooks import Hook
@@ -12,6 +14,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 
 from ..sharing import SharingError, shared_stages
 from ..sharing.surgery import bases_by_space
+from .recurrence_loss_hook import layer_similarity, template_banks
 
 
 class BankMonitorHook(Hook):
@@ -102,6 +105,41 @@ class BasisHealthHook(BankMonitorHook):
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         if self.every_n_train_iters(runner, self.interval):
             self.write(runner, {name: basis_health(filters) for name, filters in basis_spaces(self.model).items()})
+
+
+@HOOKS.register_module()
+class LayerSimilarityHook(BankMonitorHook):
+    """Writes how alike the layers of each template bank are: the ``mean`` and the ``max`` of their pairs'
+    similarities, and the layer similarity matrix as a picture. See :func:`layer_similarity`.
+
+    Args:
+        interval (int): Number of iterations from one record to the next. Defaults to 500.
+    """
+
+    title = 'similarity'
+
+    def __init__(self, interval: int = 500):
+        super().__init__(interval)
+
+    def before_train(self, runner) -> None:
+        super().before_train(runner)
+        if not template_banks(self.model):
+            raise SharingError('LayerSimilarityHook found no TemplateBank in the model: take it out of custom_hooks.')
+
+    @torch.no_grad()
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        if not self.every_n_train_iters(runner, self.interval):
+            return
+        matrices = {name: layer_similarity(bank).cpu() for name, bank in template_banks(self.model).items()}
+        figures = {}
+        for name, matrix in matrices.items():
+            pairs = matrix[tuple(torch.triu_indices(*matrix.shape, 1))]
+            figures[name] = dict(mean=pairs.mean().item(), max=pairs.max().item())
+            # A square of 16 pixels for each pair; no slash in the name, of which files are made.
+            picture = matplotlib.colormaps['viridis'](matrix.numpy(), bytes=True)[..., :3]  # (convs, convs, 3)
+            runner.visualizer.add_image(f'{self.title}_{name}', np.kron(picture, np.ones((16, 16, 1), np.uint8)),
+                                        runner.iter + 1)
+        self.write(runner, figures)
 
 
 @HOOKS.register_module()

@@ -3,14 +3,12 @@ import math
 from typing import Dict, List
 
 import torch
-from mmengine.hooks import Hook
-from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from torch import Tensor, nn
 
 from ..sharing import Bank, SharingError, shared_stages
-from ..sharing.surgery import bases_by_space, check_units
+from ..sharing.surgery import bases_by_space
+from .loss_hook import BankLossHook
 
 
 def orthogonality_spaces(model: nn.Module) -> List[List[List[Bank]]]:
@@ -92,28 +90,27 @@ def _in_float(tensors: List[Tensor]) -> Tensor:
 
 
 @HOOKS.register_module()
-class OrthogonalityLossHook(Hook):
-    """Adds ``loss_orth`` to the losses of a model while it trains.
-
-    It hooks the forward of the model itself, inside any wrapper, so that the model's wrapper reduces its gradients
-    and mmengine sums, scales, accumulates and logs it like every other loss.
+class OrthogonalityLossHook(BankLossHook):
+    """Adds ``loss_orth`` to the losses of a model while it trains: see :func:`orthogonality_loss`.
 
     Args:
-        loss_weight (float): Factor of :func:`orthogonality_loss`. Defaults to 10.0, the value of all of the
-            paper's experiments (lambdaR in its code).
+        loss_weight (float): Factor of the loss. Defaults to 10.0, the value of all of the paper's experiments (lambdaR
+            in its code).
         include_unique (bool): Whether the filters that convs have of their own take part, as in the paper's
             experiments on CIFAR-10. Defaults to False, as in all of its others.
     """
 
+    name = 'loss_orth'
+
     def __init__(self, loss_weight: float = 10.0, include_unique: bool = False):
-        self.loss_weight = loss_weight
+        super().__init__(loss_weight)
         self.include_unique = include_unique
 
-    def before_train(self, runner) -> None:
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        check_units(model)
-        means = orthogonality_spaces(model)
-        banks = [bank for spaces in means for space in spaces for bank in space]
+    def find(self, model: nn.Module) -> List[List[List[Bank]]]:
+        return orthogonality_spaces(model)
+
+    def check(self, found: List[List[List[Bank]]]) -> str:
+        banks = [bank for spaces in found for space in spaces for bank in space]
         if not banks:
             raise SharingError('OrthogonalityLossHook found no filter basis in the model to keep orthogonal: give the '
                                'backbone a bank that has one (FilterBasis with shared_rank above 0, or TiedFilters), '
@@ -122,17 +119,8 @@ class OrthogonalityLossHook(Hook):
             raise SharingError('OrthogonalityLossHook has include_unique=True, and a bank of the model gives its '
                                'convs no filters of their own: leave include_unique out.')
         frozen = sum(not bank.basis().requires_grad for bank in banks)
-        print_log(f'loss_orth keeps {len(banks) - frozen} filter bases orthogonal, weight {self.loss_weight:g}'
-                  + (f' ({frozen} frozen ones are left out)' if frozen else ''), logger='current')
+        return (f'keeps {len(banks) - frozen} filter bases orthogonal, weight {self.loss_weight:g}'
+                + (f' ({frozen} frozen ones are left out)' if frozen else ''))
 
-        def add_loss(module, args, kwargs, output):
-            if kwargs.get('mode') == 'loss':
-                # A copy of the model has this hook too.
-                own = means if module is model else orthogonality_spaces(module)
-                output['loss_orth'] = self.loss_weight * orthogonality_loss(own, self.include_unique)
-            return output
-
-        self._handle = model.register_forward_hook(add_loss, with_kwargs=True)
-
-    def after_train(self, runner) -> None:
-        self._handle.remove()
+    def loss(self, found: List[List[List[Bank]]]) -> Tensor:
+        return orthogonality_loss(found, self.include_unique)

@@ -1,10 +1,11 @@
 """Deeply shared filter bases (Kang and Kim, NeurIPS 2021, https://arxiv.org/abs/2006.05066)."""
-from typing import Optional, Sequence, Tuple
+from typing import List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .base import Bank, SharedConv2d, SharingError
@@ -46,6 +47,48 @@ class TiedFilters(Bank):
         return self.filters
 
 
+class CombineNormalised(torch.autograd.Function):
+    r"""A batch norm by the statistics of the batch and a 1x1 conv, as one 1x1 conv of scaled coefficients.
+
+    Of responses r with mean m and variance v in a channel, ``coefficients . (weight (r - m) / sqrt(v + eps) + bias)``
+    is ``(coefficients scale) . r + coefficients . shift`` with ``scale = weight / sqrt(v + eps)`` and
+    ``shift = bias - m scale``. So no normalised copy of the responses is made and kept for the backward pass, and the
+    gradients of scale and shift come from those of the 1x1 conv, without a pass over the maps.
+    """
+
+    @staticmethod
+    def forward(ctx, responses: Tensor, weight: Tensor, bias: Tensor, coefficients: Tensor, eps: float):
+        exact, count = weight.dtype, responses.numel() // len(weight)
+        mean = responses.mean((0, 2, 3), dtype=exact)  # (R, )
+        square = torch.linalg.vector_norm(responses, dim=(2, 3), dtype=exact).square_().sum(0) / count
+        variance = torch.addcmul(square, mean, mean, value=-1).clamp_(min=0)
+        inverse = torch.rsqrt(variance + eps)
+        scale = weight * inverse
+        shift = torch.addcmul(bias, mean, scale, value=-1)
+        rows = coefficients.flatten(1)  # (O, R)
+        kernel = (rows * scale).view_as(coefficients).to(responses)
+        ctx.save_for_backward(responses, kernel, rows, mean, inverse, scale, shift)
+        ctx.mark_non_differentiable(mean, variance)
+        return F.conv2d(responses, kernel, torch.mv(rows, shift).to(responses)), mean, variance
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor, *_):
+        responses, kernel, rows, mean, inverse, scale, shift = ctx.saved_tensors
+        count = responses.numel() // len(mean)
+        grad_responses, grad_kernel, grad_sum = torch.ops.aten.convolution_backward(
+            grad, responses, kernel, [len(rows)], [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [True, True, True])
+        grad_kernel, grad_sum = grad_kernel.view(rows.shape).to(rows), grad_sum.to(rows)  # (O, R), (O, )
+        grad_shift = torch.mv(rows.T, grad_sum)  # (R, )
+        grad_scale = (grad_kernel * rows).sum(0).addcmul_(mean, grad_shift, value=-1)
+        # Through mean and variance the responses r have the gradient -(slope * r + offset).
+        slope = grad_scale * scale * inverse.square() / count
+        offset = torch.addcmul(scale * grad_shift / count, slope, mean, value=-1)
+        grad_responses.sub_(offset[:, None, None]).addcmul_(responses, slope.to(grad)[:, None, None], value=-1)
+        grad_rows = (grad_kernel * scale).addr_(grad_sum, shift)
+        return grad_responses, grad_scale * inverse, grad_shift, grad_rows[:, :, None, None], None
+
+
 class BasisConv2d(SharedConv2d):
     """A conv that combines the responses to its own and to the shared filters.
 
@@ -77,18 +120,51 @@ class BasisConv2d(SharedConv2d):
         """The own filters stacked on the shared ones, (U + S, I, k, k)."""
         return torch.cat([self.unique, self.bank()])
 
-    def forward(self, x: Tensor) -> Tensor:
-        # One convolution with all filters, not two and a concatenation of their maps.
-        x = F.conv2d(x, self.filters(), None, self.stride, self.padding, self.dilation)  # (N, U + S, H, W)
-        return F.conv2d(self.norm(x), self.coefficients, self.bias)  # (N, O, H, W)
+    def responses(self, x: Tensor) -> Tensor:
+        """The responses to all filters, (N, U + S, H, W)."""
+        geometry = dict(stride=self.stride, padding=self.padding, dilation=self.dilation)
+        sets = [filters for filters in (self.unique, self.bank()) if len(filters)]
+        if self.training and len(sets) > 1 and x[:, 0].numel() < sets[0][0].numel():
+            # Where the responses are smaller than the filters, they are what is concatenated.
+            return torch.cat([F.conv2d(x, filters, **geometry) for filters in sets], 1)
+        return F.conv2d(x, torch.cat(sets), **geometry)
 
-    def dense(self) -> Tuple[Tensor, Optional[Tensor]]:
-        norm, coefficients, bias = self.norm, self.coefficients.flatten(1), self.bias  # (O, U + S)
+    def forward(self, x: Tensor) -> Tensor:
+        x, norm = self.responses(x), self.norm
+        if not norm.training or not self.bank.with_norm:
+            return F.conv2d(x, *self.combination())  # (N, O, H, W)
+        if type(norm) is not nn.BatchNorm2d:
+            return F.conv2d(norm(x), self.coefficients, self.bias)
+        x, mean, variance = CombineNormalised.apply(x, norm.weight, norm.bias, self.coefficients, norm.eps)
+        count = x.numel() // self.out_channels
+        norm.num_batches_tracked += 1
+        norm.running_mean.lerp_(mean, norm.momentum)
+        norm.running_var.lerp_(variance * (count / (count - 1)), norm.momentum)
+        return x if self.bias is None else x + self.bias[:, None, None]
+
+    def combination(self) -> Tuple[Tensor, Optional[Tensor]]:
+        """The 1x1 conv that follows the filters in eval mode, the batch norm in it: weight (O, U + S, 1, 1), bias."""
+        norm, coefficients, bias = self.norm, self.coefficients, self.bias
         if self.bank.with_norm:
             scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)  # (U + S, )
-            shift = coefficients @ (norm.bias - norm.running_mean * scale)  # (O, )
-            coefficients, bias = coefficients * scale, shift if bias is None else shift + bias
-        weight = coefficients @ self.filters().flatten(1)  # (O, I k k)
+            shift = coefficients.flatten(1) @ (norm.bias - norm.running_mean * scale)  # (O, )
+            coefficients, bias = coefficients * scale[:, None, None], shift if bias is None else shift + bias
+        return coefficients, bias
+
+    def forms(self) -> List[nn.Sequential]:
+        rank = len(self.coefficients[0])
+        basis = nn.Conv2d(
+            self.in_channels, rank, self.kernel_size, self.stride, self.padding, self.dilation, bias=False)
+        combination = nn.Conv2d(rank, self.out_channels, 1)
+        basis.weight = nn.Parameter(self.filters().detach())
+        weight, bias = self.combination()
+        combination.weight = nn.Parameter(weight.detach())
+        combination.bias = None if bias is None else nn.Parameter(bias.detach())
+        return [*super().forms(), nn.Sequential(basis, combination)]
+
+    def dense(self) -> Tuple[Tensor, Optional[Tensor]]:
+        coefficients, bias = self.combination()
+        weight = coefficients.flatten(1) @ self.filters().flatten(1)  # (O, I k k)
         return weight.view(self.out_channels, self.in_channels, *self.kernel_size), bias
 
 

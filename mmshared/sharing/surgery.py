@@ -13,7 +13,7 @@ from .base import Bank, SharedConv2d, SharingError
 
 def share_convs(stages: Union[nn.Module, Sequence[nn.Module]],
                 groups: Sequence[str],
-                bank: dict,
+                bank: Union[dict, Sequence[dict]],
                 own_blocks: int = 1) -> None:
     """Make groups of convs of each stage share a bank, in place.
 
@@ -24,7 +24,7 @@ def share_convs(stages: Union[nn.Module, Sequence[nn.Module]],
         stages (nn.Module | Sequence[nn.Module]): A stage, whose children are its blocks, or several.
         groups (Sequence[str]): Regular expressions. Those convs of a stage whose whole name within their block
             matches one of them are a group: ``['conv[12]']`` is one bank for both, ``['conv1', 'conv2']`` two.
-        bank (dict): Config of the bank of each group.
+        bank (dict | Sequence[dict]): Config of the bank of each group: one for all, or a list of one for each.
         own_blocks (int): Number of blocks at the start of a stage that keep their own convs. Defaults to 1: the
             first block, which changes width or resolution.
 
@@ -37,20 +37,26 @@ def share_convs(stages: Union[nn.Module, Sequence[nn.Module]],
     check_groups(stages, groups, bank, own_blocks)
 
 
-def share_stage(stage: nn.Module, groups: Sequence[str], bank: dict, own_blocks: int = 1) -> None:
+def share_stage(stage: nn.Module, groups: Sequence[str], bank: Union[dict, Sequence[dict]], own_blocks: int = 1
+                ) -> None:
     """:func:`share_convs` for one stage, where a pattern may match nothing. Leaves the banks by their patterns in
     ``stage.banks``, a plain dict: as modules they belong to their first convs."""
     if isinstance(groups, str):
         raise SharingError(f'groups is a list of patterns, one for each group: write groups=[{groups!r}].')
     if not groups or len(set(groups)) < len(groups):
         raise SharingError(f'groups={list(groups)} has no pattern or one twice: name each group once.')
-    if not isinstance(bank, dict) or 'type' not in bank:
-        raise SharingError(f"bank={bank!r} is no config of a bank: write bank=dict(type='TiedFilters'), say.")
+    banks = list(bank) if isinstance(bank, (list, tuple)) else [bank] * len(groups)
+    if len(banks) != len(groups):
+        raise SharingError(f'There are {len(banks)} banks for the groups {list(groups)}: give one for each, or a '
+                           'single config for all.')
+    for config in banks:
+        if not isinstance(config, dict) or 'type' not in config:
+            raise SharingError(f"bank={config!r} is no config of a bank: write bank=dict(type='TiedFilters'), say.")
     stage.banks = {}
-    same_shape, own_blocks = _demands(bank, own_blocks)
-    for pattern in groups:
+    for pattern, config in zip(groups, banks):
+        same_shape, kept_blocks = _demands(config, own_blocks)
         found = [(block.get_submodule(name.rpartition('.')[0]), name.rpartition('.')[2], conv)
-                 for block, name, conv in _inner_convs(stage, own_blocks)
+                 for block, name, conv in _inner_convs(stage, kept_blocks)
                  if type(conv) is nn.Conv2d and _matches(pattern, name)]
         convs = [conv for _, _, conv in found]
         if len(convs) < 1 + same_shape:
@@ -62,7 +68,7 @@ def share_stage(stage: nn.Module, groups: Sequence[str], bank: dict, own_blocks:
         if any(conv.padding_mode != 'zeros' for conv in convs):
             raise SharingError(f'The pattern {pattern!r} matches convs with padding_mode={convs[0].padding_mode!r}, '
                                'which cannot be shared: leave them out of groups.')
-        stage.banks[pattern] = MODELS.build(dict(bank, convs=convs))
+        stage.banks[pattern] = MODELS.build(dict(config, convs=convs))
         for parent, name, conv in found:
             setattr(parent, name, stage.banks[pattern].make_conv(conv, following_norm(parent, name)))
     # Bases of one space start orthogonal to each other too: what the orthogonality loss asks of them.
@@ -73,7 +79,8 @@ def share_stage(stage: nn.Module, groups: Sequence[str], bank: dict, own_blocks:
                 basis.data.copy_(part)
 
 
-def check_groups(stages: Sequence[nn.Module], groups: Sequence[str], bank: dict, own_blocks: int = 1) -> None:
+def check_groups(stages: Sequence[nn.Module], groups: Sequence[str], bank: Union[dict, Sequence], own_blocks: int = 1
+                 ) -> None:
     """Raise a :class:`SharingError` if a pattern formed no group in any of the stages."""
     same_shape, own_blocks = _demands(bank, own_blocks)
     for pattern in groups:
@@ -92,8 +99,10 @@ def check_groups(stages: Sequence[nn.Module], groups: Sequence[str], bank: dict,
                            f'whole name within the block matches. The convs there are: {there}{reason}.')
 
 
-def _demands(bank: dict, own_blocks: int) -> Tuple[bool, int]:
-    """Whether a bank wants convs of one shape, and the number of blocks that keep their own convs with it."""
+def _demands(bank: Union[dict, Sequence], own_blocks: int) -> Tuple[bool, int]:
+    """Whether a bank, the first of a list, wants convs of one shape, and how many blocks keep their own with it."""
+    while not isinstance(bank, dict):
+        bank = bank[0]
     same_shape = getattr(MODELS.get(bank['type']), 'same_shape', True)
     return same_shape, own_blocks if same_shape else 0
 

@@ -1,21 +1,26 @@
 """Time a config's shared network against the plain one, in one process and in turn.
 
-A training step with and without the orthogonality loss, inference as trained and as shipped (folded, batch norms fused
-into the convs), the loss alone, what the forward pass keeps for the backward pass, and the size of the weights. Ratios
-are medians over the rounds of the ratios within a round, with their quartiles.
+A training step with and without the orthogonality loss, inference as trained and as shipped (plain convs, the fastest
+form of each, batch norms fused into them), the loss alone, the memory of a training step and the size of the weights.
+Ratios are medians over the rounds of the ratios within a round, with their quartiles.
 """
 import argparse
+import copy
 import json
 from pathlib import Path
+from typing import Dict, List
 
 import torch
 from mmengine.config import Config
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
+from mmshared import SharingError, deploy, shared_stages
+from mmshared.analysis.export import inner
 from mmshared.analysis.models import build_model, build_plain
-from mmshared.analysis.speed import (checkpoint_bytes, deployed, inference_of, kept_bytes, loss_of, ratio_rows,
-                                     step_of, time_in_turn)
+from mmshared.analysis.speed import (Step, checkpoint_bytes, draw_growth, inference_of, load_reference, peak_bytes,
+                                     rows_of, rows_of_bytes, time_in_turn)
 from mmshared.cli import config_path
 from mmshared.hooks import orthogonality_loss, orthogonality_spaces
 
@@ -23,6 +28,9 @@ from mmshared.hooks import orthogonality_loss, orthogonality_spaces
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='the config of a shared classifier or detector (its backbone and neck)')
+    parser.add_argument('--reference', nargs=2, metavar=('FILE', 'CALL'),
+                        help="a network of an author's repository to time too: a file of a checkout and a call, "
+                        "Net_RL2/models/ilsvrc/resnet.py 'ResNet34_DoubleShared(48, 1)'")
     parser.add_argument('--batch', type=int, default=8, help='pictures of a training step (default: 8)')
     parser.add_argument('--inference-batch', type=int, nargs='+', default=[1, 32], help='default: 1 32')
     parser.add_argument('--shape', type=int, nargs='+', default=(224, 224), metavar='SIZE',
@@ -32,56 +40,125 @@ def parse_args() -> argparse.Namespace:
                         help='default: cuda where there is one')
     parser.add_argument('--autocast', choices=['bfloat16', 'float16'], help='mixed precision')
     parser.add_argument('--channels-last', action='store_true', help='memory format')
+    parser.add_argument('--compile', action='store_true', help='compile all networks with torch.compile')
     parser.add_argument('--json', type=Path, help='a file to write the same to')
+    parser.add_argument('--plot', type=Path,
+                        help='instead of the table, draw how time and memory grow with what these name:')
+    parser.add_argument('--batches', type=int, nargs='+', default=[], help='sizes of a batch')
+    parser.add_argument('--depths', type=int, nargs='+', default=[], help='depths of the backbone')
+    parser.add_argument('--ranks', type=int, nargs='+', default=[], help='shared ranks of its bank')
     args = parser.parse_args()
-    if min(args.batch, args.rounds, *args.inference_batch, *args.shape) < 1:
-        parser.error('--batch, --inference-batch, --shape and --rounds are 1 or more')
+    if min(args.batch, args.rounds, *args.inference_batch, *args.shape, *args.batches) < 1:
+        parser.error('--batch, --batches, --inference-batch, --shape and --rounds are 1 or more')
+    if bool(args.plot) != bool(args.batches or args.depths or args.ranks):
+        parser.error('--plot and what it is to be over (--batches, --depths, --ranks) are given together')
     return args
+
+
+class Benchmark:
+    """The networks of a config, and what is measured of them."""
+
+    def __init__(self, cfg: Config, args: argparse.Namespace):
+        self.args = args
+        self.networks = {'plain': build_plain(cfg), 'shared': build_model(cfg)}
+        if not shared_stages(self.networks['shared']):
+            raise SharingError('The model of this config shares nothing: there is nothing to compare.')
+        if args.reference:
+            self.networks['reference'] = load_reference(*args.reference)
+        layout = torch.channels_last if args.channels_last else torch.contiguous_format
+        for network in self.networks.values():
+            network.to(args.device, memory_format=layout)
+        self.autocast = dict(enabled=bool(args.autocast), dtype=getattr(torch, args.autocast or 'bfloat16'))
+        size = (3, *args.shape)[-3:]
+        self.pictures = lambda number: torch.randn(number, *size, device=args.device).to(memory_format=layout)
+
+    def compiled(self, network: nn.Module) -> nn.Module:
+        if self.args.compile:
+            inner(network).compile()
+        return network
+
+    def training(self, batch: int, loss: bool) -> List[Dict]:
+        pictures, means = self.pictures(batch), orthogonality_spaces(self.networks['shared'])
+        works = {name: Step(network, pictures, autocast=self.autocast) for name, network in self.networks.items()}
+        if loss and means:
+            works['shared, with the loss'] = Step(self.networks['shared'], pictures, 10., self.autocast)
+            works['the loss alone'] = lambda: orthogonality_loss(means).backward()
+        return rows_of(f'training step, batch {batch}', time_in_turn(works, self.args.rounds, self.args.device))
+
+    def inference(self, kind: str, batch: int) -> List[Dict]:
+        pictures, networks = self.pictures(batch), self.networks
+        if kind == 'as shipped':
+            networks = {name: self.compiled(deploy(inner(network), pictures)) for name, network in networks.items()}
+        works = {name: inference_of(network, pictures, self.autocast) for name, network in networks.items()}
+        return rows_of(f'inference {kind}, batch {batch}', time_in_turn(works, self.args.rounds, self.args.device))
+
+    def memory(self, batch: int) -> List[Dict]:
+        sizes = {}
+        for name, network in self.networks.items():
+            network = copy.deepcopy(network)
+            sizes[name] = peak_bytes(network, Step(network, self.pictures(batch), autocast=self.autocast))
+        return rows_of_bytes(f'memory of a training step, batch {batch}', sizes)
+
+    def weights(self) -> List[Dict]:
+        sizes = {name: checkpoint_bytes(network) for name, network in self.networks.items()}
+        return rows_of_bytes('weights on disk', sizes)
+
+    def everything(self) -> List[Dict]:
+        args = self.args
+        rows = [*self.memory(args.batch), *self.weights()]  # before anything is compiled
+        for network in self.networks.values():
+            self.compiled(network)
+        rows = self.training(args.batch, loss=True) + rows
+        return rows + [row for number in args.inference_batch for kind in ('as trained', 'as shipped')
+                       for row in self.inference(kind, number)]
+
+
+def growth(cfg: Config, args: argparse.Namespace) -> Dict[str, List[Dict]]:
+    """What is measured at each depth, rank and batch, by the quantity and with its ``value``."""
+    keys = {'depth': 'model.backbone.depth', 'shared rank': 'model.backbone.sharing.bank.shared_rank', 'batch': None}
+    found = {}
+    for (quantity, key), values in zip(keys.items(), (args.depths, args.ranks, args.batches)):
+        for value in values:
+            variant, batch = copy.deepcopy(cfg), args.batch
+            if key is None:
+                batch = value
+            else:
+                variant.merge_from_dict({key: value})
+            benchmark = Benchmark(variant, args)
+            rows = [*benchmark.memory(batch), *benchmark.training(batch, loss=False),
+                    *benchmark.inference('as shipped', batch)]
+            # Without the batch in the name, works are the same at each batch.
+            found.setdefault(quantity, []).extend(
+                dict(row, value=value, work=row['work'].rpartition(',')[0]) for row in rows)
+    return found
+
+
+def print_table(rows: List[Dict], title: str) -> None:
+    table = Table(title=title)
+    for name in ('work', 'network', '', 'ratio', 'quartiles'):
+        table.add_column(name, justify='right' if name in ('', 'ratio') else 'left')
+    for row in rows:
+        size = f'{row["bytes"] / 1e6:.1f} MB' if 'bytes' in row else f'{row["seconds"] * 1e3:.1f} ms'
+        quartiles = f'{row["low"]:.3f} to {row["high"]:.3f}' if 'low' in row else ''
+        table.add_row(row['work'], row['network'], size, f'{row["ratio"]:.3f}', quartiles)
+    Console(width=max(110, Console().width)).print(table)
 
 
 def main() -> None:
     args = parse_args()
     cfg = Config.fromfile(config_path(args.config))
-    layout = torch.channels_last if args.channels_last else torch.contiguous_format
-    plain, shared = [build(cfg).to(args.device, memory_format=layout) for build in (build_plain, build_model)]
-    means = orthogonality_spaces(shared)
-    if not means:
-        raise SystemExit('The model of this config has no filter basis: there is nothing to compare.')
-    autocast = dict(enabled=bool(args.autocast), dtype=getattr(torch, args.autocast or 'bfloat16'))
-
-    def pictures(batch: int) -> torch.Tensor:
-        return torch.randn(batch, *(3, *args.shape)[-3:], device=args.device).to(memory_format=layout)
-
-    batch = pictures(args.batch)
-    training = {
-        'plain': step_of(plain, batch, autocast=autocast),
-        'shared': step_of(shared, batch, autocast=autocast),
-        'shared, with the loss': step_of(shared, batch, 10., autocast),
-        'the loss alone': lambda: orthogonality_loss(means).backward(),
-    }
-    rows = ratio_rows(f'training step, batch {args.batch}', time_in_turn(training, args.rounds, args.device))
-    forms = {'plain': plain.eval(), 'shared': shared.eval()}
-    for number in args.inference_batch:
-        batch = pictures(number)
-        for kind, networks in (('as trained', forms), ('as shipped', {k: deployed(v) for k, v in forms.items()})):
-            variants = {name: inference_of(network, batch, autocast) for name, network in networks.items()}
-            rows += ratio_rows(f'inference {kind}, batch {number}', time_in_turn(variants, args.rounds, args.device))
-    batch = pictures(args.batch)
-    sizes = {name: dict(kept_bytes=kept_bytes(loss_of(network, batch, autocast=autocast)),
-                        checkpoint_bytes=checkpoint_bytes(network)) for name, network in forms.items()}
-
-    table = Table(title=f'{Path(args.config).stem} on {args.device}')
-    for name in ('work', 'network', 'ms', 'ratio', 'quartiles'):
-        table.add_column(name, justify='right' if name in ('ms', 'ratio') else 'left')
-    for row in rows:
-        table.add_row(row['work'], row['network'], f'{row["seconds"] * 1e3:.1f}', f'{row["ratio"]:.3f}',
-                      f'{row["low"]:.3f} to {row["high"]:.3f}')
-    for key, name in (('kept_bytes', 'kept for the backward pass'), ('checkpoint_bytes', 'weights on disk')):
-        for network, size in sizes.items():
-            table.add_row(name, network, f'{size[key] / 1e6:.1f} MB', f'{size[key] / sizes["plain"][key]:.3f}', '')
-    Console(width=max(110, Console().width)).print(table)
+    try:
+        if args.plot:
+            found = growth(cfg, args)
+            draw_growth(found, args.plot)
+            print(f'wrote {args.plot}')
+        else:
+            found = Benchmark(cfg, args).everything()
+            print_table(found, f'{Path(args.config).stem} on {args.device}')
+    except SharingError as error:
+        raise SystemExit(f'Error: {error}') from None
     if args.json:
-        args.json.write_text(json.dumps(dict(times=rows, sizes=sizes), indent=1))
+        args.json.write_text(json.dumps(found, indent=1))
 
 
 if __name__ == '__main__':

@@ -16,8 +16,8 @@ from mmshared.cli import config_path
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='a config file, or the name of one of mmdet or mmpretrain')
-    parser.add_argument('--shape', type=int, nargs=2, default=(224, 224), metavar=('HEIGHT', 'WIDTH'),
-                        help='of the picture (default: 224 224)')
+    parser.add_argument('--shape', type=int, nargs='+', default=(224, 224), metavar='SIZE',
+                        help='height and width of the picture, after its channels if not 3 (default: 224 224)')
     parser.add_argument('--json', type=Path, help='a file to write the same to')
     args = parser.parse_args()
     cfg = Config.fromfile(config_path(args.config))

@@ -14,7 +14,7 @@ from mmengine.config import Config
 from mmshared import SharingError, fold_convs, shared_stages
 from mmshared.analysis.export import export_onnx, feature_maps, relative_difference, stock_config, to_torchvision
 from mmshared.analysis.models import build_model, load_model
-from mmshared.cli import config_path, load_checkpoint_file
+from mmshared.cli import config_path, converted
 
 TOLERANCE = 1e-4
 
@@ -75,9 +75,7 @@ def main() -> None:
             save_file({key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in state_dict.items()},
                       args.out)
         else:
-            meta = load_checkpoint_file(args.checkpoint).get('meta', {})
-            names = {key: meta[key] for key in ('dataset_meta', ) if key in meta}
-            torch.save(state_dict if args.torchvision else dict(state_dict=state_dict, meta=names), args.out)
+            torch.save(state_dict if args.torchvision else converted(state_dict, args.checkpoint), args.out)
         print(f'wrote {args.out} ({args.out.stat().st_size / 1e6:.1f} MB)')
         if not args.torchvision:
             stock.dump(args.out_config)

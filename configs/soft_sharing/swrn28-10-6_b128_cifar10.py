@@ -1,0 +1,2 @@
+_base_ = './swrn28-10-1_b128_cifar10.py'
+model = dict(backbone=dict(sharing=dict(bank=dict(num_templates=6))))

@@ -1,0 +1,82 @@
+"""How much of the gain of one model over a baseline another model reaches."""
+import json
+import math
+from pathlib import Path
+from typing import List, NamedTuple, Optional, Sequence
+
+import numpy as np
+
+from ..sharing import SharingError
+
+DRAWS = 20_000
+
+
+class Interval(NamedTuple):
+    """A value with the bounds that hold 95 % of its draws."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f'{self.value:.2f} ({self.low:.2f} to {self.high:.2f})'
+
+
+class Comparison(NamedTuple):
+    """A model between a baseline and a better model.
+
+    Attributes:
+        gain (Interval): Of the better model over the baseline, in percentage points.
+        share (Interval, optional): What the model reaches of that gain: (model - baseline) / gain. None where the
+            gain's interval holds 0, for then the quotient may be anything.
+    """
+
+    gain: Interval
+    share: Optional[Interval]
+
+
+def read_accuracies(folder: Path, metric: str) -> List[float]:
+    """The metric of each finished run of a model of a suite, from ``seed_*/result.json`` in its folder.
+
+    Raises:
+        SharingError: If there is no finished run, or one with another metric.
+    """
+    results = [json.loads(path.read_text()) for path in sorted(folder.glob('seed_*/result.json'))]
+    if not results:
+        raise SharingError(f'{folder} has no finished run: name the folder of a model that tools/benchmark.py ran.')
+    others = {result['metric_name'] for result in results} - {metric}
+    if others:
+        raise SharingError(f'The runs in {folder} were measured by {", ".join(sorted(others))}, not by {metric}.')
+    return [result['metric'] for result in results]
+
+
+def compare(baseline: Sequence[float], model: Sequence[float], better: Sequence[float], pictures: int) -> Comparison:
+    """Compare the mean accuracies of three models, with the uncertainty of each.
+
+    The mean of several runs is drawn from Student's distribution about it. Of a single run the error is that of
+    counting: its number of right answers is drawn from the binomial distribution.
+
+    Args:
+        baseline, model, better (Sequence[float]): The accuracies of their runs, in percent.
+        pictures (int): Number of test pictures.
+    """
+    random = np.random.default_rng(0)
+    lower, between, upper = [_draw_means(runs, pictures, random) for runs in (baseline, model, better)]
+    start, reached, end = np.mean(baseline), np.mean(model), np.mean(better)
+    gain = _interval(end - start, upper - lower)
+    if gain.low <= 0 <= gain.high:
+        return Comparison(gain, None)
+    some = upper != lower
+    shares = (between - lower)[some] / (upper - lower)[some]
+    return Comparison(gain, _interval((reached - start) / (end - start), shares))
+
+
+def _draw_means(runs: Sequence[float], pictures: int, random: np.random.Generator) -> np.ndarray:
+    if len(runs) == 1:
+        return random.binomial(pictures, runs[0] / 100, DRAWS) * (100 / pictures)  # (DRAWS, )
+    error = np.std(runs, ddof=1) / math.sqrt(len(runs))
+    return np.mean(runs) + error * random.standard_t(len(runs) - 1, DRAWS)
+
+
+def _interval(value: float, draws: np.ndarray) -> Interval:
+    return Interval(float(value), *map(float, np.quantile(draws, (0.025, 0.975))))

@@ -1,0 +1,141 @@
+"""Template banks as loops: layers that are alike, the patterns they repeat, the network that runs them."""
+import copy
+from typing import Dict, Hashable, List, NamedTuple, Sequence, Tuple
+
+import torch
+from mmengine.config import Config
+from sklearn.cluster import AgglomerativeClustering
+from torch import Tensor, nn
+
+from ..hooks import layer_similarity
+from ..sharing import LoopedTemplates, SharedConv2d, SharingError, TemplateBank, shared_stages
+from ..sharing.loading import Conversion, share_state_dict
+from .export import drop_hooks
+from .models import build_model
+
+
+def similar_layers(similarity: Tensor, threshold: float) -> List[int]:
+    """Group layers by complete linkage: in a group every two are alike.
+
+    Args:
+        similarity (Tensor): The layer similarity matrix, (layers, layers).
+        threshold (float): The similarity that every two layers of a group exceed, from 0 up to below 1.
+
+    Returns:
+        list[int]: For each layer the number of its group; groups are numbered in the order of their first layers.
+    """
+    clustering = AgglomerativeClustering(
+        n_clusters=None, metric='precomputed', linkage='complete', distance_threshold=1 - threshold)
+    labels = clustering.fit_predict(1 - similarity.detach().cpu().double().numpy()).tolist()
+    first = list(dict.fromkeys(labels))
+    return [first.index(label) for label in labels]
+
+
+class Loop(NamedTuple):
+    """A part of a program.
+
+    Attributes:
+        body (list): What is run in turn.
+        times (int): How often.
+    """
+
+    body: List[Hashable]
+    times: int
+
+
+def loop_program(sequence: Sequence[Hashable]) -> List[Loop]:
+    """The shortest program of loops, not nested, that runs a sequence.
+
+    Shortest is what names the fewest items, and of such programs one of the fewest parts: a b a b a c is twice [a b],
+    then a c. :func:`expand_program` is the inverse.
+    """
+    sequence = list(sequence)
+    best: List[Tuple[int, int, List[Loop]]] = [(0, 0, [])]  # for each prefix: items named, parts, the program
+    for end in range(1, len(sequence) + 1):
+        programs = []
+        for start in range(end):
+            part = sequence[start:end]
+            for times in range(1, len(part) + 1):
+                body = part[:len(part) // times]
+                if body * times == part:
+                    items, parts, program = best[start]
+                    programs.append((items + len(body), parts + 1, [*program, Loop(body, times)]))
+        best.append(min(programs, key=lambda program: program[:2]))
+    return best[-1][2]
+
+
+def expand_program(program: Sequence[Loop]) -> list:
+    """What a program runs, in order."""
+    return [item for loop in program for item in loop.body * loop.times]
+
+
+def stage_programs(model: nn.Module) -> Dict[str, str]:
+    """What each stage of a network that shares runs, as a line of text: convs by their names in the stage, those that
+    run one kernel by the name of the first of them."""
+    programs = {}
+    for stage in shared_stages(model):
+        names: Dict[tuple, str] = {}
+        sequence = []
+        for name, conv in model.get_submodule(stage).named_modules():
+            if isinstance(conv, (nn.Conv2d, SharedConv2d)):
+                looped = isinstance(conv, SharedConv2d) and isinstance(conv.bank, LoopedTemplates)
+                kernel = (conv.bank, conv.kernel) if looped else (conv, 0)
+                sequence.append(names.setdefault(kernel, name))
+        programs[stage] = '; '.join(
+            ' '.join(body) if times == 1 else f'loop {times} x [{" ".join(body)}]'
+            for body, times in loop_program(sequence))
+    return programs
+
+
+@torch.no_grad()
+def fold_loops(cfg: Config, model: nn.Module, threshold: float) -> Tuple[Config, nn.Module, List[Conversion]]:
+    """Let those layers of each template bank that are alike run one kernel.
+
+    The kernel and the scales of its layers are the best fit of rank one to the kernels that they had: the sum of the
+    squared changes of all kernels is the least there can be. (This is the leading singular vector of the stacked
+    coefficient vectors in the metric of the templates' Gram matrix.) A bank without two layers that are alike stays.
+
+    Args:
+        cfg (Config): The config of the model, whose backbone shares.
+        model (nn.Module): The model.
+        threshold (float): See :func:`similar_layers`.
+
+    Returns:
+        tuple: The config of the folded model, without hooks of mmshared, the model, and for each group of kernels
+        that was folded what became of it. Where no layers are alike, the list is empty.
+
+    Raises:
+        SharingError: If the model has no template bank.
+    """
+    banks = [bank for banks in shared_stages(model).values() for bank in banks.values()]
+    if not any(isinstance(bank, TemplateBank) for bank in banks):
+        raise SharingError('The network of this config has no TemplateBank whose layers could be folded into loops.')
+    kernels = {bank: similar_layers(layer_similarity(bank), threshold)
+               for bank in banks if isinstance(bank, TemplateBank)}
+    kernels = {bank: numbers for bank, numbers in kernels.items() if len(set(numbers)) < len(numbers)}
+
+    sharing = model.backbone.sharing
+    configs = []
+    for i, stage in enumerate(model.backbone._stages):
+        config = sharing['bank'][i] if isinstance(sharing['bank'], (list, tuple)) else sharing['bank']
+        config = config if isinstance(config, (list, tuple)) else [config] * len(sharing['groups'])
+        configs.append([dict(item) for item in config])
+        for j, pattern in enumerate(sharing['groups']):
+            bank = stage.banks.get(pattern)
+            if bank in kernels:
+                configs[i][j] = dict(type='LoopedTemplates', kernels=kernels[bank], num_templates=len(bank.templates))
+    folded_cfg = drop_hooks(Config(copy.deepcopy(cfg.to_dict())))
+    folded_cfg.model.backbone.sharing.bank = [config[0] if len(config) == 1 else config for config in configs]
+
+    # The plain kernels of what is folded: the looped banks are fitted to them as to any plain checkpoint.
+    state_dict = model.state_dict()
+    for name, conv in model.named_modules():
+        if isinstance(conv, SharedConv2d) and conv.bank in kernels:
+            for key in conv.state_dict():
+                if key != 'bias':
+                    del state_dict[f'{name}.{key}']
+            state_dict[f'{name}.weight'] = conv.dense()[0]
+    folded = build_model(folded_cfg)
+    conversions = share_state_dict(folded, state_dict)
+    folded.load_state_dict(state_dict, strict=True)
+    return folded_cfg, folded.eval(), conversions

@@ -1,0 +1,113 @@
+"""Rotated MNIST (Larochelle et al., 2007): handwritten digits, each turned by an angle of its own."""
+import warnings
+from pathlib import Path
+from typing import List, Tuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from mmpretrain.datasets import BaseDataset
+from mmpretrain.datasets.categories import MNIST_CATEGORITES
+from mmpretrain.datasets.mnist import read_sn3_pascalvincent_tensor
+from mmpretrain.registry import DATASETS
+from torch import Tensor
+
+from ..sharing import SharingError
+
+IDX_FILES = [(f'{part}-images-idx3-ubyte', f'{part}-labels-idx1-ubyte') for part in ('train', 't10k')]
+
+
+@DATASETS.register_module()
+class RotatedMNIST(BaseDataset):
+    """12,000 training and 50,000 test pictures of 28x28 pixels, made of MNIST or read from the original files.
+
+    Where ``data_root`` has the original files, they are read: in each line 784 values from 0 to 1, row after row, and
+    the label. Otherwise the 70,000 pictures of MNIST, its training pictures before its test pictures, are shuffled and
+    each of them gets an angle, uniform over the circle, all by one seed. The first 12,000 train, the next 50,000
+    test, turned counterclockwise about their centre by bilinear interpolation. A part of a split is the ``indices``
+    of mmengine's data sets.
+
+    Args:
+        data_root (str): The folder of ``train-images-idx3-ubyte`` and the other three files of MNIST, gzipped (.gz)
+            or not, or of ``mnist_all_rotation_normalized_float_train_valid.amat`` and ``..._test.amat``.
+        split (str): ``train`` or ``test``.
+        **kwargs: Further arguments of mmpretrain's ``BaseDataset``.
+
+    Raises:
+        SharingError: If a file is missing or is not what its name says, or if there is no such split.
+    """
+
+    METAINFO = {'classes': MNIST_CATEGORITES}
+    sizes = dict(train=12_000, test=50_000)
+    originals = dict(
+        train='mnist_all_rotation_normalized_float_train_valid.amat',
+        test='mnist_all_rotation_normalized_float_test.amat')
+
+    def __init__(self, data_root: str, split: str, **kwargs):
+        if split not in self.sizes:
+            raise SharingError(f"RotatedMNIST has no split '{split}': it has train and test.")
+        self.split = split
+        super().__init__(ann_file='', data_root=data_root, **kwargs)
+
+    def load_data_list(self) -> List[dict]:
+        root = Path(self.data_root).expanduser()
+        there = [name for name in self.originals.values() if (root / name).is_file()]
+        if len(there) == 1:
+            # Made of MNIST, the other split would show the same digits.
+            raise SharingError(f'{root} has {there[0]} and not the other file of the original rotated MNIST: put both '
+                               'there, or remove it.')
+        pictures, labels = self._read_original(root) if there else self._rotate(root)
+        return [dict(img=picture, gt_label=int(label)) for picture, label in zip(pictures, labels)]
+
+    def _read_original(self, root: Path) -> Tuple[np.ndarray, np.ndarray]:
+        path = root / self.originals[self.split]
+        try:
+            table = np.loadtxt(path, dtype=np.float32, ndmin=2)  # (N, 785)
+        except ValueError as error:
+            raise SharingError(f'{path} cannot be read: {str(error).splitlines()[0]}') from None
+        if table.shape[1] != 785:
+            raise SharingError(f'{path} has {table.shape[1]} values in a line: rotated MNIST has 784 and a label.')
+        return (table[:, :-1].reshape(-1, 28, 28) * 255).round().astype(np.uint8), table[:, -1]
+
+    def _rotate(self, root: Path) -> Tuple[np.ndarray, np.ndarray]:
+        parts = [[_read_idx(root, name) for name in names] for names in IDX_FILES]
+        pictures, labels = (torch.cat(part) for part in zip(*parts))  # (M, 28, 28), (M, )
+        random = np.random.default_rng(0)
+        order, angles = random.permutation(len(pictures)), random.uniform(0, 360, len(pictures))
+        start = 0 if self.split == 'train' else self.sizes['train']
+        stop = start + self.sizes[self.split]
+        if len(order) < stop:
+            raise SharingError(f'The MNIST files in {root} hold {len(order)} pictures: MNIST has 70,000.')
+        chosen = order[start:stop]
+        return rotate(pictures[chosen], torch.from_numpy(angles[start:stop])).numpy(), labels[chosen].numpy()
+
+
+def _read_idx(root: Path, name: str) -> Tensor:
+    """A file of MNIST, gzipped or not."""
+    for path in (root / name, root / f'{name}.gz'):
+        if path.is_file():
+            try:
+                with warnings.catch_warnings():
+                    warnings.filterwarnings('ignore', message='The given NumPy array is not writable')
+                    return read_sn3_pascalvincent_tensor(str(path))
+            except (AssertionError, EOFError, KeyError, OSError, RuntimeError, ValueError):
+                raise SharingError(f'{path} is damaged, or no file of MNIST: copy or download it again.') from None
+    raise SharingError(f'Rotated MNIST is made of the four files of MNIST, and {root} has no {name} or {name}.gz: put '
+                       'them there, or name their folder with --cfg-options data_root=FOLDER.')
+
+
+def rotate(pictures: Tensor, angles: Tensor) -> Tensor:
+    """Turn each picture about its centre, bilinear, black where there was nothing.
+
+    Args:
+        pictures (Tensor): (N, H, W) of uint8; H = W.
+        angles (Tensor): (N, ), counterclockwise, in degrees.
+    """
+    turned = []
+    for some, radians in zip(pictures.split(1000), angles.deg2rad().float().split(1000)):
+        cos, sin, zero = radians.cos(), radians.sin(), torch.zeros_like(radians)
+        # The pixel at (x, y), y downwards, shows what was at the matrix times (x, y, 1).
+        matrices = torch.stack([cos, -sin, zero, sin, cos, zero], 1).view(-1, 2, 3)
+        grid = F.affine_grid(matrices, (len(some), 1, *some.shape[1:]), align_corners=False)
+        turned.append(F.grid_sample(some[:, None].float(), grid, align_corners=False)[:, 0].round().byte())
+    return torch.cat(turned)

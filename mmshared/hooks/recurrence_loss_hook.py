@@ -1,0 +1,73 @@
+"""How alike the layers of template banks are, and the loss that rewards it."""
+from typing import Dict
+
+import torch
+import torch.nn.functional as F
+from mmengine.registry import HOOKS
+from torch import Tensor, nn
+
+from ..sharing import SharingError, TemplateBank, shared_stages
+from .loss_hook import BankLossHook
+
+
+def template_banks(model: nn.Module) -> Dict[str, TemplateBank]:
+    """The template banks of a model, by stage and pattern."""
+    return {f'{stage}.{pattern}': bank for stage, banks in shared_stages(model).items()
+            for pattern, bank in banks.items() if isinstance(bank, TemplateBank)}
+
+
+def layer_similarity(bank: TemplateBank) -> Tensor:
+    r"""The layer similarity matrix: the absolute cosines of the coefficient vectors of a bank's convs.
+
+    .. math:: S_{ij} = \frac{|\langle \alpha_i, \alpha_j \rangle|}{\|\alpha_i\| \|\alpha_j\|}
+
+    and 0 where a conv has no coefficient but 0. In float32 or better, also under autocast.
+
+    Returns:
+        Tensor: The matrix, (convs, convs).
+    """
+    coefficients = bank.coefficients()  # (convs, K)
+    coefficients = coefficients.to(torch.promote_types(coefficients.dtype, torch.float32))
+    return F.cosine_similarity(coefficients[:, None], coefficients, dim=2).abs()
+
+
+def recurrence_loss(banks: Dict[str, TemplateBank]) -> Tensor:
+    r"""How far the layers of each bank are from being one, before weighting.
+
+    .. math:: \sum_{banks} \sum_{i < j} (1 - S_{ij})
+
+    with the layer similarity matrix S. Up to a constant, which makes it 0 where all layers are alike, this is the
+    negative sum of similarities that the paper rewards. Frozen banks take no part.
+    """
+    total = torch.zeros(())
+    for bank in banks.values():
+        if bank.coefficients().requires_grad:
+            dissimilarity = 1 - layer_similarity(bank)
+            total = total.to(dissimilarity) + dissimilarity.triu(1).sum()
+    return total
+
+
+@HOOKS.register_module()
+class RecurrenceLossHook(BankLossHook):
+    """Adds ``loss_recurrence`` to the losses of a model while it trains: see :func:`recurrence_loss`.
+
+    It draws the coefficients of a bank's layers into one direction each, so that more of them fold into loops.
+
+    Args:
+        loss_weight (float): Factor of the loss.
+    """
+
+    name = 'loss_recurrence'
+
+    def find(self, model: nn.Module) -> Dict[str, TemplateBank]:
+        return template_banks(model)
+
+    def check(self, found: Dict[str, TemplateBank]) -> str:
+        if not found:
+            raise SharingError('RecurrenceLossHook found no TemplateBank in the model whose layers could become '
+                               "alike: give the backbone bank=dict(type='TemplateBank', ...), or take the hook out of "
+                               'custom_hooks.')
+        return f'draws the layers of {len(found)} template banks together, weight {self.loss_weight:g}'
+
+    def loss(self, found: Dict[str, TemplateBank]) -> Tensor:
+        return recurrence_loss(found)

@@ -1,0 +1,99 @@
+"""The loops that a template bank folds into (Savarese and Maire, https://arxiv.org/abs/1902.09701)."""
+from typing import Optional, Sequence, Tuple
+
+import torch
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from .base import Bank, SharedConv2d, SharingError
+from .filter_basis import leading_directions
+
+
+class LoopedConv2d(SharedConv2d):
+    """A conv that runs one of the kernels of its group.
+
+    The first conv of a kernel runs it as it is. Each later one is a further pass of the loop, with a factor of its own
+    for the kernel, its ``scale``.
+    """
+
+    def __init__(self, conv: nn.Conv2d, bank: 'LoopedTemplates', norm: Optional[nn.Module] = None):
+        super().__init__(conv, bank, norm)
+        position = len(bank.convs) - 1
+        self.kernel = bank.kernels[position]
+        first = self.kernel not in bank.kernels[:position]
+        self.scale = None if first else nn.Parameter(conv.weight.new_ones(()))
+
+    def dense(self) -> Tuple[Tensor, Optional[Tensor]]:
+        kernel = self.bank()[self.kernel]
+        return kernel if self.scale is None else self.scale * kernel, self.bias
+
+
+@MODELS.register_module()
+class LoopedTemplates(Bank):
+    r"""Kernels that the convs of a group run again and again: a template bank whose similar layers have become one.
+
+    Conv i has the kernel :math:`W_i = s_i K_{g(i)}`, with :math:`s_i = 1` for the first conv of each kernel. The
+    kernels are the templates themselves, or, where there are more of them than templates, linear combinations
+    :math:`K_g = \sum_k \alpha_{gk} T_k`. Scales and coefficients are to be trained without weight decay, as those of
+    :class:`TemplateBank`.
+
+    Args:
+        convs (Sequence[nn.Conv2d]): The plain convs of the group.
+        kernels (Sequence[int]): For each conv the number of its kernel, from 0: ``[0, 1, 0, 1, 0, 1]`` is a loop over
+            two convs that is run three times.
+        num_templates (int): Number K of templates, of which no more are made than there are kernels.
+
+    Raises:
+        SharingError: If the kernels are not as many as the convs or not numbered from 0 without a gap, or if there is
+            to be less than one template.
+    """
+
+    conv_class = LoopedConv2d
+
+    def __init__(self, convs: Sequence[nn.Conv2d], kernels: Sequence[int], num_templates: int):
+        super().__init__()
+        self.kernels = list(kernels)
+        count = len(set(self.kernels))
+        if len(self.kernels) != len(convs) or set(self.kernels) != set(range(count)):
+            raise SharingError(f'kernels={self.kernels} is no list of kernels for a group of {len(convs)} convs: give '
+                               'each conv the number of its kernel, and number the kernels from 0.')
+        if num_templates < 1:
+            raise SharingError(f'num_templates={num_templates} makes no kernel: give 1 or more.')
+        kernel = convs[0].weight
+        # (K, O, I / groups, k, k)
+        self.templates = nn.Parameter(kernel.new_empty(min(num_templates, count), *kernel.shape))
+        for template in self.templates:
+            nn.init.kaiming_normal_(template)
+        self.coefficients = None
+        if num_templates < count:
+            self.coefficients = nn.Parameter(nn.init.orthogonal_(kernel.new_empty(count, num_templates)))  # (G, K)
+
+    def generate(self) -> Tuple[Tensor, ...]:
+        if self.coefficients is None:
+            return self.templates.unbind()
+        kernels = self.coefficients @ self.templates.flatten(1)  # (G, O I k k)
+        return kernels.view(-1, *self.templates.shape[1:]).unbind()
+
+    @torch.no_grad()
+    def fit(self, kernels: Sequence[Tensor]) -> None:
+        """Take, for all convs of one kernel, the best fit of rank one to their own: its leading right singular vector
+        is the direction of the kernel, their projections on it are its size and the scales. If there are more
+        kernels than templates, fit the templates to these as :meth:`TemplateBank.fit` does."""
+        rows = torch.stack([kernel.flatten() for kernel in kernels])  # (convs, O I k k)
+        fitted = []
+        for index in range(max(self.kernels) + 1):
+            members = [i for i, kernel in enumerate(self.kernels) if kernel == index]
+            direction, = leading_directions(rows[members], 1)  # (O I k k, )
+            sizes = rows[members] @ direction
+            # A first conv at a right angle to the others, of size 0, is none to scale by.
+            first = sizes[0] if sizes[0].abs() > 1e-6 * sizes.abs().max() else 1e-6 * sizes.abs().max()
+            fitted.append(first * direction)
+            for i, size in zip(members[1:], sizes[1:]):
+                self.convs[i].scale.copy_(size / first if first else first)
+        fitted = torch.stack(fitted)  # (G, O I k k)
+        if self.coefficients is None:
+            templates = fitted
+        else:
+            templates = leading_directions(fitted, len(self.templates))
+            self.coefficients.copy_(fitted @ templates.T)
+        self.templates.copy_(templates.view_as(self.templates))

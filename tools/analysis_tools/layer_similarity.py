@@ -1,0 +1,51 @@
+"""Draw how alike the layers of each template bank in a checkpoint are, as heat maps, and print the groups of layers
+that would share a kernel in loops."""
+import argparse
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+
+from mmshared import SharingError, layer_similarity, shared_stages
+from mmshared.analysis.banks import draw_similarities
+from mmshared.analysis.loops import similar_layers
+from mmshared.analysis.models import load_model
+from mmshared.cli import config_path
+from mmshared.hooks import template_banks
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='the config that the checkpoint is of')
+    parser.add_argument('checkpoint', help='the checkpoint')
+    parser.add_argument('--out', type=Path, default='layer_similarity.png', help='default: layer_similarity.png')
+    parser.add_argument('--threshold', type=float, default=0.95,
+                        help='the similarity that every two layers of a group exceed, below 1 (default: 0.95)')
+    args = parser.parse_args()
+    if not 0 <= args.threshold < 1:
+        parser.error(f'--threshold {args.threshold}: give a similarity from 0 up to below 1')
+    try:
+        model = load_model(Config.fromfile(config_path(args.config)), args.checkpoint)
+        if not template_banks(model):
+            raise SharingError('The model of this config has no TemplateBank.')
+    except SharingError as error:
+        raise SystemExit(f'Error: {error}') from None
+    names = {conv: name for name, conv in model.named_modules()}
+    with torch.no_grad():
+        similarities = {title: layer_similarity(bank) for title, bank in template_banks(model).items()}
+    layers = {f'{stage}.{pattern}': [names[conv][len(stage) + 1:] for conv in bank.convs]
+              for stage, banks in shared_stages(model).items() for pattern, bank in banks.items()}
+    draw_similarities(similarities, layers, args.out)
+    for title, similarity in similarities.items():
+        pairs = similarity[tuple(torch.triu_indices(*similarity.shape, 1))]
+        print(f'{title}: mean similarity {pairs.mean():.3f}, largest {pairs.max():.3f}')
+        groups = similar_layers(similarity, args.threshold)
+        for group in range(max(groups) + 1):
+            members = [layer for layer, number in zip(layers[title], groups) if number == group]
+            if len(members) > 1:
+                print(f'  above {args.threshold:g}: {" ".join(members)}')
+    print(f'wrote {args.out}')
+
+
+if __name__ == '__main__':
+    main()

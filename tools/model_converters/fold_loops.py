@@ -1,0 +1,139 @@
+"""Fold the layers of a network with template banks that are alike into loops.
+
+Those layers of a bank whose coefficient vectors agree share one kernel from then on, each with a factor of its own:
+the changes of all kernels are the least, in the sum of squares, that this can do with. Every two layers that share a
+kernel are more alike than the threshold (complete linkage). Prints what each stage runs, as a program of loops, and
+writes the checkpoint and beside it its config. A network without layers that are alike is left as it is.
+"""
+import argparse
+import copy
+import io
+import tempfile
+from pathlib import Path
+from typing import Dict
+
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.runner import Runner
+from mmpretrain.engine.hooks.precise_bn_hook import update_bn_stats
+from torch import Tensor
+
+from mmshared import SharingError
+from mmshared.analysis.complexity import parameter_count
+from mmshared.analysis.loops import fold_loops, stage_programs
+from mmshared.analysis.models import load_model
+from mmshared.cli import check_data, config_path, converted, merge_options
+
+State = Dict[str, Tensor]
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='the config of the network')
+    parser.add_argument('checkpoint', help='its checkpoint')
+    parser.add_argument('out', type=Path, help='the checkpoint to write; its config gets the same name')
+    parser.add_argument('--threshold', type=float, default=0.95,
+                        help='the similarity that layers of one kernel exceed, below 1 (default: 0.95)')
+    parser.add_argument('--recalibrate', type=int, metavar='N',
+                        help='estimate the statistics of the batch norms anew, on N batches of the training set')
+    parser.add_argument('--no-test', action='store_true', help='do not evaluate on the test set before and after')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={},
+                        help='override settings of the config; data_root=FOLDER moves its data set')
+    args = parser.parse_args()
+    if not 0 <= args.threshold < 1:
+        parser.error(f'--threshold {args.threshold}: give a similarity from 0 up to below 1')
+    if args.recalibrate is not None and args.recalibrate < 1:
+        parser.error(f'--recalibrate {args.recalibrate}: give a number of batches above 0')
+    args.out_config = args.out.with_suffix('.py')
+    files = [Path(name).resolve() for name in (args.config, args.checkpoint, args.out, args.out_config)]
+    if len(set(files)) < len(files):
+        parser.error(f'{args.out} and its config {args.out_config} have to be files of their own')
+    return args
+
+
+def make_runner(cfg: Config, state_dict: State, work_dir: str) -> Runner:
+    """A runner with the model of a config, and its weights."""
+    cfg = copy.deepcopy(cfg)
+    cfg.merge_from_dict(dict(work_dir=work_dir, experiment_name=Path(work_dir).name, log_level='ERROR', load_from=None,
+                             resume=False, custom_hooks=[]))
+    cfg.setdefault('randomness', dict(seed=0))
+    runner = Runner.from_cfg(cfg)
+    runner.model.load_state_dict(state_dict, strict=True)
+    return runner
+
+
+def evaluate(cfg: Config, state_dict: State) -> Dict[str, float]:
+    """The metrics of a model on the test set of its config."""
+    with tempfile.TemporaryDirectory() as work_dir:
+        return make_runner(cfg, state_dict, work_dir).test()
+
+
+def recalibrate(cfg: Config, state_dict: State, batches: int) -> State:
+    """A model whose batch norms have the mean statistics of some batches of the training set."""
+    with tempfile.TemporaryDirectory() as work_dir:
+        runner = make_runner(cfg, state_dict, work_dir)
+        loader = Runner.build_dataloader(copy.deepcopy(cfg.train_dataloader), seed=runner.seed)
+        runner.model.train()
+        update_bn_stats(runner.model, loader, batches * loader.batch_size)
+        return {key: tensor.cpu() for key, tensor in runner.model.state_dict().items()}
+
+
+def size_on_disk(state_dict: State) -> float:
+    """The size in MB of a checkpoint of weights alone."""
+    file = io.BytesIO()
+    torch.save(dict(state_dict=state_dict), file)
+    return file.tell() / 1e6
+
+
+def can_test(cfg: Config) -> bool:
+    """Whether a config has a test set, and it is there; says so if not."""
+    if not cfg.get('test_dataloader'):
+        print('The config has no test set: nothing is evaluated.')
+        return False
+    try:
+        check_data(cfg, ['test_dataloader'], download=False)
+    except SystemExit as error:
+        print(f'Nothing is evaluated: {error}')
+        return False
+    return True
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = Config.fromfile(config_path(args.config))
+    merge_options(cfg, args.cfg_options)
+    if args.recalibrate:
+        check_data(cfg, ['train_dataloader'])
+    try:
+        model = load_model(cfg, args.checkpoint)
+        folded_cfg, folded, conversions = fold_loops(cfg, model, args.threshold)
+    except SharingError as error:
+        raise SystemExit(f'Error: {error}') from None
+    if not conversions:
+        print(f'No two layers of a bank have a similarity above {args.threshold:g}: the network is left as it is, and '
+              'nothing was written.')
+        return
+    for conversion in conversions:
+        print(conversion)
+    for stage, program in stage_programs(folded).items():
+        print(f'{stage}: {program}')
+
+    before, after = model.state_dict(), folded.state_dict()
+    print(f'parameters: {parameter_count(model):,} before, {parameter_count(folded):,} after')
+    print(f'weights on disk: {size_on_disk(before):.2f} MB before, {size_on_disk(after):.2f} MB after')
+    stages = {'before': (cfg, before), 'after': (folded_cfg, after)}
+    if args.recalibrate:
+        after = recalibrate(folded_cfg, after, args.recalibrate)
+        stages['after, recalibrated'] = folded_cfg, after
+    if not args.no_test and can_test(cfg):
+        metrics = {stage: evaluate(*network) for stage, network in stages.items()}
+        for name in metrics['before']:
+            print(f'{name}: ' + ', '.join(f'{values[name]:.4g} {stage}' for stage, values in metrics.items()))
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(converted(after, args.checkpoint), args.out)
+    folded_cfg.dump(args.out_config)
+    print(f'wrote {args.out} and {args.out_config}')
+
+
+if __name__ == '__main__':
+    main()

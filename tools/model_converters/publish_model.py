@@ -1,0 +1,42 @@
+"""Make a checkpoint of training one to publish, as mmdet's tool of this name does: weights and meta data alone, and
+the first digits of the SHA-256 of the file in its name."""
+import argparse
+import hashlib
+import io
+from pathlib import Path
+
+import torch
+
+from mmshared import SharingError
+from mmshared.cli import load_checkpoint_file
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('in_file', help='the checkpoint')
+    parser.add_argument('out_file', type=Path, help='the name of the checkpoint to write, without the digits')
+    parser.add_argument('--save-keys', nargs='+', default=['meta', 'state_dict'],
+                        help='what to keep of it (default: meta state_dict)')
+    args = parser.parse_args()
+    try:
+        checkpoint = load_checkpoint_file(args.in_file)
+    except SharingError as error:
+        raise SystemExit(f'Error: {error}') from None
+    missing = [key for key in args.save_keys if key not in checkpoint]
+    if missing:
+        raise SystemExit(f'Error: {args.in_file} has no {", ".join(missing)}: it holds {", ".join(checkpoint)}. Name '
+                         'what to keep by --save-keys.')
+    dropped = [key for key in checkpoint if key not in args.save_keys]
+    if dropped:
+        print(f'left out: {", ".join(dropped)}')
+    file = io.BytesIO()
+    torch.save({key: checkpoint[key] for key in args.save_keys}, file)
+    digits = hashlib.sha256(file.getvalue()).hexdigest()[:8]
+    out = args.out_file.with_name(f'{args.out_file.stem}-{digits}.pth')
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_bytes(file.getvalue())
+    print(f'wrote {out} ({out.stat().st_size / 1e6:.1f} MB)')
+
+
+if __name__ == '__main__':
+    main()
