@@ -8,7 +8,7 @@ from helpers import REPEATED as BANK
 from helpers import ROOT, call, empty, evaluating, load_tool, randomise_norms, small, train
 from mmengine.config import Config
 from mmengine.hooks import Hook
-from mmengine.registry import MODELS
+from mmengine.registry import DATASETS, MODELS
 from torch import nn
 
 from mmshared import GradientFlowHook, SharingError, TrainOnlyHook, fold_convs, shared_stages
@@ -145,6 +145,19 @@ def test_the_convs_of_a_vgg_repeat_the_kernels_of_the_authors_sources(number, so
     assert found == sources.split() and len(found) + number - 1 == 10
 
 
+@pytest.mark.parametrize('name, size', [('resnet-w1_b128_tinyimagenet', 32), ('resnet18-w1_8xb32_in1k', 224)])
+def test_pictures_pass_the_affine_augmentation(mmpretrain, pictures, name, size):
+    cfg = config(name).train_dataloader.dataset
+    data = DATASETS.build(dict(type='CustomDataset', data_root=str(pictures), data_prefix='train',
+                               pipeline=cfg.pipeline))
+    plain = DATASETS.build(dict(type='CustomDataset', data_root=str(pictures), data_prefix='train',
+                                pipeline=[dict(type='LoadImageFromFile'), dict(type='PackInputs')]))
+    items = [data[3] for _ in range(3)]
+    assert all(item['inputs'].shape == (3, size, size) for item in items)
+    assert items[0]['data_samples'].gt_label == plain[3]['data_samples'].gt_label
+    assert not torch.equal(items[0]['inputs'], items[1]['inputs'])
+
+
 def test_learning_rates_are_those_of_the_recipes():
     from mmengine.optim import build_optim_wrapper
     from mmengine.registry import PARAM_SCHEDULERS
@@ -170,21 +183,20 @@ def test_learning_rates_are_those_of_the_recipes():
     ('repeat-cnn-c8-linear_b128_rotmnist', 'cnn_b128_rotmnist', (1, 29, 29)),  # sizes that do not divide
 ])
 def test_a_rescaled_network_begins_as_the_small_one(name, base, size, tmp_path):
-    base = randomise_norms(build_model(config(base)))
+    base = randomise_norms(build_model(config(base)).double())
     for key, parameter in base.named_parameters():
         if key.endswith('bias'):
             nn.init.normal_(parameter, std=0.1)
     torch.save(dict(state_dict=base.state_dict()), tmp_path / 'small.pth')
     result = call('model_converters/rescale.py', CONFIGS / f'{name}.py', tmp_path / 'small.pth', tmp_path / 'out.pth')
     assert f'wrote {tmp_path / "out.pth"}' in result.stdout, result.stderr
-    model = build_model(config(name))
+    model = build_model(config(name)).double()
     model.load_state_dict(load_checkpoint_file(str(tmp_path / 'out.pth'))['state_dict'], strict=True)
-    x = torch.randn(2, *size)
+    x = torch.randn(2, *size).double()
     with torch.no_grad():
         expected = evaluating(base)(x)
-        assert (evaluating(model)(x) - expected).abs().max() < 1e-5 * expected.abs().max()
-        # The copies are what computes it, and a plain network does too.
-        assert (fold_convs(model)(x) - expected).abs().max() < 1e-4 * expected.abs().max()
+        for network in (evaluating(model), fold_convs(deepcopy(model))):
+            assert (network(x) - expected).abs().max() < 1e-6 * expected.abs().max()
 
 
 def test_what_cannot_be_rescaled_is_refused():

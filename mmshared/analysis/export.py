@@ -89,7 +89,8 @@ def export_onnx(shared: nn.Module, plain: nn.Module, out: Path, shape: Sequence[
         shared (nn.Module): The shared classifier or detector.
         plain (nn.Module): The plain one that it equals.
         out (Path): The file.
-        shape (Sequence[int]): Height and width to export and to compare at; also compared at another size.
+        shape (Sequence[int]): Height and width to export and to compare at, after the channels where these are not 3;
+            also compared at another size.
         keep_shared (bool): Whether to write the form with shared filters instead, each stored once, if its file is
             the smaller one.
 
@@ -101,6 +102,7 @@ def export_onnx(shared: nn.Module, plain: nn.Module, out: Path, shape: Sequence[
     """
     import onnx
     import onnxruntime
+    channels, height, width = shape = (3, *shape)[-3:]
     with tempfile.TemporaryDirectory() as folder:
         files = {'plain': Path(folder) / 'plain.onnx'}
         _write_onnx(inner(plain), files['plain'], shape)
@@ -112,14 +114,14 @@ def export_onnx(shared: nn.Module, plain: nn.Module, out: Path, shape: Sequence[
         nodes = Counter(node.op_type for node in onnx.load(files[name]).graph.node)
         yield f'ONNX nodes, {name}: ' + ', '.join(f'{count} {kind}' for kind, count in nodes.most_common())
         session = onnxruntime.InferenceSession(files[name], providers=['CPUExecutionProvider'])
-        for batch, size in ((1, shape), (3, (shape[0] + 32, shape[1] + 64))):
-            pictures = torch.randn(batch, 3, *size)
+        for size in ((1, *shape), (3, channels, height + 32, width + 64)):
+            pictures = torch.randn(size)
             with torch.no_grad():
                 expected = inner(plain)(pictures)
             expected = expected if isinstance(expected, (tuple, list)) else (expected, )
             found = [torch.from_numpy(each) for each in session.run(None, {'pictures': pictures.numpy()})]
             difference = relative_difference(found, expected)
-            yield f'ONNX against PyTorch, {batch}x3x{size[0]}x{size[1]}: relative difference {difference:.2g}'
+            yield f'ONNX against PyTorch, {"x".join(map(str, size))}: relative difference {difference:.2g}'
             if not difference < 1e-3:
                 raise SharingError('The ONNX model differs from the network: it was not written.')
         out.write_bytes(files[name].read_bytes())
@@ -130,5 +132,5 @@ def _write_onnx(module: nn.Module, out: Path, shape: Sequence[int]) -> None:
     open_axes = {0: torch.export.Dim('batch'), 2: torch.export.Dim('height'), 3: torch.export.Dim('width')}
     module.eval()  # which returns nothing in mmdet
     torch.onnx.export(
-        module, (torch.randn(2, 3, *shape), ), str(out), input_names=['pictures'], dynamo=True,
+        module, (torch.randn(2, *shape), ), str(out), input_names=['pictures'], dynamo=True,
         dynamic_shapes=(open_axes, ), external_data=False, verbose=False)

@@ -208,7 +208,8 @@ class RepeatedConv2d(SharedConv2d):
 
     def small_kernel(self) -> Tensor:
         """The kernel that is repeated: the own one, the bank's, or both side by side along the inputs."""
-        return torch.cat([kernel for kernel in (self.kernel, self.bank()) if kernel is not None], 1)
+        kernels = [kernel for kernel in (self.kernel, self.bank()) if kernel is not None]
+        return kernels[0] if len(kernels) == 1 else torch.cat(kernels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         bias = self.added_bias if self.bias is None else self.bias
@@ -307,7 +308,7 @@ class RepeatedKernel(Bank):
         small = [kernel for kernel in (self.kernel, *(conv.kernel for conv in self.convs)) if kernel is not None]
         for parameter in (*small, *(conv.added_bias for conv in self.convs if conv.added_bias is not None)):
             parameter.zero_()
-        offsets = [conv.dense()[0] for conv in self.convs]
+        offsets = [conv.dense()[0].clone() for conv in self.convs]
         trained = [kernel.requires_grad for kernel in small]
         for kernel in small:
             kernel.fill_(1.).requires_grad_()

@@ -33,8 +33,8 @@ def parse_args() -> argparse.Namespace:
                         "Net_RL2/models/ilsvrc/resnet.py 'ResNet34_DoubleShared(48, 1)'")
     parser.add_argument('--batch', type=int, default=8, help='pictures of a training step (default: 8)')
     parser.add_argument('--inference-batch', type=int, nargs='+', default=[1, 32], help='default: 1 32')
-    parser.add_argument('--shape', type=int, nargs=2, default=(224, 224), metavar=('HEIGHT', 'WIDTH'),
-                        help='of the pictures (default: 224 224)')
+    parser.add_argument('--shape', type=int, nargs='+', default=(224, 224), metavar='SIZE',
+                        help='height and width of the pictures, after their channels if not 3 (default: 224 224)')
     parser.add_argument('--rounds', type=int, default=10, help='default: 10')
     parser.add_argument('--device', type=torch.device, default='cuda' if torch.cuda.is_available() else 'cpu',
                         help='default: cuda where there is one')
@@ -69,7 +69,8 @@ class Benchmark:
         for network in self.networks.values():
             network.to(args.device, memory_format=layout)
         self.autocast = dict(enabled=bool(args.autocast), dtype=getattr(torch, args.autocast or 'bfloat16'))
-        self.pictures = lambda number: torch.randn(number, 3, *args.shape, device=args.device).to(memory_format=layout)
+        size = (3, *args.shape)[-3:]
+        self.pictures = lambda number: torch.randn(number, *size, device=args.device).to(memory_format=layout)
 
     def compiled(self, network: nn.Module) -> nn.Module:
         if self.args.compile:

@@ -30,8 +30,9 @@ def parse_args() -> argparse.Namespace:
                         help='write the ONNX model with its filters shared, stored once, if that is the smaller one')
     parser.add_argument('--safetensors', action='store_true', help='write the checkpoint as safetensors')
     parser.add_argument('--torchvision', action='store_true', help="write the keys of torchvision's ResNet")
-    parser.add_argument('--shape', type=int, nargs=2, default=(224, 224), metavar=('HEIGHT', 'WIDTH'),
-                        help='of the pictures that are compared (default: 224 224)')
+    parser.add_argument('--shape', type=int, nargs='+', default=(224, 224), metavar='SIZE',
+                        help='height and width of the pictures that are compared, after their channels if not 3 '
+                        '(default: 224 224)')
     args = parser.parse_args()
     if args.keep_shared and not args.onnx:
         parser.error('--keep-shared is about --onnx')
@@ -60,7 +61,7 @@ def main() -> None:
         plain = build_model(stock)
         plain.load_state_dict(folded.state_dict(), strict=True)
         plain.eval()
-        pictures = torch.randn(2, 3, *args.shape, generator=torch.Generator().manual_seed(0))
+        pictures = torch.randn(2, *(3, *args.shape)[-3:], generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
             difference = relative_difference(feature_maps(plain, pictures), feature_maps(shared, pictures))
         print(f'relative difference of the outputs: {difference:.2g}')
