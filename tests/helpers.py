@@ -1,16 +1,14 @@
 """What several tests need: banks, backbones, and batch norms that leave no output at zero."""
 import sys
 from contextlib import redirect_stderr, redirect_stdout
-from functools import partial
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from io import StringIO
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Callable, Dict, List, Optional, Sequence
+from typing import Dict, List, Optional, Sequence
 from unittest.mock import patch
 
 import torch
-from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
@@ -20,7 +18,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
 from mmshared import Bank, shared_stages
-from mmshared.analysis.models import build_model
 
 ROOT = Path(__file__).parents[1]
 WITHOUT_ESCNN = '' if find_spec('escnn') else 'the steerable networks need escnn: pip install --no-deps escnn'
@@ -98,12 +95,6 @@ class Classifier(BaseModel):
     def forward(self, inputs, labels=None, mode='tensor'):
         logits = self.fc(self.backbone(inputs)[-1].mean((2, 3)))
         return dict(loss=nn.functional.cross_entropy(logits, labels)) if mode == 'loss' else logits
-
-
-def empty(cfg: Config, build: Callable[[Config], nn.Module] = build_model) -> nn.Module:
-    """The model of a config without numbers, on the meta device: to count, and whatever its size in no time."""
-    with patch('torch.linspace', partial(torch.linspace, device='cpu')), torch.device('meta'):
-        return build(cfg)
 
 
 def load_tool(tool: str) -> ModuleType:

@@ -5,18 +5,62 @@ import sys
 
 import pytest
 import yaml
-from helpers import ROOT, WITHOUT_ESCNN, empty
+from helpers import ROOT, WITHOUT_ESCNN
 from mmengine.config import Config
 from mmengine.registry import HOOKS
 
 from mmshared import shared_stages
 from mmshared.analysis.complexity import complexity, count_multiply_adds, parameter_count, sharing_groups
-from mmshared.analysis.models import build_model, build_plain
+from mmshared.analysis.models import build_empty, build_model, build_plain
 from mmshared.analysis.tables import measure, readmes
 
 CONFIGS = sorted(path for folder in ('configs', 'projects') for path in (ROOT / folder).rglob('*.py')
                  if '_base_' not in path.parts and 'model' in Config.fromfile(path))
 METAFILES = sorted((ROOT / 'configs').glob('*/metafile.yml'))
+
+# Parameters of the authors' networks (https://github.com/lolemacs/soft-sharing): depth, width, templates, with 10 and
+# with 100 classes. No templates are the plain network.
+TEMPLATES = {
+    (28, 10, 0): (36_479_194, 36_536_884),
+    (28, 10, 1): (12_287_212, 12_344_902),
+    (28, 10, 2): (17_125_630, 17_183_320),
+    (28, 10, 4): (26_802_466, 26_860_156),
+    (28, 10, 6): (36_479_302, 36_536_992),
+    (28, 10, 8): (46_156_138, 46_213_828),
+    (28, 4, 0): (5_849_050, 5_872_180),
+    (28, 4, 1): (1_978_348, 2_001_478),
+    (28, 4, 2): (2_752_510, 2_775_640),
+    (28, 4, 4): (4_300_834, 4_323_964),
+    (28, 4, 6): (5_849_158, 5_872_288),
+    (28, 12, 0): (52_517_850, 52_587_060),
+    (28, 14, 0): (71_470_810, 71_551_540),
+    (28, 14, 1): (24_054_508, 24_135_238),
+    (28, 14, 2): (33_537_790, 33_618_520),
+    (28, 14, 6): (71_470_918, 71_551_648),
+    (28, 18, 0): (118_119_642, 118_223_412),
+    (28, 18, 1): (39_737_580, 39_841_350),
+    (28, 18, 2): (55_414_014, 55_517_784),
+    (28, 18, 6): (118_119_750, 118_223_520),
+    (40, 4, 0): (8_949_210, 8_972_340),
+    (28, 2, 0): (1_467_610, 1_479_220),
+    (28, 2, 1): (499_948, 511_558),
+    (28, 2, 2): (693_502, 705_112),
+    (16, 4, 0): (2_748_890, 2_772_020),
+    (28, 6, 2): (6_177_534, None),
+    (28, 6, 6): (13_144_902, None),
+    (40, 4, 2): (2_756_118, None),
+}
+
+
+def wide_resnet_macs(depth: int, width: int, classes: int) -> int:
+    """The multiply-adds of a wide ResNet at 32x32, templates or not; those of generating kernels are not counted."""
+    blocks, channels, macs = (depth - 4) // 6, 16, 32**2 * 27 * 16
+    for stage in range(3):
+        out, pixels = 16 * width << stage, (32 >> stage)**2
+        macs += pixels * (9 * channels * out + 9 * out**2 * (2 * blocks - 1) + channels * out)
+        channels = out
+    return macs + channels * classes
+
 
 # Parameters and multiply-adds of the authors' networks, counted in their code. Their MobileNetV2 has 2,400 parameters
 # more than the standard one (biases of stem and head, a 32-channel expansion in the first block), and does 12,845,056
@@ -48,6 +92,18 @@ PAPER = {
     ('ResNet56-S8U1', 'CIFAR-10'): (201_850, 83_018_368),
     ('ResNet56-S16U1', 'CIFAR-10'): (270_842, 145_932_928),
     ('ResNet56-S16U1*', 'CIFAR-10'): (319_226, 145_932_928),
+    ('SWRN-28-10-1', 'CIFAR-10'): (TEMPLATES[28, 10, 1][0], wide_resnet_macs(28, 10, 10)),
+    ('SWRN-28-10-2', 'CIFAR-10'): (TEMPLATES[28, 10, 2][0], wide_resnet_macs(28, 10, 10)),
+    ('SWRN-28-10-4', 'CIFAR-10'): (TEMPLATES[28, 10, 4][0], wide_resnet_macs(28, 10, 10)),
+    ('SWRN-28-10-6', 'CIFAR-10'): (TEMPLATES[28, 10, 6][0], wide_resnet_macs(28, 10, 10)),
+    ('SWRN-28-4-2', 'CIFAR-10'): (TEMPLATES[28, 4, 2][0], wide_resnet_macs(28, 4, 10)),
+    ('SWRN-28-14-2', 'CIFAR-10'): (TEMPLATES[28, 14, 2][0], wide_resnet_macs(28, 14, 10)),
+    ('SWRN-28-10-1', 'CIFAR-100'): (TEMPLATES[28, 10, 1][1], wide_resnet_macs(28, 10, 100)),
+    ('SWRN-28-10-2', 'CIFAR-100'): (TEMPLATES[28, 10, 2][1], wide_resnet_macs(28, 10, 100)),
+    ('SWRN-28-10-4', 'CIFAR-100'): (TEMPLATES[28, 10, 4][1], wide_resnet_macs(28, 10, 100)),
+    ('SWRN-28-10-6', 'CIFAR-100'): (TEMPLATES[28, 10, 6][1], wide_resnet_macs(28, 10, 100)),
+    ('SWRN-28-4-2', 'CIFAR-100'): (TEMPLATES[28, 4, 2][1], wide_resnet_macs(28, 4, 100)),
+    ('SWRN-28-14-2', 'CIFAR-100'): (TEMPLATES[28, 14, 2][1], wide_resnet_macs(28, 14, 100)),
     # Those of RepeatNet are all in test_repeatnet.py. Where copies are plain (linear) we do fewer multiply-adds.
     ('Repeat-ResNet-w2-linear', 'CIFAR-10'): (178_426, 26_920_192),
     ('Repeat-ResNet-w2-swish', 'CIFAR-10'): (178_538, 101_106_944),
@@ -122,7 +178,7 @@ def test_every_config_builds_a_network_that_shares_if_it_says_so(path):
     if 'steerable' in path.stem and WITHOUT_ESCNN:
         pytest.skip(WITHOUT_ESCNN)
     cfg = Config.fromfile(path)
-    model = build_model(cfg) if 'steerable' in path.stem else empty(cfg)  # escnn computes what it builds
+    model = build_model(cfg) if 'steerable' in path.stem else build_empty(cfg)  # escnn computes what it builds
     shares = any(word in path.stem for word in ('shared', 'swrn', 'repeat'))
     assert bool(shared_stages(model)) is shares
     banks = [bank for banks in shared_stages(model).values() for bank in banks.values()]
@@ -132,7 +188,7 @@ def test_every_config_builds_a_network_that_shares_if_it_says_so(path):
     for hook in cfg.get('custom_hooks', []):
         HOOKS.build(hook)
     if shares:
-        plain = empty(cfg, build_plain)
+        plain = build_empty(cfg, build_plain)
         assert not shared_stages(plain)
         # Masks are as large as kernels; a network of its own width has biases beside what it repeats, and one with as
         # many templates as convs has their coefficients.
@@ -140,43 +196,10 @@ def test_every_config_builds_a_network_that_shares_if_it_says_so(path):
         assert parameter_count(plain) > parameter_count(model) or grows
 
 
-# Parameters of the authors' networks (https://github.com/lolemacs/soft-sharing): depth, width, templates, with 10 and
-# with 100 classes. No templates are the plain network.
-TEMPLATES = {
-    (28, 10, 0): (36_479_194, 36_536_884),
-    (28, 10, 1): (12_287_212, 12_344_902),
-    (28, 10, 2): (17_125_630, 17_183_320),
-    (28, 10, 4): (26_802_466, 26_860_156),
-    (28, 10, 6): (36_479_302, 36_536_992),
-    (28, 10, 8): (46_156_138, 46_213_828),
-    (28, 4, 0): (5_849_050, 5_872_180),
-    (28, 4, 1): (1_978_348, 2_001_478),
-    (28, 4, 2): (2_752_510, 2_775_640),
-    (28, 4, 4): (4_300_834, 4_323_964),
-    (28, 4, 6): (5_849_158, 5_872_288),
-    (28, 12, 0): (52_517_850, 52_587_060),
-    (28, 14, 0): (71_470_810, 71_551_540),
-    (28, 14, 1): (24_054_508, 24_135_238),
-    (28, 14, 2): (33_537_790, 33_618_520),
-    (28, 14, 6): (71_470_918, 71_551_648),
-    (28, 18, 0): (118_119_642, 118_223_412),
-    (28, 18, 1): (39_737_580, 39_841_350),
-    (28, 18, 2): (55_414_014, 55_517_784),
-    (28, 18, 6): (118_119_750, 118_223_520),
-    (40, 4, 0): (8_949_210, 8_972_340),
-    (28, 2, 0): (1_467_610, 1_479_220),
-    (28, 2, 1): (499_948, 511_558),
-    (28, 2, 2): (693_502, 705_112),
-    (16, 4, 0): (2_748_890, 2_772_020),
-    (28, 6, 2): (6_177_534, None),
-    (28, 6, 6): (13_144_902, None),
-    (40, 4, 2): (2_756_118, None),
-}
-
-
 @pytest.mark.parametrize('network', TEMPLATES, ids=lambda network: 'wrn{}-{}-{}'.format(*network))
 def test_wide_resnets_have_the_parameters_of_the_authors(network):
     depth, width, templates = network
+    assert wide_resnet_macs(28, 10, 10) == 5_243_328_768  # as counted in their code
     for classes, expected in zip((10, 100), TEMPLATES[network]):
         name = 'swrn28-10-2' if templates else 'wrn28-10'
         cfg = Config.fromfile(ROOT / f'configs/soft_sharing/{name}_b128_cifar{classes}.py')
@@ -184,7 +207,7 @@ def test_wide_resnets_have_the_parameters_of_the_authors(network):
             backbone=dict(depth=depth, widen_factor=width), head=dict(in_channels=64 * width))))
         if templates:
             cfg.model.backbone.sharing.bank.num_templates = templates
-        model = empty(cfg)
+        model = build_empty(cfg)
         assert expected in (parameter_count(model), None)
         own = [parameter.numel() for name, parameter in model.named_parameters() if name.endswith('.coefficients')]
         assert sum(own) == (depth - 10) * templates

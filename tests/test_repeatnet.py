@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers import REPEATED as BANK
-from helpers import ROOT, call, empty, evaluating, load_tool, randomise_norms, small, train
+from helpers import ROOT, call, evaluating, load_tool, randomise_norms, small, train
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import DATASETS, MODELS
@@ -13,7 +13,7 @@ from torch import nn
 
 from mmshared import GradientFlowHook, SharingError, TrainOnlyHook, fold_convs, shared_stages
 from mmshared.analysis.complexity import count_multiply_adds, parameter_count
-from mmshared.analysis.models import build_model, build_plain
+from mmshared.analysis.models import build_empty, build_model, build_plain
 from mmshared.cli import load_checkpoint_file
 
 CONFIGS = ROOT / 'configs/repeatnet'
@@ -86,7 +86,7 @@ def counts(model, cfg, classes):
 def test_plain_networks_have_the_authors_counts(name):
     data, cfg = name.rpartition('_')[2], config(name)
     parameters, macs = PLAIN[name]
-    model = empty(cfg)
+    model = build_empty(cfg)
     assert not shared_stages(model) and counts(model, cfg, CLASSES[data]) == parameters
     assert f'{count_multiply_adds(model, SIZES[data])[""] / 1e9:.3f}' == macs
 
@@ -97,7 +97,7 @@ def test_repeated_networks_have_the_authors_counts(name, transform):
     (network, rest), data = name.split('_', 1), name.rpartition('_')[2]
     cfg = config(f'repeat-{network}-{transform}_{rest}')
     parameters, numbers, masks, dead, macs = REPEATED[name]
-    model = empty(cfg)
+    model = build_empty(cfg)
     own = dict(linear=0, swish=numbers, bireal=masks - dead)[transform]
     assert sum(p.numel() for key, p in model.named_parameters() if '.transform.' in key) == own
     assert counts(model, cfg, CLASSES[data]) == tuple(number + own for number in parameters)
@@ -110,7 +110,7 @@ def test_dropped_and_random_kernels_are_no_parameters():
     # The small kernels have 173,312 values.
     for transform, parameters, stored in (('static-drop', 178_426, 688_128),
                                           ('random-bireal', 178_426 + 688_128, 688_128 - 173_312)):
-        model = empty(config(f'repeat-resnet-w2-{transform}_b128_cifar10'))
+        model = build_empty(config(f'repeat-resnet-w2-{transform}_b128_cifar10'))
         assert parameter_count(model) == parameters
         assert sum(buffer.numel() for key, buffer in model.named_buffers() if '.transform.' in key) == stored
 
@@ -122,13 +122,13 @@ def test_other_widths_are_options(options):
     cfg.merge_from_dict({'model.backbone.base_channels': stage * width, 'model.head.in_channels': head * width})
     if 'sharing' in cfg.model.backbone:
         cfg.merge_from_dict({'model.backbone.sharing.bank.width': width})
-    assert parameter_count(empty(cfg)) == WIDER[options]
+    assert parameter_count(build_empty(cfg)) == WIDER[options]
 
 
 @pytest.mark.parametrize('width', [2, 4])
 def test_plain_copies_need_the_multiply_adds_of_the_small_network(width):
-    model = empty(config(f'repeat-resnet-w{width}-linear_b128_cifar10'))
-    base = count_multiply_adds(empty(config('resnet-w1_b128_cifar10')), (32, 32))['']
+    model = build_empty(config(f'repeat-resnet-w{width}-linear_b128_cifar10'))
+    base = count_multiply_adds(build_empty(config('resnet-w1_b128_cifar10')), (32, 32))['']
     # And of the first downsample, which the small network does not have, and of a wider linear layer.
     assert count_multiply_adds(model, (32, 32))[''] == base + 16 * 16 * 32**2 + (width - 1) * 64 * 10
 
@@ -137,7 +137,7 @@ def test_plain_copies_need_the_multiply_adds_of_the_small_network(width):
     4: 'conv2_1 ' * 7, 5: 'conv2_1 conv2_2 ' * 3, 6: 'conv2_1 conv2_2 conv3_1 conv2_2 conv3_1',
     7: 'conv2_1 conv2_2 conv3_1 conv3_2', 8: 'conv3_1 conv3_2 conv4_1', 9: 'conv4_1 conv4_2', 10: 'conv5_1'}.items())
 def test_the_convs_of_a_vgg_repeat_the_kernels_of_the_authors_sources(number, sources):
-    model = empty(config(f'repeat-vgg{number}-swish_b128_cifar10')).backbone
+    model = build_empty(config(f'repeat-vgg{number}-swish_b128_cifar10')).backbone
     convs = dict(model.features[0].named_children())
     names = {conv: name for name, conv in convs.items()}
     found = [names[conv.bank.convs[0]] for conv in convs.values() if hasattr(conv, 'bank')
@@ -265,7 +265,7 @@ def test_copies_of_a_rescaled_network_stay_alike_where_nothing_transforms_them()
 
 
 def test_a_detector_on_a_rescaled_backbone_computes(mmdet):
-    model = empty(Config.fromfile(CONFIGS / 'faster-rcnn_repeat-r18-w2-swish_fpn_1x_coco.py'))
-    plain = empty(Config.fromfile(CONFIGS / 'faster-rcnn_repeat-r18-w2-swish_fpn_1x_coco.py'), build_plain)
+    model = build_empty(Config.fromfile(CONFIGS / 'faster-rcnn_repeat-r18-w2-swish_fpn_1x_coco.py'))
+    plain = build_empty(Config.fromfile(CONFIGS / 'faster-rcnn_repeat-r18-w2-swish_fpn_1x_coco.py'), build_plain)
     assert parameter_count(model.backbone) < 0.3 * parameter_count(plain.backbone)
     assert count_multiply_adds(model, (64, 64))[''] == count_multiply_adds(plain, (64, 64))['']

@@ -216,6 +216,25 @@ def test_the_norm_of_a_basis_in_one_product_is_a_norm_and_a_product(bias):
     assert conv.norm.num_batches_tracked == 2
 
 
+@pytest.mark.parametrize('change', ['momentum', 'bfloat16', 'one value'])
+def test_the_norm_of_a_basis_is_itself_where_it_cannot_be_in_one_product(change):
+    stage = nn.ModuleList(nn.Sequential(nn.Conv2d(8, 6, 3, padding=1, bias=False)) for _ in range(2))
+    share_convs(stage, ['0'], dict(type='FilterBasis', shared_rank=4, unique_rank=1, base_channels=8), own_blocks=0)
+    conv, x = stage[0][0], torch.randn(4, 8, 6, 6)
+    if change == 'one value':
+        with pytest.raises(ValueError, match='more than 1 value per channel'):
+            conv(x[:1, :, :1, :1])
+        return
+    if change == 'momentum':  # as torch.optim.swa_utils.update_bn sets it
+        conv.norm.momentum = None
+    else:
+        stage.bfloat16()
+        x = x.bfloat16()
+    twin = copy.deepcopy(stage)[0][0]
+    assert torch.equal(conv(x), norm_and_product(twin, x))
+    assert torch.equal(conv.norm.running_var, twin.norm.running_var)
+
+
 def test_a_conv_on_a_basis_keeps_the_responses_once():
     stage = nn.ModuleList(nn.Sequential(nn.Conv2d(8, 6, 3, padding=1, bias=False)) for _ in range(2))
     share_convs(stage, ['0'], dict(type='FilterBasis', shared_rank=4, unique_rank=1, base_channels=8), own_blocks=0)

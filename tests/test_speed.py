@@ -60,6 +60,20 @@ def test_a_deployed_network_is_the_same_with_batch_norms_in_its_convs(mmpretrain
     assert difference(network(x), model(x)) < 1e-4
 
 
+def test_batch_norms_that_are_called_elsewhere_are_refused(mmpretrain):
+    class PreNorm(nn.Module):
+
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+
+        def forward(self, x):
+            return self.conv(self.norm(x))
+
+    with pytest.raises(SharingError, match='does not call its batch norms behind the convs'):
+        deploy(randomise_norms(PreNorm()), picture())
+
+
 def test_the_form_that_is_faster_is_deployed(mmpretrain, monkeypatch):
     model = evaluating(backbone(depth=34, groups=['conv[12]'], bank=BASIS))
     x, kinds = picture(32), []

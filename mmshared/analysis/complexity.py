@@ -3,13 +3,14 @@ import copy
 from typing import Dict, List, Tuple
 
 import torch
-from mmdet.models.detectors import BaseDetector
 from mmengine.config import Config
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..sharing import SharedConv2d, fold_convs, shared_stages
-from .models import build_model, build_plain
+from ..sharing import Bank, SharedConv2d, fold_convs, shared_stages
+from ..sharing.base import generate_once
+from .export import feature_maps
+from .models import build_empty, build_plain
 
 
 def parameter_count(model: nn.Module) -> int:
@@ -18,7 +19,8 @@ def parameter_count(model: nn.Module) -> int:
 
 
 def count_multiply_adds(model: nn.Module, size: Tuple[int, ...]) -> Dict[str, int]:
-    """The multiply-adds of the convs and linear layers that a picture passes, by module.
+    """The multiply-adds of the convs and linear layers that a picture passes, by module. What banks generate, once for
+    a whole batch, is not counted.
 
     Args:
         model (nn.Module): A classifier, or a detector, of which backbone and neck are counted: the rest depends on
@@ -31,8 +33,12 @@ def count_multiply_adds(model: nn.Module, size: Tuple[int, ...]) -> Dict[str, in
     picture = torch.zeros(1, *(3, *size)[-3:], device=next(model.parameters()).device)
     training = model.training
     model.eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model.extract_feat(picture) if isinstance(model, BaseDetector) else model(picture)
+    banks = [module for module in model.modules() if isinstance(module, Bank)]
+    with torch.no_grad(), generate_once(banks):
+        for bank in banks:
+            bank()
+        with FlopCounterMode(display=False) as counter:
+            feature_maps(model, picture)
     model.train(training)
     # The counter knows the module that is called first by its class: the model, or a detector's backbone and neck.
     roots = {type(child).__name__: name for name, child in model.named_children()}
@@ -46,7 +52,7 @@ def count_multiply_adds(model: nn.Module, size: Tuple[int, ...]) -> Dict[str, in
 
 def complexity(cfg: Config, size: Tuple[int, ...]) -> Dict[str, int]:
     """Parameters and multiply-adds of a config's model and of its plain twin."""
-    shared, plain = build_model(cfg), build_plain(cfg)
+    shared, plain = build_empty(cfg), build_empty(cfg, build_plain)
     return dict(
         parameters=parameter_count(shared),
         plain_parameters=parameter_count(plain),

@@ -24,6 +24,8 @@ def similar_layers(similarity: Tensor, threshold: float) -> List[int]:
     Returns:
         list[int]: For each layer the number of its group; groups are numbered in the order of their first layers.
     """
+    if not similarity.isfinite().all():
+        raise SharingError('The coefficients of a bank hold numbers that are not finite: take another checkpoint.')
     clustering = AgglomerativeClustering(
         n_clusters=None, metric='precomputed', linkage='complete', distance_threshold=1 - threshold)
     labels = clustering.fit_predict(1 - similarity.detach().cpu().double().numpy()).tolist()
@@ -126,6 +128,10 @@ def fold_loops(cfg: Config, model: nn.Module, threshold: float) -> Tuple[Config,
                 configs[i][j] = dict(type='LoopedTemplates', kernels=kernels[bank], num_templates=len(bank.templates))
     folded_cfg = drop_hooks(Config(copy.deepcopy(cfg.to_dict())))
     folded_cfg.model.backbone.sharing.bank = [config[0] if len(config) == 1 else config for config in configs]
+
+    keys = folded_cfg.get('optim_wrapper', {}).get('paramwise_cfg', {}).get('custom_keys', {})
+    if 'coefficients' in keys:  # the factors of the convs are as little to be decayed as coefficients
+        keys['.scale'] = keys['coefficients']
 
     # The plain kernels of what is folded: the looped banks are fitted to them as to any plain checkpoint.
     state_dict = model.state_dict()

@@ -1,7 +1,10 @@
 """The models of configs, without a runner."""
 import copy
-from typing import Any
+from functools import partial
+from typing import Any, Callable
+from unittest.mock import patch
 
+import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
@@ -14,6 +17,14 @@ def build_model(cfg: Config) -> nn.Module:
     """Build a config's model from scratch, without loading or downloading what its ``init_cfg`` names."""
     init_default_scope(cfg.default_scope)
     return MODELS.build(copy.deepcopy(cfg.model))
+
+
+def build_empty(cfg: Config, build: Callable[[Config], nn.Module] = build_model) -> nn.Module:
+    """Build a config's model, or what another function makes of it, on the meta device: without numbers, to count, and
+    whatever its size in no time."""
+    # Backbones read their drop path rates out of a linspace.
+    with patch('torch.linspace', partial(torch.linspace, device='cpu')), torch.device('meta'):
+        return build(cfg)
 
 
 def plain_twin(cfg: Any) -> Any:

@@ -66,7 +66,7 @@ def time_in_turn(works: Dict[str, Work], rounds: int, device: torch.device) -> D
     timings = {}
     for name in works:
         ratios = [each[name] / each[first] for each in seconds]
-        low, ratio, high = statistics.quantiles(ratios, n=4) if rounds > 1 else ratios * 3
+        low, ratio, high = statistics.quantiles(ratios, n=4, method='inclusive') if rounds > 1 else ratios * 3
         timings[name] = Timing(statistics.median(each[name] for each in seconds), ratio, low, high)
     return timings
 
@@ -114,9 +114,12 @@ def peak_bytes(model: nn.Module, step: 'Step') -> int:
     device = next(model.parameters()).device
     step()  # the optimizer's state is there from now on
     if device.type == 'cuda':
+        own = sum(leaf.untyped_storage().nbytes() for leaf in tree_leaves([model.state_dict(), step.optimizer.state])
+                  if isinstance(leaf, Tensor))
+        others = torch.cuda.memory_allocated(device) - own
         torch.cuda.reset_peak_memory_stats(device)
         step()
-        return torch.cuda.max_memory_allocated(device)
+        return torch.cuda.max_memory_allocated(device) - others
     with LiveBytes() as memory:
         memory.add(model.state_dict(keep_vars=True), step.optimizer.state)
         step()
@@ -142,7 +145,7 @@ def load_reference(file: str, call: str) -> nn.Module:
         with patch.object(sys, 'path', [str(Path(file).parent), *sys.path]):
             spec.loader.exec_module(module)
         return getattr(module, tree.func.id)(*args, **kwargs)
-    except (AttributeError, ImportError, OSError, SyntaxError, TypeError, ValueError) as error:
+    except Exception as error:  # whatever their code raises
         raise SharingError(f'--reference {file} {call!r} builds no network: {error}. Give a file of Python and a call '
                            'of one of its functions.') from None
 

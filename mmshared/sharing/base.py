@@ -112,6 +112,11 @@ class Bank(nn.Module):
         """Make what the convs of the group take from the bank: a kernel, a basis, the kernels of all of them."""
         raise NotImplementedError
 
+    @property
+    def generates_once(self) -> bool:
+        """Whether what :meth:`generate` makes is kept for the other convs, as within :func:`generate_once`."""
+        return self._generated is not None
+
     def forward(self) -> Tensor:
         generated = self._generated
         if generated is None:
@@ -147,12 +152,12 @@ class Bank(nn.Module):
 
 @contextmanager
 def generate_once(banks: Iterable[Bank]) -> Iterator[None]:
-    """Within this context each bank generates once what its convs take from it.
+    """Within this context each bank generates once what its convs take from it; within another one, no more than that.
 
     The recomputation of checkpointed blocks, outside of it, generates for each conv. It is to be reentrant then, as
     ``with_cp`` is in mmdet and mmpretrain: the other kind wants the recomputation to save what the first pass did.
     """
-    banks = list(banks)
+    banks = [bank for bank in banks if bank._generated is None]
     for bank in banks:
         bank._generated = {}
     try:

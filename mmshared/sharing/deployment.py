@@ -1,13 +1,14 @@
 """A trained network as one for inference."""
 import copy
 import time
-from typing import Dict, Sequence
+from typing import Dict, Optional, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.utils._pytree import tree_leaves
 
-from .base import SharedConv2d
+from .base import Bank, SharedConv2d, SharingError, generate_once
 from .surgery import following_norm
 
 
@@ -24,37 +25,56 @@ def deploy(model: nn.Module, pictures: Tensor) -> nn.Module:
 
     Returns:
         nn.Module: A copy of the network in eval mode.
+
+    Raises:
+        SharingError: If the outputs for these pictures are not the same.
     """
     network = copy.deepcopy(model)
     network.eval()
     inputs: Dict[nn.Module, Tensor] = {}
     handles = [conv.register_forward_pre_hook(lambda conv, args: inputs.__setitem__(conv, args[0]))
                for conv in network.modules() if isinstance(conv, SharedConv2d)]
-    network(pictures)
+    expected = network(pictures)
     for handle in handles:
         handle.remove()
     choice: Dict[tuple, int] = {}
-    for parent in list(network.modules()):
-        vars(parent).pop('banks', None)
-        for name, conv in list(parent.named_children()):
-            if isinstance(conv, SharedConv2d):
-                forms, x = [form.eval() for form in conv.forms()], inputs[conv]
-                # Convs that are alike at inputs of one size have the same fastest form.
-                alike = (x.shape, conv.stride, *(weight.shape for form in forms for weight in form.parameters()))
-                if alike not in choice:
-                    choice[alike] = _fastest(forms, x)
-                convs = forms[choice[alike]]
-            elif isinstance(conv, nn.Conv2d):
-                convs = nn.Sequential(conv)
-            else:
-                continue
-            norm = following_norm(parent, name)
-            if norm is not None:
-                convs[-1] = fuse_conv_bn_eval(convs[-1], norm)
-                # In its place, as the network calls it by its name.
-                setattr(parent, next(key for key, child in parent.named_children() if child is norm), nn.Identity())
-            setattr(parent, name, convs if len(convs) > 1 else convs[0])
+    with generate_once(module for module in network.modules() if isinstance(module, Bank)):
+        for parent in list(network.modules()):
+            vars(parent).pop('banks', None)
+            for name, conv in list(parent.named_children()):
+                if isinstance(conv, SharedConv2d):
+                    convs = _form(conv, inputs.get(conv), choice)
+                elif type(conv) is nn.Conv2d:
+                    convs = nn.Sequential(conv)
+                else:
+                    continue
+                norm = following_norm(parent, name)
+                if norm is not None and norm.track_running_stats:
+                    convs[-1] = fuse_conv_bn_eval(convs[-1], norm)
+                    # In its place, as the network calls it by its name.
+                    place = next(key for key, child in parent.named_children() if child is norm)
+                    setattr(parent, place, nn.Identity())
+                setattr(parent, name, convs if len(convs) > 1 else convs[0])
+    deployed = network(pictures)
+    pairs = zip(tree_leaves(deployed), tree_leaves(expected))
+    difference = max((a - b).abs().max() / b.abs().max() for a, b in pairs)
+    if not difference < 0.1:  # what half precision may bring
+        raise SharingError(f'The network cannot be deployed: its outputs would differ by a relative {difference:.2g}, '
+                           'as it does not call its batch norms behind the convs that are before them.')
     return network
+
+
+def _form(conv: SharedConv2d, x: Optional[Tensor], choice: Dict[tuple, int]) -> nn.Sequential:
+    """The fastest form of a conv for an input; convs that are alike have one choice. A conv without an input, which
+    the network does not call, is folded."""
+    forms = [form.eval() for form in conv.forms()]
+    if x is None:
+        return forms[0]
+    weights = [weight.shape for form in forms for weight in form.parameters()]
+    alike = (x.shape, conv.stride, conv.padding, conv.dilation, *weights)
+    if alike not in choice:
+        choice[alike] = _fastest(forms, x)
+    return forms[choice[alike]]
 
 
 def _fastest(forms: Sequence[nn.Module], x: Tensor, rounds: int = 7) -> int:

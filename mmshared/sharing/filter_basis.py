@@ -53,7 +53,8 @@ class CombineNormalised(torch.autograd.Function):
     Of responses r with mean m and variance v in a channel, ``coefficients . (weight (r - m) / sqrt(v + eps) + bias)``
     is ``(coefficients scale) . r + coefficients . shift`` with ``scale = weight / sqrt(v + eps)`` and
     ``shift = bias - m scale``. So no normalised copy of the responses is made and kept for the backward pass, and the
-    gradients of scale and shift come from those of the 1x1 conv, without a pass over the maps.
+    gradients of scale and shift come from those of the 1x1 conv, without a pass over the maps. The variance is the
+    mean of the squares less the square of the mean: its relative error is the machine's times m^2 / v.
     """
 
     @staticmethod
@@ -84,7 +85,8 @@ class CombineNormalised(torch.autograd.Function):
         # Through mean and variance the responses r have the gradient -(slope * r + offset).
         slope = grad_scale * scale * inverse.square() / count
         offset = torch.addcmul(scale * grad_shift / count, slope, mean, value=-1)
-        grad_responses.sub_(offset[:, None, None]).addcmul_(responses, slope.to(grad)[:, None, None], value=-1)
+        # In one rounding, where the maps are of half precision.
+        grad_responses.sub_(torch.addcmul(offset[:, None, None], responses, slope[:, None, None]))
         grad_rows = (grad_kernel * scale).addr_(grad_sum, shift)
         return grad_responses, grad_scale * inverse, grad_shift, grad_rows[:, :, None, None], None
 
@@ -133,10 +135,10 @@ class BasisConv2d(SharedConv2d):
         x, norm = self.responses(x), self.norm
         if not norm.training or not self.bank.with_norm:
             return F.conv2d(x, *self.combination())  # (N, O, H, W)
-        if type(norm) is not nn.BatchNorm2d:
+        count = x.numel() // x.shape[1]
+        if type(norm) is not nn.BatchNorm2d or norm.momentum is None or norm.weight.dtype.itemsize < 4 or count < 2:
             return F.conv2d(norm(x), self.coefficients, self.bias)
         x, mean, variance = CombineNormalised.apply(x, norm.weight, norm.bias, self.coefficients, norm.eps)
-        count = x.numel() // self.out_channels
         norm.num_batches_tracked += 1
         norm.running_mean.lerp_(mean, norm.momentum)
         norm.running_var.lerp_(variance * (count / (count - 1)), norm.momentum)

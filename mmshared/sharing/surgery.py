@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .base import Bank, SharedConv2d, SharingError
+from .base import Bank, SharedConv2d, SharingError, generate_once
 
 
 def share_convs(stages: Union[nn.Module, Sequence[nn.Module]],
@@ -150,16 +150,17 @@ def fold_convs(module: nn.Module) -> nn.Module:
     Returns:
         nn.Module: The module itself.
     """
-    for parent in list(module.modules()):
-        vars(parent).pop('banks', None)
-        for name, child in list(parent.named_children()):
-            if not isinstance(child, SharedConv2d):
-                continue
-            conv, norm = child.fold(), following_norm(parent, name)
-            if conv.bias is not None and child.bias is None and norm is not None:
-                norm.running_mean -= conv.bias.detach()
-                conv.bias = None
-            setattr(parent, name, conv)
+    with torch.no_grad(), generate_once(child for child in module.modules() if isinstance(child, Bank)):
+        for parent in list(module.modules()):
+            vars(parent).pop('banks', None)
+            for name, child in list(parent.named_children()):
+                if not isinstance(child, SharedConv2d):
+                    continue
+                conv, norm = child.fold(), following_norm(parent, name)
+                if conv.bias is not None and child.bias is None and norm is not None:
+                    norm.running_mean -= conv.bias
+                    conv.bias = None
+                setattr(parent, name, conv)
     return module
 
 

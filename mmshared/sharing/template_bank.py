@@ -15,10 +15,14 @@ class TemplateConv2d(SharedConv2d):
     def __init__(self, conv: nn.Conv2d, bank: 'TemplateBank', norm: Optional[nn.Module] = None):
         super().__init__(conv, bank, norm)
         self.position = len(bank.convs) - 1
-        self.coefficients = nn.Parameter(bank.start[self.position].to(conv.weight))  # (K, )
+        self.coefficients = nn.Parameter(bank.start[self.position].to(conv.weight, copy=True))  # (K, )
 
     def dense(self) -> Tuple[Tensor, Optional[Tensor]]:
-        return self.bank()[self.position], self.bias
+        if self.bank.generates_once:
+            return self.bank()[self.position], self.bias
+        # Its own kernel alone, where blocks are recomputed say.
+        templates = self.bank.templates
+        return (self.coefficients @ templates.flatten(1)).view(templates.shape[1:]), self.bias
 
 
 @MODELS.register_module()

@@ -80,7 +80,7 @@ class Benchmark:
     def training(self, batch: int, loss: bool) -> List[Dict]:
         pictures, means = self.pictures(batch), orthogonality_spaces(self.networks['shared'])
         works = {name: Step(network, pictures, autocast=self.autocast) for name, network in self.networks.items()}
-        if loss and means:
+        if loss and any(bank.basis().requires_grad for spaces in means for space in spaces for bank in space):
             works['shared, with the loss'] = Step(self.networks['shared'], pictures, 10., self.autocast)
             works['the loss alone'] = lambda: orthogonality_loss(means).backward()
         return rows_of(f'training step, batch {batch}', time_in_turn(works, self.args.rounds, self.args.device))
@@ -88,7 +88,9 @@ class Benchmark:
     def inference(self, kind: str, batch: int) -> List[Dict]:
         pictures, networks = self.pictures(batch), self.networks
         if kind == 'as shipped':
-            networks = {name: self.compiled(deploy(inner(network), pictures)) for name, network in networks.items()}
+            with torch.autocast(self.args.device.type, **self.autocast):
+                networks = {name: deploy(inner(network), pictures) for name, network in networks.items()}
+            networks = {name: self.compiled(network) for name, network in networks.items()}
         works = {name: inference_of(network, pictures, self.autocast) for name, network in networks.items()}
         return rows_of(f'inference {kind}, batch {batch}', time_in_turn(works, self.args.rounds, self.args.device))
 
@@ -124,9 +126,15 @@ def growth(cfg: Config, args: argparse.Namespace) -> Dict[str, List[Dict]]:
                 batch = value
             else:
                 variant.merge_from_dict({key: value})
-            benchmark = Benchmark(variant, args)
-            rows = [*benchmark.memory(batch), *benchmark.training(batch, loss=False),
-                    *benchmark.inference('as shipped', batch)]
+            try:
+                benchmark = Benchmark(variant, args)
+            except (KeyError, TypeError) as error:
+                raise SharingError(f'The config builds no network of {quantity} {value}: {error}.') from None
+            rows = benchmark.memory(batch)  # before anything is compiled
+            for network in benchmark.networks.values():
+                benchmark.compiled(network)
+            rows += [*benchmark.training(batch, loss=False),
+                     *benchmark.inference('as shipped', batch)]
             # Without the batch in the name, works are the same at each batch.
             found.setdefault(quantity, []).extend(
                 dict(row, value=value, work=row['work'].rpartition(',')[0]) for row in rows)

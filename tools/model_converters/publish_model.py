@@ -24,15 +24,16 @@ def main() -> None:
         raise SystemExit(f'Error: {error}') from None
     missing = [key for key in args.save_keys if key not in checkpoint]
     if missing:
-        raise SystemExit(f'Error: {args.in_file} has no {", ".join(missing)}: it holds {", ".join(checkpoint)}. Name '
-                         'what to keep by --save-keys.')
+        there = ', '.join([*checkpoint][:5])
+        raise SystemExit(f'Error: {args.in_file} has no {", ".join(missing)}: it holds {there}. Name what to keep by '
+                         '--save-keys.')
     dropped = [key for key in checkpoint if key not in args.save_keys]
     if dropped:
         print(f'left out: {", ".join(dropped)}')
     file = io.BytesIO()
     torch.save({key: checkpoint[key] for key in args.save_keys}, file)
     digits = hashlib.sha256(file.getvalue()).hexdigest()[:8]
-    out = args.out_file.with_name(f'{args.out_file.stem}-{digits}.pth')
+    out = args.out_file.with_name(f'{args.out_file.name.removesuffix(".pth")}-{digits}.pth')
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_bytes(file.getvalue())
     print(f'wrote {out} ({out.stat().st_size / 1e6:.1f} MB)')

@@ -93,6 +93,9 @@ def main() -> None:
     parser.add_argument('src', help='their checkpoint')
     parser.add_argument('dst', type=Path, help='the checkpoint to write; its config gets the same name')
     args = parser.parse_args()
+    out_config = args.dst.with_suffix('.py')
+    if len({Path(name).resolve() for name in (args.src, args.dst, out_config)}) < 3:
+        parser.error(f'{args.dst} and its config {out_config} have to be files of their own')
     try:
         with torch.serialization.safe_globals(SAFE):
             checkpoint = load_checkpoint_file(args.src)
@@ -101,14 +104,15 @@ def main() -> None:
         build_model(cfg).load_state_dict(state_dict, strict=True)
     except SharingError as error:
         raise SystemExit(f'Error: {error}') from None
-    except RuntimeError as error:
+    except (KeyError, RuntimeError) as error:
         reason = str(error).split('\n\t')[-1].strip()
         raise SystemExit(f'Error: The checkpoint is of another network than those of soft-sharing: {reason}') from None
+    args.dst.parent.mkdir(parents=True, exist_ok=True)
     torch.save(dict(state_dict=state_dict), args.dst)
-    cfg.dump(args.dst.with_suffix('.py'))
+    cfg.dump(out_config)
     backbone, sharing = cfg.model.backbone, cfg.model.backbone.get('sharing')
     told = f'{sharing.bank.num_templates} templates a stage' if sharing else 'no shared conv'
-    print(f'wrote {args.dst} and {args.dst.with_suffix(".py")}: a wide ResNet of depth {backbone.depth} and width '
+    print(f'wrote {args.dst} and {out_config}: a wide ResNet of depth {backbone.depth} and width '
           f'{backbone.widen_factor} with {told}, {cfg.model.head.num_classes} classes')
 
 
