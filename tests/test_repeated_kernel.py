@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from helpers import REPEATED, backbone, difference, evaluating, picture, randomise_norms
 from torch import nn
 
-from mmshared import KERNEL_TRANSFORMS, KernelTransform, RepeatedKernel, SharingError, deploy, fold_convs, share_convs
+from mmshared import (KERNEL_TRANSFORMS, KernelTransform, RepeatedKernel, SharingError, deploy, fold_convs,
+                      share_convs)
 from mmshared.analysis.complexity import count_multiply_adds
 from mmshared.sharing import deployment
 from mmshared.sharing.repeated_kernel import Swish
@@ -171,7 +172,7 @@ def test_types_are_classes_too():
 
 def test_a_pattern_without_convs_is_told_what_its_own_bank_demands():
     banks = [dict(type='TiedFilters'), dict(type='RepeatedKernel', width=2, transform=dict(type='linear'))]
-    for pattern, words in (('a', 'two or more plain convs of a stage, outside its first block, '), ('b', 'one or more')):
+    for pattern, words in (('a', 'two or more plain convs of a stage, outside its first'), ('b', 'one or more')):
         stage = nn.Sequential(*[nn.Sequential(nn.Conv2d(4, 4, 3)) for _ in range(3)])
         groups = [name if name == pattern else '0' for name in 'ab']
         with pytest.raises(SharingError, match=f"'{pattern}' forms no group: a group is {words}"):
@@ -189,8 +190,11 @@ def test_the_fast_form_keeps_memory_format_and_precision(small, shape):
     transform = transform_of('linear', small, shape)
     x = torch.randn(2, shape[1], 7, 6).bfloat16().contiguous(memory_format=torch.channels_last)
     with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):
-        y = transform.conv2d(x, torch.randn(transform.small), torch.randn(shape[0]), 1, 1)
-    assert y.is_contiguous(memory_format=torch.channels_last) and y.dtype == torch.bfloat16
+        kernel, bias = torch.randn(transform.small), torch.randn(shape[0])
+        fast, direct = transform.conv2d(x, kernel, bias, 1, 1), F.conv2d(x, transform(kernel), bias, 1, 1)
+    assert fast.stride() == direct.stride() and fast.dtype == direct.dtype == torch.bfloat16
+    assert (shape[1] == 1) is not direct.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(fast, direct, rtol=0.1, atol=0.3)
 
 
 @pytest.mark.parametrize('position', [0, 1])
@@ -287,7 +291,8 @@ def test_a_new_transform_is_one_class():
         torch.testing.assert_close(dense[8:, :2], block.conv0.kernel[:1] / 4)  # a copy of a copy
         x = torch.randn(1, 4, 5, 5)
         torch.testing.assert_close(block(x), F.conv2d(x, dense, block.conv0.bias, padding=1))
-        with pytest.raises(SharingError, match='cannot be started from the kernels'):  # it does not say that it is affine
+        # It does not say that it is affine.
+        with pytest.raises(SharingError, match='cannot be started from the kernels'):
             bank.fit([dense])
     finally:
         KERNEL_TRANSFORMS.module_dict.pop('halved')

@@ -203,7 +203,7 @@ def test_a_rescaled_network_begins_as_the_small_one(name, base, size, tmp_path):
 def test_a_shortcut_that_the_small_network_lacks_becomes_the_identity():
     rescale = load_tool('model_converters/rescale.py').rescale
     base = build_model(config('resnet-w1_b128_cifar10'))
-    model = randomise_norms(build_model(config('repeat-resnet-w2-linear_b128_cifar10')))  # as drawn by an init_cfg, say
+    model = randomise_norms(build_model(config('repeat-resnet-w2-linear_b128_cifar10')))
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.bias)

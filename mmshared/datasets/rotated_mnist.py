@@ -68,8 +68,8 @@ class RotatedMNIST(BaseDataset):
         if table.shape[1] != 785:
             raise SharingError(f'{path} has {table.shape[1]} values in a line: rotated MNIST has 784 and a label.')
         if len(table) < self.sizes[self.split]:
-            raise SharingError(f'{path} has {len(table)} lines, and the split has {self.sizes[self.split]} pictures: it '
-                               'was cut off, copy it again.')
+            raise SharingError(f'{path} has {len(table)} lines, and the split has {self.sizes[self.split]} pictures: '
+                               'it was cut off, copy it again.')
         pictures, labels = (table[:, :-1].reshape(-1, 28, 28) * 255).round(), table[:, -1]
         if not ((pictures >= 0) & (pictures <= 255)).all():
             raise SharingError(f'{path} has values of pictures that are not from 0 to 1.')

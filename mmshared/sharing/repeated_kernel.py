@@ -79,7 +79,10 @@ class Linear(KernelTransform):
         o, i = self.small[:2]
         if self.r_in > 1 or self.e_in:
             x = F.pad(x, (0, 0, 0, 0, 0, -x.shape[1] % i)) if self.e_in else x
-            x = x.unflatten(1, (-1, i)).sum(1, dtype=x.dtype)  # (N, i, H, W)
+            if x.is_contiguous(memory_format=torch.channels_last):  # and stays so
+                x = x.movedim(1, 3).unflatten(3, (-1, i)).sum(3, dtype=x.dtype).movedim(3, 1)  # (N, i, H, W)
+            else:
+                x = x.unflatten(1, (-1, i)).sum(1, dtype=x.dtype)  # (N, i, H, W)
         if self.r_out == 1 and not self.e_out:
             return F.conv2d(x, kernel, bias, *geometry)
         y = F.conv2d(x, kernel, None, *geometry)  # (N, o, H, W)
