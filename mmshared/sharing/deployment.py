@@ -69,8 +69,7 @@ def deploy(model: nn.Module, pictures: Tensor) -> nn.Module:
 def _form(conv: SharedConv2d, x: Optional[Tensor], norm: Optional[nn.Module], choice: Dict[tuple, int]
           ) -> nn.Sequential:
     """The fastest form of a conv for an input, with the norm behind it where that cannot be fused; convs that are
-    alike have one choice. A conv without an input, which
-    the network does not call, is folded."""
+    alike have one choice. A conv without an input, which the network does not call, is folded."""
     forms = [form.eval() for form in conv.forms()]
     if x is None:
         return forms[0]
