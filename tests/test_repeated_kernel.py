@@ -6,8 +6,11 @@ import torch.nn.functional as F
 from helpers import REPEATED, backbone, difference, evaluating, picture, randomise_norms
 from torch import nn
 
-from mmshared import KERNEL_TRANSFORMS, KernelTransform, SharingError, fold_convs, share_convs
+from mmshared import (KERNEL_TRANSFORMS, KernelTransform, RepeatedKernel, SharingError, deploy, fold_convs,
+                      share_convs)
 from mmshared.analysis.complexity import count_multiply_adds
+from mmshared.sharing import deployment
+from mmshared.sharing.repeated_kernel import Swish
 
 # Small kernel and kernel: sizes that divide, that leave rows, columns or both, and that hold less than two tiles.
 SIZES = [((4, 3), (8, 9)), ((4, 3), (9, 6)), ((4, 3), (8, 7)), ((4, 3), (11, 8)), ((4, 3), (5, 3)), ((22, 1), (64, 1))]
@@ -38,7 +41,7 @@ def directly(name, transform, kernel):
         linear=lambda x, a, b: x,
         swish=swish,
         bireal=lambda x, a, b: x * transform.mask[a, b].sign(),
-        static_drop=lambda x, a, b: x * transform.mask[a, b])[name]
+        static_drop=lambda x, a, b: x * transform.kept[a, b])[name]
     out = torch.empty(transform.shape)
     for a in range(rows):
         for b in range(whole_columns):
@@ -96,7 +99,7 @@ def test_signs_are_learned_through_clamping():
 
 def test_what_is_dropped_or_random_stays_so():
     drop = KERNEL_TRANSFORMS.get('static_drop')((20, 20, 3, 3), (40, 40, 3, 3), drop_rate=0.3)
-    assert abs(drop.mask.float().mean() - 0.7) < 0.02 and not list(drop.parameters())
+    assert abs(drop.kept.float().mean() - 0.7) < 0.02 and not list(drop.parameters())
     random = transform_of('random_bireal', (2, 3), (4, 6))
     assert [name for name, _ in random.named_parameters()] == ['mask'] and random.random.shape == (18, 3, 3)
     with pytest.raises(SharingError, match='drop_rate=1 is no share'):
@@ -146,11 +149,76 @@ def test_both_is_the_two_kernels_side_by_side():
     ((4, 8), dict(mode='inter'), 'a group has one conv alone'),
     ((8, 8, 4), dict(mode='inter'), r'the shape \(8, 8, 3, 3\) cannot be repeated to \(4, 8, 3, 3\)'),
     ((4, 8), dict(mode='within', width=2), "mode='within' is none of"),
+    ((4, 8), dict(width='2'), "width='2' is no finite number"),
+    ((4, 8), dict(width=float('nan')), 'width=nan is no finite number'),
+    ((4, 8), dict(width=float('inf')), 'width=inf is no finite number'),
+    ((4, 8), dict(width=2, transform='swish'), "transform='swish' is no config of a kernel transform: write"),
+    ((4, 8), dict(width=2, transform=dict(drop_rate=0.5)), 'is no config of a kernel transform: write'),
+    ((4, 8), dict(width=2, transform=dict(type='static_drop', rate=1)), "do not fit StaticDrop: .*argument 'rate'"),
     ((4, 8), dict(width=2, transform=dict(type='fourier')), "no kernel transform 'fourier': there are linear, swish"),
 ])
 def test_what_cannot_be_repeated_is_refused_with_the_reason(channels, bank, words):
     with pytest.raises(SharingError, match=words):
         repeated_chain(*channels, **{**dict(transform=dict(type='linear')), **bank})
+
+
+def test_types_are_classes_too():
+    stage = nn.Sequential(nn.Sequential(nn.Conv2d(4, 8, 3)))
+    share_convs(stage, ['0'], dict(type=RepeatedKernel, width=2, transform=dict(type=Swish)))
+    assert type(stage[0][0].transform) is Swish
+    with pytest.raises(SharingError, match="'conv9' forms no group: a group is one or more"):
+        share_convs(stage, ['conv9'], dict(type=RepeatedKernel, width=2, transform=dict(type=Swish)))
+
+
+def test_a_pattern_without_convs_is_told_what_its_own_bank_demands():
+    banks = [dict(type='TiedFilters'), dict(type='RepeatedKernel', width=2, transform=dict(type='linear'))]
+    for pattern, words in (('a', 'two or more plain convs of a stage, outside its first'), ('b', 'one or more')):
+        stage = nn.Sequential(*[nn.Sequential(nn.Conv2d(4, 4, 3)) for _ in range(3)])
+        groups = [name if name == pattern else '0' for name in 'ab']
+        with pytest.raises(SharingError, match=f"'{pattern}' forms no group: a group is {words}"):
+            share_convs(stage, groups, banks)
+
+
+@pytest.mark.parametrize('one, other', [('bireal', 'static_drop'), ('static_drop', 'bireal')])
+def test_signs_are_not_loaded_as_what_is_kept(one, other):
+    with pytest.raises(RuntimeError, match='Missing key'):
+        transform_of(one, (2, 2), (4, 4)).load_state_dict(transform_of(other, (2, 2), (4, 4)).state_dict())
+
+
+@pytest.mark.parametrize('small, shape', SIZES)
+def test_the_fast_form_keeps_memory_format_and_precision(small, shape):
+    transform = transform_of('linear', small, shape)
+    x = torch.randn(2, shape[1], 7, 6).bfloat16().contiguous(memory_format=torch.channels_last)
+    with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):
+        kernel, bias = torch.randn(transform.small), torch.randn(shape[0])
+        fast, direct = transform.conv2d(x, kernel, bias, 1, 1), F.conv2d(x, transform(kernel), bias, 1, 1)
+    assert fast.stride() == direct.stride() and fast.dtype == direct.dtype == torch.bfloat16
+    assert (shape[1] == 1) is not direct.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(fast, direct, rtol=0.1, atol=0.3)
+
+
+@pytest.mark.parametrize('position', [0, 1])
+def test_plain_copies_are_deployed_in_the_form_that_is_faster(monkeypatch, position):
+    block, _ = repeated_chain(4, 9, transform=dict(type='linear'), width=2)
+    block.append(nn.BatchNorm2d(9))
+    for bias in (block.conv0.bias, block[1].bias):
+        nn.init.normal_(bias)
+    evaluating(randomise_norms(block))
+    timed = []
+
+    def fastest(forms, x):
+        timed.append([sum(isinstance(module, nn.BatchNorm2d) for module in form.modules()) for form in forms])
+        return position
+
+    monkeypatch.setattr(deployment, '_fastest', fastest)
+    x = picture(8)[:, :1].repeat(1, 4, 1, 1)
+    network = deploy(block, x)
+    assert timed == [[0, 1]]  # the norm is there to be timed where it is not fused
+    assert difference([network(x)], [block(x)]) < 1e-5
+    assert isinstance(network.conv0, nn.Conv2d) is (position == 0)
+    assert isinstance(network[1], nn.BatchNorm2d) is (position == 1)
+    counts = [count_multiply_adds(model, (4, 8, 8))[''] for model in (network, block)]
+    assert (counts[0] == counts[1]) is (position == 1)
 
 
 def test_grouped_convs_are_refused(mmpretrain):
@@ -223,5 +291,24 @@ def test_a_new_transform_is_one_class():
         torch.testing.assert_close(dense[8:, :2], block.conv0.kernel[:1] / 4)  # a copy of a copy
         x = torch.randn(1, 4, 5, 5)
         torch.testing.assert_close(block(x), F.conv2d(x, dense, block.conv0.bias, padding=1))
+        # It does not say that it is affine.
+        with pytest.raises(SharingError, match='cannot be started from the kernels'):
+            bank.fit([dense])
     finally:
         KERNEL_TRANSFORMS.module_dict.pop('halved')
+
+
+def test_the_fit_of_a_scaled_kernel_to_its_own_is_exact():
+
+    class Tenth(KernelTransform):
+
+        affine = True
+
+        def transform(self, part, region):
+            return part * 0.1
+
+    block, bank = repeated_chain(4, 9, transform=dict(type=Tenth), width=2)
+    dense = block.conv0.dense()[0].detach().clone()
+    nn.init.zeros_(block.conv0.kernel)
+    bank.fit([dense])
+    torch.testing.assert_close(block.conv0.dense()[0], dense)

@@ -188,15 +188,29 @@ def test_a_rescaled_network_begins_as_the_small_one(name, base, size, tmp_path):
         if key.endswith('bias'):
             nn.init.normal_(parameter, std=0.1)
     torch.save(dict(state_dict=base.state_dict()), tmp_path / 'small.pth')
-    result = call('model_converters/rescale.py', CONFIGS / f'{name}.py', tmp_path / 'small.pth', tmp_path / 'out.pth')
-    assert f'wrote {tmp_path / "out.pth"}' in result.stdout, result.stderr
+    out = tmp_path / 'new/out.pth'
+    result = call('model_converters/rescale.py', CONFIGS / f'{name}.py', tmp_path / 'small.pth', out)
+    assert f'wrote {out}' in result.stdout, result.stderr
     model = build_model(config(name)).double()
-    model.load_state_dict(load_checkpoint_file(str(tmp_path / 'out.pth'))['state_dict'], strict=True)
+    model.load_state_dict(load_checkpoint_file(str(out))['state_dict'], strict=True)
     x = torch.randn(2, *size).double()
     with torch.no_grad():
         expected = evaluating(base)(x)
         for network in (evaluating(model), fold_convs(deepcopy(model))):
             assert (network(x) - expected).abs().max() < 1e-6 * expected.abs().max()
+
+
+def test_a_shortcut_that_the_small_network_lacks_becomes_the_identity():
+    rescale = load_tool('model_converters/rescale.py').rescale
+    base = build_model(config('resnet-w1_b128_cifar10'))
+    model = randomise_norms(build_model(config('repeat-resnet-w2-linear_b128_cifar10')))
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.bias)
+    model.load_state_dict(rescale(model, base.state_dict()))
+    shortcut, x = evaluating(model).backbone.layer1[0].downsample, torch.randn(1, 16, 4, 4)
+    with torch.no_grad():
+        torch.testing.assert_close(shortcut(x), x.repeat(1, 2, 1, 1))
 
 
 def test_what_cannot_be_rescaled_is_refused():
@@ -214,6 +228,8 @@ def test_what_cannot_be_rescaled_is_refused():
         change(changed)
         with pytest.raises(SharingError, match=words):
             rescale(model, changed)
+    with pytest.raises(SharingError, match='of 5 classes, and that of the config has 10'):
+        rescale(model, {key: tensor[:5] if key.startswith('head') else tensor for key, tensor in state.items()})
     for name in ('repeat-vgg6-linear_b128_cifar10', 'resnet-w2_b128_cifar10'):
         with pytest.raises(SharingError, match='does not repeat kernels within its layers'):
             rescale(build_model(config(name)), state)
@@ -238,6 +254,13 @@ def test_masks_and_norms_alone_are_trained(tmp_path, mmpretrain):
 def test_training_nothing_is_refused(tmp_path, mmpretrain):
     with pytest.raises(SharingError, match="to train 'mask', and no parameter of the model has that in its name"):
         train(small(BANK), tmp_path, [TrainOnlyHook(['bn', 'mask'])])
+    with pytest.raises(SharingError, match=r"keys is a list of parts of names: write keys=\['bn'\]"):
+        TrainOnlyHook('bn')
+
+
+def test_a_cnn_without_channels_is_refused(mmpretrain):
+    with pytest.raises(SharingError, match='widen_factor=0.01 leaves convs without channels'):
+        MODELS.build(dict(type='mmpretrain.RotMNISTCNN', widen_factor=0.01))
 
 
 def test_what_is_not_in_common_is_not_watched(tmp_path, mmpretrain):

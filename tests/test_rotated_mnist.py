@@ -87,6 +87,7 @@ def test_pictures_turn_counterclockwise_about_their_centre(digits):
 
 
 def test_the_original_files_are_read_row_after_row(mnist, tmp_path):
+    RotatedMNIST.sizes.update(train=2, test=1)
     ramp = np.arange(784) / 783
     for name, labels, gap in zip(AMAT, ([3, 9], [1]), ('   ', ' ')):
         lines = [gap + gap.join(f'{value:.6e}' for value in [*(ramp / (1 + i)), label])
@@ -96,7 +97,13 @@ def test_the_original_files_are_read_row_after_row(mnist, tmp_path):
     assert [info['gt_label'] for info in train + test] == [3, 9, 1]
     assert train[0]['img'].ravel().tolist() == np.round(ramp.astype(np.float32) * 255).tolist()
     assert train[0]['img'].shape == (28, 28) and train[1]['img'].max() == 128
-    for text, words in [('1 2 3\n', 'has 3 values in a line'), ('a b\n', 'cannot be read: could not convert')]:
+    line = '0.5 ' * 784
+    for text, words in [('1 2 3\n', 'has 3 values in a line'), ('a b\n', 'cannot be read: could not convert'),
+                        (f'{line}1\n', 'has 1 lines, and the split has 2 pictures: it was cut off'),
+                        (f'{line}1\n' + '2 ' * 784 + '1\n', 'has values of pictures that are not from 0 to 1'),
+                        (f'{line}1\n' + 'nan ' * 784 + '1\n', 'has values of pictures that are not from 0 to 1'),
+                        (f'{line}1\n{line}10\n', 'has labels that are no digits'),
+                        (f'{line}1\n{line}0.5\n', 'has labels that are no digits')]:
         (tmp_path / AMAT[0]).write_text(text)
         with pytest.raises(SharingError, match=words):
             infos(tmp_path, 'train')
@@ -151,7 +158,7 @@ def test_the_schedule_is_the_papers(mmpretrain):
     cfg = Config.fromfile(CONFIG)
     options = dict(cfg.optim_wrapper.optimizer)
     assert options.pop('type') == 'Adam' and cfg.train_cfg.max_epochs == 30
-    assert cfg.optim_wrapper.clip_grad == dict(max_norm=1)
+    assert cfg.optim_wrapper.clip_grad == dict(max_norm=1) and cfg.randomness == dict(seed=42, deterministic=True)
     wrapper = OptimWrapper(torch.optim.Adam([nn.Parameter(torch.zeros(1))], **options))
     scheduler = PARAM_SCHEDULERS.build(cfg.param_scheduler, default_args=dict(optimizer=wrapper))
     rates = []

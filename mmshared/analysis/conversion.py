@@ -36,5 +36,6 @@ def convert_file(description: str, convert: Callable[[dict], Tuple[Dict[str, Ten
         state_dict, config, note = convert(load_checkpoint_file(args.src))
     except SharingError as error:
         raise SystemExit(f'Error: {error}') from None
+    args.dst.parent.mkdir(parents=True, exist_ok=True)
     torch.save(dict(state_dict=state_dict, meta=dict(config=config.name)), args.dst)
     print(f'{args.dst} is for configs/{config.relative_to(CONFIGS)}{note and f", {note}"}')

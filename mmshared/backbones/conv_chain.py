@@ -5,6 +5,7 @@ from mmpretrain.models.backbones.base_backbone import BaseBackbone
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
+from ..sharing.base import SharingError
 from .shared_backbone import SharedBackboneMixin
 
 
@@ -77,6 +78,8 @@ class RotMNISTCNN(ConvChain):
 
     def __init__(self, widen_factor: float = 1., init_cfg: Optional[dict] = None):
         widths = [1] + [int(width / 2**0.5 * widen_factor) for width in (32, 48, 64, 64, 96, 128)]
+        if min(widths) < 1:
+            raise SharingError(f'widen_factor={widen_factor} leaves convs without channels: give a larger one.')
         geometry = [dict(kernel_size=7, padding=1), *[dict(kernel_size=5, padding=2)] * 4, dict(kernel_size=5)]
         convs = {f'conv{i}': nn.Conv2d(*channels, bias=False, **kwargs)
                  for i, (*channels, kwargs) in enumerate(zip(widths, widths[1:], geometry), 1)}

@@ -39,7 +39,8 @@ class SharedBackboneMixin:
                                'stages here: give one for each, or a single config for all.')
         # A plain list: the stages are children already.
         self._stages = [stage for stage in self.modules() if 'banks' in vars(stage)]
-        check_groups(self._stages, **sharing, own_blocks=self.own_blocks)
+        banks = banks if isinstance(banks, (list, tuple)) else [banks] * len(self._stages)
+        check_groups(self._stages, sharing['groups'], banks, self.own_blocks)
         self._units_checked = False
 
     # The seam of the libraries' backbones, by either of its names.

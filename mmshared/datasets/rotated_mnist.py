@@ -67,7 +67,15 @@ class RotatedMNIST(BaseDataset):
             raise SharingError(f'{path} cannot be read: {str(error).splitlines()[0]}') from None
         if table.shape[1] != 785:
             raise SharingError(f'{path} has {table.shape[1]} values in a line: rotated MNIST has 784 and a label.')
-        return (table[:, :-1].reshape(-1, 28, 28) * 255).round().astype(np.uint8), table[:, -1]
+        if len(table) < self.sizes[self.split]:
+            raise SharingError(f'{path} has {len(table)} lines, and the split has {self.sizes[self.split]} pictures: '
+                               'it was cut off, copy it again.')
+        pictures, labels = (table[:, :-1].reshape(-1, 28, 28) * 255).round(), table[:, -1]
+        if not ((pictures >= 0) & (pictures <= 255)).all():
+            raise SharingError(f'{path} has values of pictures that are not from 0 to 1.')
+        if not np.isin(labels, range(10)).all():
+            raise SharingError(f'{path} has labels that are no digits.')
+        return pictures.astype(np.uint8), labels
 
     def _rotate(self, root: Path) -> Tuple[np.ndarray, np.ndarray]:
         parts = [[_read_idx(root, name) for name in names] for names in IDX_FILES]

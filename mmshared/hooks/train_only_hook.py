@@ -21,6 +21,8 @@ class TrainOnlyHook(Hook):
     """
 
     def __init__(self, keys: Sequence[str]):
+        if isinstance(keys, str):
+            raise SharingError(f'keys is a list of parts of names: write keys=[{keys!r}].')
         self.keys = keys
 
     def before_train(self, runner) -> None:

@@ -76,7 +76,8 @@ class SharedConv2d(nn.Module):
         return conv.train(self.training).requires_grad_(trained)
 
     def forms(self) -> List[nn.Sequential]:
-        """The chains of plain convs that this module equals in eval mode: :meth:`fold`, and what may be faster."""
+        """The chains of modules that this one equals in eval mode: :meth:`fold`, and what may be faster. Norms are
+        fused into a last ``nn.Conv2d`` alone."""
         return [nn.Sequential(self.fold())]
 
     def extra_repr(self) -> str:

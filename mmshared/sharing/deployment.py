@@ -14,7 +14,8 @@ from .surgery import following_norm
 
 @torch.no_grad()
 def deploy(model: nn.Module, pictures: Tensor) -> nn.Module:
-    """Make a network for inference: plain convs in place of shared ones, batch norms fused into the convs before them.
+    """Make a network for inference: plain convs in place of shared ones, batch norms fused into the convs before them
+    where these are plain.
 
     Each shared conv becomes the fastest of its :meth:`SharedConv2d.forms` for an input of the size that these pictures
     give it, on their device. So the choice is made once, here, and not in a forward pass.
@@ -42,14 +43,15 @@ def deploy(model: nn.Module, pictures: Tensor) -> nn.Module:
         for parent in list(network.modules()):
             vars(parent).pop('banks', None)
             for name, conv in list(parent.named_children()):
+                norm = following_norm(parent, name) if isinstance(conv, (SharedConv2d, nn.Conv2d)) else None
+                fused = norm is not None and norm.track_running_stats
                 if isinstance(conv, SharedConv2d):
-                    convs = _form(conv, inputs.get(conv), choice)
+                    convs = _form(conv, inputs.get(conv), norm if fused else None, choice)
                 elif type(conv) is nn.Conv2d:
                     convs = nn.Sequential(conv)
                 else:
                     continue
-                norm = following_norm(parent, name)
-                if norm is not None and norm.track_running_stats:
+                if fused and type(convs[-1]) is nn.Conv2d:
                     convs[-1] = fuse_conv_bn_eval(convs[-1], norm)
                     # In its place, as the network calls it by its name.
                     place = next(key for key, child in parent.named_children() if child is norm)
@@ -64,16 +66,18 @@ def deploy(model: nn.Module, pictures: Tensor) -> nn.Module:
     return network
 
 
-def _form(conv: SharedConv2d, x: Optional[Tensor], choice: Dict[tuple, int]) -> nn.Sequential:
-    """The fastest form of a conv for an input; convs that are alike have one choice. A conv without an input, which
-    the network does not call, is folded."""
+def _form(conv: SharedConv2d, x: Optional[Tensor], norm: Optional[nn.Module], choice: Dict[tuple, int]
+          ) -> nn.Sequential:
+    """The fastest form of a conv for an input, with the norm behind it where that cannot be fused; convs that are
+    alike have one choice. A conv without an input, which the network does not call, is folded."""
     forms = [form.eval() for form in conv.forms()]
     if x is None:
         return forms[0]
     weights = [weight.shape for form in forms for weight in form.parameters()]
-    alike = (x.shape, conv.stride, conv.padding, conv.dilation, *weights)
+    alike = (x.shape, conv.stride, conv.padding, conv.dilation, norm is None, *weights)
     if alike not in choice:
-        choice[alike] = _fastest(forms, x)
+        choice[alike] = _fastest([form if norm is None or type(form[-1]) is nn.Conv2d else nn.Sequential(form, norm)
+                                  for form in forms], x)
     return forms[choice[alike]]
 
 

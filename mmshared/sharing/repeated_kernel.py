@@ -1,6 +1,7 @@
 """RepeatNet: learnable repetition of kernels (Chavan et al., ICIP 2021, https://github.com/transmuteAI/RepeatNet)."""
+import inspect
 import math
-from typing import Optional, Sequence, Tuple
+from typing import List, Optional, Sequence, Tuple, Type
 
 import torch
 import torch.nn.functional as F
@@ -25,10 +26,10 @@ class KernelTransform(nn.Module):
 
     Attributes:
         affine (bool): Whether the kernel is an affine function of the small one, each of its values of one of them:
-            what fitting to given kernels takes.
+            what fitting to given kernels takes. False unless a subclass says so.
     """
 
-    affine = True
+    affine = False
 
     def __init__(self, small: Sequence[int], shape: Sequence[int]):
         super().__init__()
@@ -69,6 +70,8 @@ class Linear(KernelTransform):
     multiply-adds of the small kernel.
     """
 
+    affine = True
+
     def transform(self, part: Tensor, region: int) -> Tensor:
         return part
 
@@ -76,20 +79,21 @@ class Linear(KernelTransform):
         o, i = self.small[:2]
         if self.r_in > 1 or self.e_in:
             x = F.pad(x, (0, 0, 0, 0, 0, -x.shape[1] % i)) if self.e_in else x
-            x = x.unflatten(1, (-1, i)).sum(1)  # (N, i, H, W)
+            if x.is_contiguous(memory_format=torch.channels_last):  # and stays so
+                x = x.movedim(1, 3).unflatten(3, (-1, i)).sum(3, dtype=x.dtype).movedim(3, 1)  # (N, i, H, W)
+            else:
+                x = x.unflatten(1, (-1, i)).sum(1, dtype=x.dtype)  # (N, i, H, W)
         if self.r_out == 1 and not self.e_out:
             return F.conv2d(x, kernel, bias, *geometry)
         y = F.conv2d(x, kernel, None, *geometry)  # (N, o, H, W)
-        shift = F.pad(bias, (0, -self.shape[0] % o)).to(y.dtype).view(-1, o, 1, 1)  # (r_out + 1, o, 1, 1) at the most
-        return (y.unsqueeze(1) + shift).flatten(1, 2)[:, :self.shape[0]]  # (N, O, H, W)
+        y = torch.cat([y] * self.r_out + [y[:, :self.e_out]] * bool(self.e_out), 1)  # (N, O, H, W)
+        return y.add_(bias.to(y.dtype).view(-1, 1, 1))
 
 
 @KERNEL_TRANSFORMS.register_module('swish')
 class Swish(KernelTransform):
     r"""Tile W becomes :math:`\alpha W \sigma(-\beta W)`, with a pair of learned numbers for each tile, one for the
     rows and one for the columns that remain."""
-
-    affine = False
 
     def __init__(self, small: Sequence[int], shape: Sequence[int]):
         super().__init__(small, shape)
@@ -135,6 +139,8 @@ def positive_mask(shape: Sequence[int]) -> nn.Parameter:
 class BiReal(KernelTransform):
     """Each value of the tiled kernel has a learned sign, that of a parameter with a straight-through gradient."""
 
+    affine = True
+
     def __init__(self, small: Sequence[int], shape: Sequence[int]):
         super().__init__(small, shape)
         self.mask = positive_mask(shape)  # (O, I, k, k)
@@ -153,14 +159,16 @@ class StaticDrop(KernelTransform):
         drop_rate (float): The probability of a zero. Defaults to 0.5. What is kept is not scaled up.
     """
 
+    affine = True
+
     def __init__(self, small: Sequence[int], shape: Sequence[int], drop_rate: float = 0.5):
         super().__init__(small, shape)
         if not 0 <= drop_rate < 1:
             raise SharingError(f'drop_rate={drop_rate} is no share of a kernel to drop: give one from 0 to below 1.')
-        self.register_buffer('mask', torch.rand(tuple(shape)) >= drop_rate)  # (O, I, k, k)
+        self.register_buffer('kept', torch.rand(tuple(shape)) >= drop_rate)  # (O, I, k, k)
 
     def transform(self, part: Tensor, region: int) -> Tensor:
-        return part * self.mask[self.regions[region]]
+        return part * self.kept[self.regions[region]]
 
 
 @KERNEL_TRANSFORMS.register_module('random_bireal')
@@ -202,21 +210,60 @@ class RepeatedConv2d(SharedConv2d):
         if small[2:] != shape[2:] or small[0] > shape[0] or small[1] > shape[1]:
             raise SharingError(f'A kernel of the shape {tuple(small)} cannot be repeated to {tuple(shape)}: it has to '
                                'be of the same height and width, and of no more channels.')
-        settings = dict(bank.transform if small != shape else dict(type='linear'))
-        kind = KERNEL_TRANSFORMS.get(settings.pop('type'))
-        self.transform = kind(small, shape, **settings).to(**like)
+        kind, arguments = (bank.kind, bank.arguments) if small != shape else (Linear, {})
+        self.transform = kind(small, shape, **arguments).to(**like)
 
     def small_kernel(self) -> Tensor:
         """The kernel that is repeated: the own one, the bank's, or both side by side along the inputs."""
         kernels = [kernel for kernel in (self.kernel, self.bank()) if kernel is not None]
         return kernels[0] if len(kernels) == 1 else torch.cat(kernels, 1)
 
+    def whole_bias(self) -> Tensor:
+        return self.added_bias if self.bias is None else self.bias
+
     def forward(self, x: Tensor) -> Tensor:
-        bias = self.added_bias if self.bias is None else self.bias
-        return self.transform.conv2d(x, self.small_kernel(), bias, self.stride, self.padding, self.dilation)
+        return self.transform.conv2d(x, self.small_kernel(), self.whole_bias(), self.stride, self.padding,
+                                     self.dilation)
 
     def dense(self) -> Tuple[Tensor, Optional[Tensor]]:
-        return self.transform(self.small_kernel()), self.added_bias if self.bias is None else self.bias
+        return self.transform(self.small_kernel()), self.whole_bias()
+
+    def forms(self) -> List[nn.Sequential]:
+        if not isinstance(self.transform, Linear) or self.transform.small == self.transform.shape:
+            return super().forms()
+        return [*super().forms(), nn.Sequential(CopiedConv2d(self))]
+
+
+class CopiedConv2d(nn.Module):
+    """A :class:`RepeatedConv2d` of plain copies for inference: in its fast form, without a bank."""
+
+    def __init__(self, conv: RepeatedConv2d):
+        super().__init__()
+        self.transform = conv.transform
+        self.kernel = nn.Parameter(conv.small_kernel().detach().clone())  # (o, i, k, k)
+        self.bias = nn.Parameter(conv.whole_bias().detach().clone())  # (O, )
+        self.geometry = conv.stride, conv.padding, conv.dilation
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.transform.conv2d(x, self.kernel, self.bias, *self.geometry)
+
+
+def _kind_of(transform: dict) -> Tuple[Type[KernelTransform], dict]:
+    """The class of a transform and its arguments, of its config."""
+    if not isinstance(transform, dict) or 'type' not in transform:
+        raise SharingError(f"transform={transform!r} is no config of a kernel transform: write "
+                           "transform=dict(type='swish'), say.")
+    arguments = dict(transform)
+    name = arguments.pop('type')
+    kind = KERNEL_TRANSFORMS.get(name) if isinstance(name, str) else name
+    if not inspect.isclass(kind):
+        raise SharingError(f'There is no kernel transform {name!r}: there are '
+                           f'{", ".join(KERNEL_TRANSFORMS.module_dict)}.')
+    try:
+        inspect.signature(kind).bind(None, None, **arguments)  # small, shape
+    except TypeError as error:
+        raise SharingError(f'The arguments of transform={transform!r} do not fit {kind.__name__}: {error}.') from None
+    return kind, arguments
 
 
 @MODELS.register_module()
@@ -236,13 +283,13 @@ class RepeatedKernel(Bank):
     Args:
         convs (Sequence[nn.Conv2d]): The plain convs of the group.
         transform (dict): ``type``, the name of a transform in ``KERNEL_TRANSFORMS``: linear, swish, bireal,
-            static_drop, random_bireal or one that you register; and its arguments.
+            static_drop, random_bireal or one that you register, or its class; and its arguments.
         mode (str): See above. Defaults to ``'intra'``.
         width (float, optional): For ``'intra'``, how many times wider each conv is than its small kernel; channels are
             rounded down.
         input_channels (int, optional): For ``'intra'``, the number of channels that come into the repeated layers from
             the picture or the stem, which are not widened: convs of so many input channels repeat along the outputs
-            alone.
+            alone. A number that no conv of the group has changes nothing, as in stages behind the first.
 
     Raises:
         SharingError: If the convs are grouped, if a kernel does not fit into a conv, or if the arguments do not fit
@@ -264,19 +311,19 @@ class RepeatedKernel(Bank):
                                'of groups.')
         if mode not in ('intra', 'inter', 'hybrid'):
             raise SharingError(f"mode={mode!r} is none of 'intra', 'inter' and 'hybrid'.")
-        if KERNEL_TRANSFORMS.get(transform['type']) is None:
-            raise SharingError(f'There is no kernel transform {transform["type"]!r}: there are '
-                               f'{", ".join(KERNEL_TRANSFORMS.module_dict)}.')
+        self.kind, self.arguments = _kind_of(transform)
         self.passes = mode != 'intra'
         if self.passes != (width is None) or self.passes and input_channels is not None:
             raise SharingError("mode='intra' needs a width, and the other modes have neither width nor "
                                'input_channels: their kernel is that of the first conv of the group.')
+        if not self.passes and not (isinstance(width, (int, float)) and math.isfinite(width)):
+            raise SharingError(f'width={width!r} is no finite number: give 1 or more.')
         if not self.passes and width < 1:
             raise SharingError(f'width={width} makes kernels larger than their convs: give 1 or more.')
         if self.passes and len(convs) < 2:
             raise SharingError(f'mode={mode!r} is repetition between layers, and a group has one conv alone: name two '
                                'or more by one pattern.')
-        self.transform, self.mode, self.width, self.input_channels = transform, mode, width, input_channels
+        self.mode, self.width, self.input_channels = mode, width, input_channels
         self.register_parameter('kernel', None)
         if self.passes:
             self.kernel = nn.Parameter(convs[0].weight.detach().clone())  # (o, i, k, k)
@@ -319,4 +366,4 @@ class RepeatedKernel(Bank):
             targets = torch.autograd.grad(
                 sum((a * (kernel - b)).sum() for a, kernel, b in zip(ones, kernels, offsets)), small)
         for kernel, diagonal, target, train in zip(small, diagonals, targets, trained):
-            kernel.requires_grad_(train).copy_(target / diagonal.clamp(min=1))
+            kernel.requires_grad_(train).copy_(target / diagonal.where(diagonal > 0, torch.ones_like(diagonal)))

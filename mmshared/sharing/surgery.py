@@ -26,7 +26,7 @@ def share_convs(stages: Union[nn.Module, Sequence[nn.Module]],
             matches one of them are a group: ``['conv[12]']`` is one bank for both, ``['conv1', 'conv2']`` two.
         bank (dict | Sequence[dict]): Config of the bank of each group: one for all, or a list of one for each.
         own_blocks (int): Number of blocks at the start of a stage that keep their own convs. Defaults to 1: the
-            first block, which changes width or resolution.
+            first block, which changes width or resolution. It does not apply to banks whose convs may differ.
 
     Raises:
         SharingError: If a pattern forms no group in any stage, or one of convs that differ in shape and may not.
@@ -34,7 +34,7 @@ def share_convs(stages: Union[nn.Module, Sequence[nn.Module]],
     stages = [stages] if isinstance(stages, nn.Module) else list(stages)
     for stage in stages:
         share_stage(stage, groups, bank, own_blocks)
-    check_groups(stages, groups, bank, own_blocks)
+    check_groups(stages, groups, [bank] * len(stages), own_blocks)
 
 
 def share_stage(stage: nn.Module, groups: Sequence[str], bank: Union[dict, Sequence[dict]], own_blocks: int = 1
@@ -79,31 +79,32 @@ def share_stage(stage: nn.Module, groups: Sequence[str], bank: Union[dict, Seque
                 basis.data.copy_(part)
 
 
-def check_groups(stages: Sequence[nn.Module], groups: Sequence[str], bank: Union[dict, Sequence], own_blocks: int = 1
-                 ) -> None:
-    """Raise a :class:`SharingError` if a pattern formed no group in any of the stages."""
-    same_shape, own_blocks = _demands(bank, own_blocks)
-    for pattern in groups:
+def check_groups(stages: Sequence[nn.Module], groups: Sequence[str], banks: Sequence[Union[dict, Sequence[dict]]],
+                 own_blocks: int = 1) -> None:
+    """Raise a :class:`SharingError` if a pattern formed no group in any of the stages, which were shared with the bank
+    of ``banks`` at their place: one for all groups, or a list of one for each."""
+    for position, pattern in enumerate(groups):
         if any(pattern in stage.banks for stage in stages):
             continue
-        convs = [(name, type(conv)) for stage in stages
-                 for _, name, conv in _inner_convs(stage, own_blocks)]
+        demands = [_demands(bank if isinstance(bank, dict) else bank[position], own_blocks) for bank in banks]
+        same_shape, kept_blocks = (max(each) for each in zip(*demands))
+        convs = [(name, type(conv)) for stage, (_, kept) in zip(stages, demands)
+                 for _, name, conv in _inner_convs(stage, kept)]
         there = ', '.join(dict.fromkeys(name for name, kind in convs if kind is nn.Conv2d)) or 'none'
         others = dict.fromkeys((name, kind) for name, kind in convs
                                if kind is not nn.Conv2d and _matches(pattern, name))
         reason = ''.join(f'; {name} is in the group of another pattern' if issubclass(kind, SharedConv2d) else
                          f'; {name} is a {kind.__name__}, which is never shared' for name, kind in others)
-        where = 'of a stage, outside its first block, ' if own_blocks else 'of a stage '
+        where = 'of a stage, outside its first block, ' if kept_blocks else 'of a stage '
         count = 'two or more' if same_shape else 'one or more'
         raise SharingError(f'The pattern {pattern!r} forms no group: a group is {count} plain convs {where}whose '
                            f'whole name within the block matches. The convs there are: {there}{reason}.')
 
 
-def _demands(bank: Union[dict, Sequence], own_blocks: int) -> Tuple[bool, int]:
-    """Whether a bank, the first of a list, wants convs of one shape, and how many blocks keep their own with it."""
-    while not isinstance(bank, dict):
-        bank = bank[0]
-    same_shape = getattr(MODELS.get(bank['type']), 'same_shape', True)
+def _demands(bank: dict, own_blocks: int) -> Tuple[bool, int]:
+    """Whether a bank wants convs of one shape, and how many blocks keep their own with it."""
+    kind = MODELS.get(bank['type']) if isinstance(bank['type'], str) else bank['type']
+    same_shape = getattr(kind, 'same_shape', True)
     return same_shape, own_blocks if same_shape else 0
 
 

@@ -102,7 +102,7 @@ def transform_state(parts: Dict[str, Tensor]) -> Dict[str, Tensor]:
                 mask = torch.cat([mask, parts[f'binary_activation{axis}.weight']], axis)
         state['mask'] = mask
     if 'drop_mask' in parts:
-        state['mask'] = parts['drop_mask'].bool()
+        state['kept'] = parts['drop_mask'].bool()
     if 'random_weights' in parts:
         state['random'] = parts['random_weights']
     return state

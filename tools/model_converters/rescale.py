@@ -53,6 +53,11 @@ def rescale(model: nn.Module, small: Dict[str, Tensor]) -> Dict[str, Tensor]:
         raise SharingError("The network of the config does not repeat kernels within its layers: it needs the bank "
                            "RepeatedKernel with mode='intra'.")
     convs = {name: conv for name, conv in model.named_modules() if isinstance(conv, RepeatedConv2d)}
+    for name in [name for name, module in model.named_modules() if isinstance(module, nn.Linear)][-1:]:
+        there, own = small.get(f'{name}.weight'), model.get_submodule(name).weight
+        if there is not None and len(there) != len(own):
+            raise SharingError(f'The checkpoint is of a network of {len(there)} classes, and that of the config has '
+                               f'{len(own)}: set its number of classes to {len(there)}.')
     state_dict, rest, made = {}, dict(small), set()
     for key, own in model.state_dict().items():
         name, _, part = key.rpartition('.')
@@ -67,9 +72,11 @@ def rescale(model: nn.Module, small: Dict[str, Tensor]) -> Dict[str, Tensor]:
                 parent, _, child = name.rpartition('.')
                 norm = following_norm(model.get_submodule(parent), child)
                 norm.weight.data.copy_((norm.running_var + norm.eps).sqrt())
+                norm.bias.data.zero_()
+                norm.running_mean.zero_()
                 made |= {module_name for module_name, module in model.named_modules() if module is norm}
         elif tensor is None and part == 'added_bias':
-            tensor = own
+            tensor = torch.zeros_like(own)
         smaller = tensor is not None and tensor.dim() == own.dim() and all(
             a <= b for a, b in zip(tensor.shape, own.shape))
         if not smaller or part == 'kernel' and tensor.shape != own.shape:
@@ -94,6 +101,7 @@ def main() -> None:
         state_dict = rescale(model, dict(checkpoint.get('state_dict', checkpoint)))
     except SharingError as error:
         raise SystemExit(f'Error: {error}') from None
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     torch.save(dict(state_dict=state_dict), args.out)
     print(f'wrote {args.out}: train it with --cfg-options load_from={args.out}')
 

@@ -6,4 +6,5 @@ param_scheduler = dict(type='MultiStepLR', by_epoch=True, milestones=list(range(
 train_cfg = dict(by_epoch=True, max_epochs=30, val_interval=1)
 val_cfg = dict()
 test_cfg = dict()
+randomness = dict(seed=42, deterministic=True)
 auto_scale_lr = dict(base_batch_size=128)
