@@ -125,8 +125,8 @@ class BasisConv2d(SharedConv2d):
     def responses(self, x: Tensor) -> Tensor:
         """The responses to all filters, (N, U + S, H, W)."""
         geometry = dict(stride=self.stride, padding=self.padding, dilation=self.dilation)
-        sets = [filters for filters in (self.unique, self.bank()) if len(filters)]
-        if self.training and len(sets) > 1 and x[:, 0].numel() < sets[0][0].numel():
+        sets = self.unique, self.bank()
+        if self.training and all(map(len, sets)) and x[:, 0].numel() < sets[0][0].numel():
             # Where the responses are smaller than the filters, they are what is concatenated.
             return torch.cat([F.conv2d(x, filters, **geometry) for filters in sets], 1)
         return F.conv2d(x, torch.cat(sets), **geometry)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from .base import Bank, SharedConv2d, SharingError
 from .filter_basis import leading_directions
+from .template_bank import make_templates
 
 
 class LoopedConv2d(SharedConv2d):
@@ -59,20 +60,18 @@ class LoopedTemplates(Bank):
                                'each conv the number of its kernel, and number the kernels from 0.')
         if num_templates < 1:
             raise SharingError(f'num_templates={num_templates} makes no kernel: give 1 or more.')
-        kernel = convs[0].weight
-        # (K, O, I / groups, k, k)
-        self.templates = nn.Parameter(kernel.new_empty(min(num_templates, count), *kernel.shape))
-        for template in self.templates:
-            nn.init.kaiming_normal_(template)
+        self.shape = convs[0].weight.shape
+        self.templates = make_templates(min(num_templates, count), convs[0].weight)
         self.coefficients = None
         if num_templates < count:
-            self.coefficients = nn.Parameter(nn.init.orthogonal_(kernel.new_empty(count, num_templates)))  # (G, K)
+            coefficients = self.templates.new_empty(count, num_templates)  # (G, K)
+            self.coefficients = nn.Parameter(nn.init.orthogonal_(coefficients))
 
     def generate(self) -> Tuple[Tensor, ...]:
-        if self.coefficients is None:
-            return self.templates.unbind()
-        kernels = self.coefficients @ self.templates.flatten(1)  # (G, O I k k)
-        return kernels.view(-1, *self.templates.shape[1:]).unbind()
+        kernels = self.templates
+        if self.coefficients is not None:
+            kernels = self.coefficients @ kernels.flatten(1)  # (G, O I k k)
+        return kernels.view(-1, *self.shape).unbind()
 
     @torch.no_grad()
     def fit(self, kernels: Sequence[Tensor]) -> None:

@@ -9,6 +9,17 @@ from .base import Bank, SharedConv2d, SharingError
 from .filter_basis import leading_directions
 
 
+def make_templates(number: int, kernel: Tensor) -> nn.Parameter:
+    """Templates like a kernel, (O, I / groups, k, k), with filters as rows: (K, O, I k k). Initialised as kernels are.
+
+    (A memory format of pictures, which PyTorch gives to all parameters of four or five dimensions, leaves them alone.)
+    """
+    templates = nn.Parameter(kernel.new_empty(number, len(kernel), kernel[0].numel()))
+    for template in templates:
+        nn.init.kaiming_normal_(template)
+    return templates
+
+
 class TemplateConv2d(SharedConv2d):
     """A conv whose kernel is a linear combination of the templates of its group."""
 
@@ -21,8 +32,8 @@ class TemplateConv2d(SharedConv2d):
         if self.bank.generates_once:
             return self.bank()[self.position], self.bias
         # Its own kernel alone, where blocks are recomputed say.
-        templates = self.bank.templates
-        return (self.coefficients @ templates.flatten(1)).view(templates.shape[1:]), self.bias
+        kernel = self.coefficients @ self.bank.templates.flatten(1)  # (O I k k, )
+        return kernel.view(self.bank.shape), self.bias
 
 
 @MODELS.register_module()
@@ -48,10 +59,8 @@ class TemplateBank(Bank):
         super().__init__()
         if num_templates < 1:
             raise SharingError(f'num_templates={num_templates} makes no kernel: give 1 or more.')
-        kernel = convs[0].weight
-        self.templates = nn.Parameter(kernel.new_empty(num_templates, *kernel.shape))  # (K, O, I / groups, k, k)
-        for template in self.templates:
-            nn.init.kaiming_normal_(template)
+        self.shape = convs[0].weight.shape
+        self.templates = make_templates(num_templates, convs[0].weight)
         self.start = nn.init.orthogonal_(torch.empty(len(convs), num_templates))  # (convs, K)
 
     def coefficients(self) -> Tensor:
@@ -61,7 +70,7 @@ class TemplateBank(Bank):
     def generate(self) -> Tuple[Tensor, ...]:
         # One product for all convs; unbound, so that the gradients of all kernels are stacked once.
         kernels = self.coefficients() @ self.templates.flatten(1)  # (convs, O I k k)
-        return kernels.view(-1, *self.templates.shape[1:]).unbind()
+        return kernels.view(-1, *self.shape).unbind()
 
     @torch.no_grad()
     def fit(self, kernels: Sequence[Tensor]) -> None:

@@ -61,7 +61,9 @@ def convert(theirs: Dict[str, Tensor]) -> Dict[str, Tensor]:
     if not {'conv_3x3.weight', 'bank_1.templates'} <= set(theirs):
         raise SharingError('The checkpoint has no conv_3x3 or no bank_1: it is none of the networks of soft-sharing.')
     shares = any(key.endswith('.coefficients') for key in theirs)
-    renamed = {rename(key): tensor.flatten() if key.endswith('.coefficients') else tensor
+    # Our coefficients are vectors, and the filters of our templates rows.
+    renamed = {rename(key): tensor.flatten() if key.endswith('.coefficients') else
+               tensor.flatten(2) if key.endswith('.templates') else tensor
                for key, tensor in theirs.items() if shares or 'bank_' not in key}
     renamed.pop(None, None)
     return renamed
