@@ -1,9 +1,11 @@
 """What the tools do around those of mmdet and mmpretrain."""
 import inspect
+import logging
 import os
 import os.path as osp
 import re
 import signal
+import sys
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -200,6 +202,12 @@ def run_tool(script: str, loaders: List[str]) -> None:
         if torch.distributed.is_initialized():
             # mmengine leaves it open, and a process that ends with its threads running may be aborted.
             torch.distributed.destroy_process_group()
+            if not torch.cuda.is_available():
+                # Gloo's threads may abort it all the same, when all is done.
+                logging.shutdown()
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(0)
     except SharingError as error:
         raise SystemExit(f'Error: {error}') from None
     except (KeyboardInterrupt, RuntimeError):
