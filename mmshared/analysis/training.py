@@ -1,6 +1,7 @@
 """The scalars that training runs have logged."""
 import json
 import re
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Dict, List, Tuple
 
@@ -13,6 +14,22 @@ from matplotlib.lines import Line2D  # noqa: E402
 from matplotlib.ticker import MaxNLocator  # noqa: E402
 
 Curve = List[Tuple[int, float]]
+
+
+def add_runs(parser: ArgumentParser, out: str) -> None:
+    """Add what a tool that compares runs is told: their work dirs, their names, the picture to write."""
+    parser.add_argument('work_dirs', type=Path, nargs='+', metavar='work_dir',
+                        help='the work dir of a run of train.py')
+    parser.add_argument('--legend', nargs='+', help='names of the runs (default: those of their folders)')
+    parser.add_argument('--out', type=Path, default=out, help=f'default: {out}')
+
+
+def named_runs(parser: ArgumentParser, args: Namespace) -> Dict[str, Path]:
+    """The work dirs of :func:`add_runs` by their names; the parser stops if a run has no name of its own."""
+    names = args.legend or [path.resolve().name for path in args.work_dirs]
+    if len(set(names)) < len(args.work_dirs) or len(names) > len(args.work_dirs):
+        parser.error('--legend: give each run a name of its own')
+    return dict(zip(names, args.work_dirs))
 
 
 def read_scalars(work_dir: Path) -> Dict[str, Curve]:

@@ -12,7 +12,7 @@ from mmengine.registry import HOOKS
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
-from ..sharing import SharingError, shared_stages
+from ..sharing import SharingError, TemplateBank, shared_stages
 from ..sharing.surgery import bases_by_space
 from .recurrence_loss_hook import layer_similarity, template_banks
 
@@ -55,6 +55,31 @@ class BankMonitorHook(Hook):
         runner.logger.info(f'{self.title} at iteration {runner.iter + 1}: {told}')
 
 
+class IterationMonitorHook(BankMonitorHook):
+    """Writes figures of what it finds in a model every so many iterations."""
+
+    #: What a model without it is said to lack.
+    wanted: str
+
+    def find(self, model: nn.Module) -> dict:
+        """Find in a model what is watched, by name."""
+        raise NotImplementedError
+
+    def record(self, runner, found: dict) -> None:
+        """Write the figures of this iteration."""
+        raise NotImplementedError
+
+    def before_train(self, runner) -> None:
+        super().before_train(runner)
+        if not self.find(self.model):
+            raise SharingError(f'{type(self).__name__} found no {self.wanted}: take it out of custom_hooks.')
+
+    @torch.no_grad()
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        if self.every_n_train_iters(runner, self.interval):
+            self.record(runner, self.find(self.model))
+
+
 def basis_spaces(model: nn.Module) -> Dict[str, Tensor]:
     """The filters that are to be orthogonal to each other, by stage and patterns: (N, ...) for each space."""
     return {f'{stage}.{"+".join(bases)}': torch.cat(list(bases.values())).detach()
@@ -84,7 +109,7 @@ def basis_health(filters: Tensor) -> Dict[str, float]:
 
 
 @HOOKS.register_module()
-class BasisHealthHook(BankMonitorHook):
+class BasisHealthHook(IterationMonitorHook):
     """Writes how far the bases of each stage are from orthonormal: see :func:`basis_health`.
 
     Args:
@@ -92,23 +117,20 @@ class BasisHealthHook(BankMonitorHook):
     """
 
     title = 'basis'
+    wanted = 'filter basis in the model that could be other than orthonormal'
 
     def __init__(self, interval: int = 100):
         super().__init__(interval)
 
-    def before_train(self, runner) -> None:
-        super().before_train(runner)
-        if not basis_spaces(self.model):
-            raise SharingError('BasisHealthHook found no filter basis in the model that could be other than '
-                               'orthonormal: take it out of custom_hooks.')
+    def find(self, model: nn.Module) -> Dict[str, Tensor]:
+        return basis_spaces(model)
 
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        if self.every_n_train_iters(runner, self.interval):
-            self.write(runner, {name: basis_health(filters) for name, filters in basis_spaces(self.model).items()})
+    def record(self, runner, found: Dict[str, Tensor]) -> None:
+        self.write(runner, {name: basis_health(filters) for name, filters in found.items()})
 
 
 @HOOKS.register_module()
-class LayerSimilarityHook(BankMonitorHook):
+class LayerSimilarityHook(IterationMonitorHook):
     """Writes how alike the layers of each template bank are: the ``mean`` and the ``max`` of their pairs'
     similarities, and the layer similarity matrix as a picture. See :func:`layer_similarity`.
 
@@ -117,22 +139,18 @@ class LayerSimilarityHook(BankMonitorHook):
     """
 
     title = 'similarity'
+    wanted = 'TemplateBank in the model'
 
     def __init__(self, interval: int = 500):
         super().__init__(interval)
 
-    def before_train(self, runner) -> None:
-        super().before_train(runner)
-        if not template_banks(self.model):
-            raise SharingError('LayerSimilarityHook found no TemplateBank in the model: take it out of custom_hooks.')
+    def find(self, model: nn.Module) -> Dict[str, TemplateBank]:
+        return template_banks(model)
 
-    @torch.no_grad()
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        if not self.every_n_train_iters(runner, self.interval):
-            return
-        matrices = {name: layer_similarity(bank).cpu() for name, bank in template_banks(self.model).items()}
+    def record(self, runner, found: Dict[str, TemplateBank]) -> None:
         figures = {}
-        for name, matrix in matrices.items():
+        for name, bank in found.items():
+            matrix = layer_similarity(bank).cpu()
             pairs = matrix[tuple(torch.triu_indices(*matrix.shape, 1))]
             figures[name] = dict(mean=pairs.mean().item(), max=pairs.max().item())
             # A square of 16 pixels for each pair; no slash in the name, of which files are made.

@@ -41,7 +41,7 @@ def recurrence_loss(banks: Dict[str, TemplateBank]) -> Tensor:
     """
     total = torch.zeros(())
     for bank in banks.values():
-        if bank.coefficients().requires_grad:
+        if any(conv.coefficients.requires_grad for conv in bank.convs):
             dissimilarity = 1 - layer_similarity(bank)
             total = total.to(dissimilarity) + dissimilarity.triu(1).sum()
     return total

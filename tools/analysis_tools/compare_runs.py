@@ -5,26 +5,20 @@ orthogonality loss say.
 """
 import argparse
 import re
-from pathlib import Path
 
-from mmshared.analysis.training import draw_runs, read_scalars
+from mmshared.analysis.training import add_runs, draw_runs, named_runs, read_scalars
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('work_dirs', type=Path, nargs='+', metavar='work_dir',
-                        help='the work dir of a run of train.py')
+    add_runs(parser, 'runs.png')
     parser.add_argument('--scalars', default='grad/.*', metavar='PATTERN',
                         help="regular expression of the scalars' names, 'basis/.*' or 'loss' say (default: grad/.*)")
-    parser.add_argument('--legend', nargs='+', help='names of the runs (default: those of their folders)')
     parser.add_argument('--linear', action='store_true', help='linear, not logarithmic')
-    parser.add_argument('--out', type=Path, default='runs.png', help='default: runs.png')
     args = parser.parse_args()
-    names = args.legend or [path.resolve().name for path in args.work_dirs]
-    if len(set(names)) < len(args.work_dirs) or len(names) > len(args.work_dirs):
-        parser.error('--legend: give each run a name of its own')
-    runs = {name: read_scalars(path) for name, path in zip(names, args.work_dirs)}
-    for name, path in zip(names, args.work_dirs):
+    work_dirs = named_runs(parser, args)
+    runs = {name: read_scalars(path) for name, path in work_dirs.items()}
+    for name, path in work_dirs.items():
         if not runs[name]:
             raise SystemExit(f'{path} is no work dir of a run: it has no vis_data/scalars.json.')
     try:

@@ -1,30 +1,23 @@
 """Draw the scores of shortest paths by distance, several runs over each other, inside and beyond the distances of
 their training, and print them as tables."""
 import argparse
-from pathlib import Path
 
 import mmshared  # noqa: F401, I001  (before mmpretrain: it supplies mmcv's operators)
 
 from mmengine.config import Config
 
 from mmshared.analysis.extrapolation import draw_scores, last_scores, score_table
-from mmshared.analysis.training import read_scalars
+from mmshared.analysis.training import add_runs, named_runs, read_scalars
 
 TITLES = dict(exact='grids without a wrong cell', f1='mean F1 of the cells on shortest paths')
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('work_dirs', type=Path, nargs='+', metavar='work_dir',
-                        help='the work dir of a run of train.py')
-    parser.add_argument('--legend', nargs='+', help='names of the runs (default: those of their folders)')
-    parser.add_argument('--out', type=Path, default='extrapolation.png', help='default: extrapolation.png')
+    add_runs(parser, 'extrapolation.png')
     args = parser.parse_args()
-    names = args.legend or [path.resolve().name for path in args.work_dirs]
-    if len(set(names)) < len(args.work_dirs) or len(names) > len(args.work_dirs):
-        parser.error('--legend: give each run a name of its own')
     panels, longest = {title: {} for title in TITLES.values()}, set()
-    for name, path in zip(names, args.work_dirs):
+    for name, path in named_runs(parser, args).items():
         configs, scalars = sorted(path.glob('*.py')), read_scalars(path)
         for score, title in TITLES.items():
             panels[title][name] = last_scores(scalars, score)

@@ -7,7 +7,6 @@ writes the checkpoint and beside it its config. A network without layers that ar
 """
 import argparse
 import copy
-import io
 import tempfile
 from pathlib import Path
 from typing import Dict
@@ -22,6 +21,7 @@ from mmshared import SharingError
 from mmshared.analysis.complexity import parameter_count
 from mmshared.analysis.loops import fold_loops, stage_programs
 from mmshared.analysis.models import load_model
+from mmshared.analysis.speed import checkpoint_bytes
 from mmshared.cli import check_data, config_path, converted, merge_options
 
 State = Dict[str, Tensor]
@@ -78,13 +78,6 @@ def recalibrate(cfg: Config, state_dict: State, batches: int) -> State:
         return {key: tensor.cpu() for key, tensor in runner.model.state_dict().items()}
 
 
-def size_on_disk(state_dict: State) -> float:
-    """The size in MB of a checkpoint of weights alone."""
-    file = io.BytesIO()
-    torch.save(dict(state_dict=state_dict), file)
-    return file.tell() / 1e6
-
-
 def can_test(cfg: Config) -> bool:
     """Whether a config has a test set, and it is there; says so if not."""
     if not cfg.get('test_dataloader'):
@@ -120,7 +113,8 @@ def main() -> None:
 
     before, after = model.state_dict(), folded.state_dict()
     print(f'parameters: {parameter_count(model):,} before, {parameter_count(folded):,} after')
-    print(f'weights on disk: {size_on_disk(before):.2f} MB before, {size_on_disk(after):.2f} MB after')
+    sizes = [checkpoint_bytes(each) / 1e6 for each in (model, folded)]
+    print('weights on disk: {:.2f} MB before, {:.2f} MB after'.format(*sizes))
     stages = {'before': (cfg, before), 'after': (folded_cfg, after)}
     if args.recalibrate:
         after = recalibrate(folded_cfg, after, args.recalibrate)
