@@ -1,4 +1,5 @@
 """What the tools do around those of mmdet and mmpretrain."""
+import argparse
 import inspect
 import logging
 import os
@@ -36,6 +37,23 @@ def config_path(name: str) -> str:
     if not osp.isfile(path):
         raise SystemExit(f'There is no config {name}{f" ({path})" if library else ""}: check the name.')
     return path
+
+
+class PictureSize(argparse.Action):
+    """Takes the side of square pictures, or their height and width, or these after their channels; keeps (C, H, W)."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        if len(values) > 3 or min(values) < 1:
+            parser.error(f'{option_string}: give height and width, and before them the channels if not 3, each 1 or '
+                         'more')
+        channels = values[0] if len(values) == 3 else 3
+        setattr(namespace, self.dest, (channels, values[0] if len(values) == 1 else values[-2], values[-1]))
+
+
+def add_shape(parser: argparse.ArgumentParser) -> None:
+    """Give a tool the option ``--shape``."""
+    parser.add_argument('--shape', type=int, nargs='+', action=PictureSize, default=(3, 224, 224), metavar='SIZE',
+                        help='height and width of the pictures, after their channels if not 3 (default: 224 224)')
 
 
 def load_checkpoint_file(filename: str, map_location='cpu') -> dict:

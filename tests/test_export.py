@@ -11,9 +11,9 @@ from mmdet.models.detectors import BaseDetector
 from mmengine.config import Config
 
 from mmshared import fold_convs
-from mmshared.analysis.export import feature_maps, stock_config
+from mmshared.analysis.export import feature_maps, stock_config, to_torchvision
 from mmshared.analysis.models import build_model
-from mmshared.cli import load_checkpoint_file
+from mmshared.cli import config_path, load_checkpoint_file
 from mmshared.sharing.filter_basis import BasisConv2d
 
 # Narrow networks of each kind: classifiers of mmpretrain and a detector of mmdet.
@@ -131,6 +131,13 @@ def test_torchvision_and_safetensors(tmp_path):
         assert difference([twin(x)], [model(x)]) < 1e-4
 
 
+@pytest.mark.parametrize('name', ['wrn/wide-resnet50_8xb32_in1k.py', 'resnext/resnext50-32x4d_8xb32_in1k.py'])
+def test_torchvision_keys_of_wide_and_grouped_networks(name):
+    plain = randomise_norms(build_model(Config.fromfile(config_path(f'mmpretrain::{name}')))).eval()
+    keys = to_torchvision(plain)  # which compares the outputs
+    assert len(keys) == len(plain.state_dict()) and 'layer4.2.bn3.running_var' in keys
+
+
 @pytest.mark.parametrize('bank', [BASIS, dict(TEMPLATES, num_templates=1)], ids=['basis', 'template'])
 def test_a_training_checkpoint_is_as_small_as_its_parameters_and_is_published(mmpretrain, tmp_path, bank):
     sizes, counts = {}, {}
@@ -165,7 +172,8 @@ def test_what_cannot_be_folded_is_refused_and_nothing_written(tmp_path, monkeypa
     for arguments, words in [
         ((plain, tmp_path / f'{plain.stem}.pth', out), 'shares nothing: there is nothing to fold'),
         ((shared, tmp_path / 'none.pth', out), 'There is no checkpoint'),
-        ((shared, tmp_path / f'{shared.stem}.pth', out, '--torchvision'), "for classifiers on mmpretrain's ResNet"),
+        ((shared, tmp_path / f'{shared.stem}.pth', out, '--torchvision'), 'whose layers are those of a ResNet'),
+        ((shared, tmp_path / 'none.pth', out, '--shape', '0'), 'give height and width'),
         ((shared, tmp_path / f'{shared.stem}.pth', out, '--keep-shared'), '--keep-shared is about --onnx'),
         ((shared, out.with_name('in.pth'), out.with_name('in.pth')), 'have to be files of their own'),
         ((tmp_path / 'out.py', out.with_name('in.pth'), out), 'have to be files of their own'),

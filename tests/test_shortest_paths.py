@@ -82,6 +82,14 @@ def test_what_cannot_be_is_said():
         ShortestPaths(1, [(4, 2)], seed=0)
     with pytest.raises(SharingError, match='no path of 12 steps: give shorter'):
         ShortestPaths(1, [(12, 12)], seed=0, size=2)[0]
+    for changes in (dict(num_samples=0), dict(distances=[]), dict(density=1.)):
+        with pytest.raises(SharingError, match='give one sample and one range or more'):
+            ShortestPaths(**dict(dict(num_samples=1, distances=[(1, 2)], seed=0), **changes))
+
+
+def test_the_last_sample_is_that_of_index_minus_one():
+    data = ShortestPaths(3, [(1, 4)], seed=0, size=8)
+    assert all(torch.equal(data[-1][key], data[2][key]) for key in ('inputs', 'target'))
 
 
 def test_the_score_is_that_of_made_predictions_and_leaves_empty_ranges_out(mmpretrain):

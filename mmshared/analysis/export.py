@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Dict, Iterable, Iterator, Sequence, Tuple
 
 import torch
+import torchvision
 from mmdet.models.detectors import BaseDetector
 from mmengine.config import Config
 from mmengine.registry import HOOKS
@@ -57,27 +58,29 @@ def stock_config(cfg: Config) -> Config:
 
 
 def to_torchvision(model: nn.Module) -> Dict[str, Tensor]:
-    """The state dict of a plain classifier of mmpretrain under the keys of torchvision's ResNet.
+    """The state dict of a plain classifier of mmpretrain under the keys of the ResNet of torchvision that it is.
 
     Raises:
         SharingError: If torchvision has no such network.
     """
-    from torchvision.models import resnet
     state_dict = {key.replace('backbone.', '', 1).replace('head.fc.', 'fc.', 1): tensor
                   for key, tensor in model.state_dict().items()}
-    build = getattr(resnet, f'resnet{getattr(model.backbone, "depth", "")}', None)
-    if build is None or 'fc.weight' not in state_dict:
-        raise SharingError("--torchvision is for classifiers on mmpretrain's ResNet, and this is none.")
-    twin, pictures = build(num_classes=len(state_dict['fc.weight'])).eval(), torch.randn(1, 3, 64, 64)
-    try:
-        twin.load_state_dict(state_dict, strict=True)
-    except RuntimeError as error:
-        reason = str(error).split('\n\t')[-1].strip()
-        raise SharingError(f"torchvision's ResNet is another network: {reason}") from None
+    shapes = {key: tensor.shape for key, tensor in state_dict.items()}
+    classes = len(state_dict.get('fc.weight', ()))
+    for name in torchvision.models.list_models(torchvision.models, include='*res*'):
+        with torch.device('meta'):
+            twin = torchvision.models.get_model(name, num_classes=classes)
+        if {key: tensor.shape for key, tensor in twin.state_dict().items()} == shapes:
+            break
+    else:
+        raise SharingError('--torchvision is for classifiers whose layers are those of a ResNet, ResNeXt or wide '
+                           'ResNet of torchvision, and this is none.')
+    twin.load_state_dict(state_dict, strict=True, assign=True)
+    pictures = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
-        difference = relative_difference([twin(pictures)], [model(pictures)])
+        difference = relative_difference([twin.eval()(pictures)], [model(pictures)])
     if not difference < 1e-4:
-        raise SharingError(f"torchvision's ResNet with these weights differs by a relative {difference:.2g}.")
+        raise SharingError(f"torchvision's {name} with these weights differs by a relative {difference:.2g}.")
     return state_dict
 
 
@@ -89,8 +92,7 @@ def export_onnx(shared: nn.Module, plain: nn.Module, out: Path, shape: Sequence[
         shared (nn.Module): The shared classifier or detector.
         plain (nn.Module): The plain one that it equals.
         out (Path): The file.
-        shape (Sequence[int]): Height and width to export and to compare at, after the channels where these are not 3;
-            also compared at another size.
+        shape (Sequence[int]): Channels, height and width to export and to compare at; also compared at another size.
         keep_shared (bool): Whether to write the form with shared filters instead, each stored once, if its file is
             the smaller one.
 
@@ -102,7 +104,7 @@ def export_onnx(shared: nn.Module, plain: nn.Module, out: Path, shape: Sequence[
     """
     import onnx
     import onnxruntime
-    channels, height, width = shape = (3, *shape)[-3:]
+    channels, height, width = shape
     with tempfile.TemporaryDirectory() as folder:
         files = {'plain': Path(folder) / 'plain.onnx'}
         _write_onnx(inner(plain), files['plain'], shape)

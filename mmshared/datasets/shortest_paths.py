@@ -51,10 +51,15 @@ class ShortestPaths(BaseDataset):
         density (float): The probability of an obstacle. Defaults to 0.3.
 
     Raises:
-        SharingError: If a range is none, or if no grid with a path of some distance is found.
+        SharingError: If there is no sample or no range, if a range or the density is none, or if no grid with a path
+            of some distance is found.
     """
 
     def __init__(self, num_samples: int, distances: Sequence[Range], seed: int, size: int = 32, density: float = 0.3):
+        if num_samples < 1 or not distances or not 0 <= density < 1:
+            raise SharingError(f'No data set has {num_samples} samples in {len(distances)} ranges of distances, and '
+                               f'obstacles of density {density:g}: give one sample and one range or more, and a '
+                               'density from 0 to below 1.')
         for low, high in distances:
             if not 0 < low <= high:
                 raise SharingError(f'({low}, {high}) is no range of distances: give the lowest, 1 or more, and the '
@@ -79,7 +84,7 @@ class ShortestPaths(BaseDataset):
             shortest paths, (H, W), bool; ``distance``, the number of steps from start to end.
         """
         distance = super().get_data_info(idx)['distance']
-        rng = np.random.default_rng((self.seed, idx))
+        rng = np.random.default_rng((self.seed, idx % self.num_samples))
         for _ in range(ATTEMPTS):
             free, start = rng.random((self.size, self.size)) >= self.density, rng.integers(self.size**2)
             free.flat[start] = True

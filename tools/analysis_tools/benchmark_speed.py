@@ -21,7 +21,7 @@ from mmshared.analysis.export import inner
 from mmshared.analysis.models import build_model, build_plain
 from mmshared.analysis.speed import (Step, checkpoint_bytes, draw_growth, inference_of, load_reference, peak_bytes,
                                      rows_of, rows_of_bytes, time_in_turn)
-from mmshared.cli import config_path
+from mmshared.cli import add_shape, config_path
 from mmshared.hooks import orthogonality_loss, orthogonality_spaces
 
 
@@ -33,8 +33,7 @@ def parse_args() -> argparse.Namespace:
                         "Net_RL2/models/ilsvrc/resnet.py 'ResNet34_DoubleShared(48, 1)'")
     parser.add_argument('--batch', type=int, default=8, help='pictures of a training step (default: 8)')
     parser.add_argument('--inference-batch', type=int, nargs='+', default=[1, 32], help='default: 1 32')
-    parser.add_argument('--shape', type=int, nargs='+', default=(224, 224), metavar='SIZE',
-                        help='height and width of the pictures, after their channels if not 3 (default: 224 224)')
+    add_shape(parser)
     parser.add_argument('--rounds', type=int, default=10, help='default: 10')
     parser.add_argument('--device', type=torch.device, default='cuda' if torch.cuda.is_available() else 'cpu',
                         help='default: cuda where there is one')
@@ -48,8 +47,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--depths', type=int, nargs='+', default=[], help='depths of the backbone')
     parser.add_argument('--ranks', type=int, nargs='+', default=[], help='shared ranks of its bank')
     args = parser.parse_args()
-    if min(args.batch, args.rounds, *args.inference_batch, *args.shape, *args.batches) < 1:
-        parser.error('--batch, --batches, --inference-batch, --shape and --rounds are 1 or more')
+    if min(args.batch, args.rounds, *args.inference_batch, *args.batches) < 1:
+        parser.error('--batch, --batches, --inference-batch and --rounds are 1 or more')
     if bool(args.plot) != bool(args.batches or args.depths or args.ranks):
         parser.error('--plot and what it is to be over (--batches, --depths, --ranks) are given together')
     return args
@@ -69,8 +68,7 @@ class Benchmark:
         for network in self.networks.values():
             network.to(args.device, memory_format=layout)
         self.autocast = dict(enabled=bool(args.autocast), dtype=getattr(torch, args.autocast or 'bfloat16'))
-        size = (3, *args.shape)[-3:]
-        self.pictures = lambda number: torch.randn(number, *size, device=args.device).to(memory_format=layout)
+        self.pictures = lambda number: torch.randn(number, *args.shape, device=args.device).to(memory_format=layout)
 
     def compiled(self, network: nn.Module) -> nn.Module:
         if self.args.compile:

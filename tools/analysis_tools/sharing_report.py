@@ -10,14 +10,13 @@ from rich.table import Table
 
 from mmshared.analysis.complexity import complexity, sharing_groups
 from mmshared.analysis.models import build_model
-from mmshared.cli import config_path
+from mmshared.cli import add_shape, config_path
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='a config file, or the name of one of mmdet or mmpretrain')
-    parser.add_argument('--shape', type=int, nargs='+', default=(224, 224), metavar='SIZE',
-                        help='height and width of the picture, after its channels if not 3 (default: 224 224)')
+    add_shape(parser)
     parser.add_argument('--json', type=Path, help='a file to write the same to')
     args = parser.parse_args()
     cfg = Config.fromfile(config_path(args.config))

@@ -14,7 +14,7 @@ from mmengine.config import Config
 from mmshared import SharingError, fold_convs, shared_stages
 from mmshared.analysis.export import export_onnx, feature_maps, relative_difference, stock_config, to_torchvision
 from mmshared.analysis.models import build_model, load_model
-from mmshared.cli import config_path, converted
+from mmshared.cli import add_shape, config_path, converted
 
 TOLERANCE = 1e-4
 
@@ -29,10 +29,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--keep-shared', action='store_true',
                         help='write the ONNX model with its filters shared, stored once, if that is the smaller one')
     parser.add_argument('--safetensors', action='store_true', help='write the checkpoint as safetensors')
-    parser.add_argument('--torchvision', action='store_true', help="write the keys of torchvision's ResNet")
-    parser.add_argument('--shape', type=int, nargs='+', default=(224, 224), metavar='SIZE',
-                        help='height and width of the pictures that are compared, after their channels if not 3 '
-                        '(default: 224 224)')
+    parser.add_argument('--torchvision', action='store_true', help="write the keys of torchvision's ResNets")
+    add_shape(parser)
     args = parser.parse_args()
     if args.keep_shared and not args.onnx:
         parser.error('--keep-shared is about --onnx')
@@ -61,7 +59,7 @@ def main() -> None:
         plain = build_model(stock)
         plain.load_state_dict(folded.state_dict(), strict=True)
         plain.eval()
-        pictures = torch.randn(2, *(3, *args.shape)[-3:], generator=torch.Generator().manual_seed(0))
+        pictures = torch.randn(2, *args.shape, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
             difference = relative_difference(feature_maps(plain, pictures), feature_maps(shared, pictures))
         print(f'relative difference of the outputs: {difference:.2g}')
