@@ -7,6 +7,7 @@ import os.path as osp
 import re
 import signal
 import sys
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -23,6 +24,19 @@ from .sharing import SharingError
 
 LIBRARIES = ('mmdet', 'mmpretrain')
 DDP = 'MMDistributedDataParallel'
+
+
+@contextmanager
+def errors_in_a_sentence() -> Iterator[None]:
+    """End a tool with one sentence where a :class:`SharingError` is raised, or where a file cannot be written."""
+    try:
+        yield
+    except SharingError as error:
+        raise SystemExit(f'Error: {error}') from None
+    except OSError as error:
+        if error.filename is None:
+            raise
+        raise SystemExit(f'Error: {error.filename}: {error.strerror}') from None
 
 
 def config_path(name: str) -> str:
@@ -76,6 +90,20 @@ def load_checkpoint_file(filename: str, map_location='cpu') -> dict:
     if not isinstance(checkpoint, dict):
         raise SharingError(f'The checkpoint {filename} holds a {type(checkpoint).__name__} and no state dict.')
     return checkpoint
+
+
+def state_dict_of(checkpoint: dict, key: str = 'state_dict') -> Dict[str, torch.Tensor]:
+    """The tensors by name that a checkpoint has under a key, or that it is itself.
+
+    Raises:
+        SharingError: If that is something else.
+    """
+    state_dict = checkpoint.get(key, checkpoint)
+    if not isinstance(state_dict, dict) or not all(
+            isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in state_dict.items()):
+        raise SharingError(f'The checkpoint has no state dict: tensors by their names are expected, under {key} or as '
+                           'the whole of it.')
+    return dict(state_dict)
 
 
 def converted(state_dict: Dict[str, torch.Tensor], checkpoint: str) -> dict:

@@ -4,6 +4,7 @@ import functools
 import gzip
 import json
 import math
+import re
 import sys
 
 import numpy as np
@@ -238,22 +239,23 @@ def test_multiply_adds_are_counted_for_pictures_of_one_channel():
 
 def test_the_share_of_a_gain_and_its_uncertainty():
     runs = dict(baseline=[95.0, 95.2, 95.1], model=[95.5, 95.7, 95.6], better=[96.2, 96.0, 96.1])
-    found = compare(**runs, pictures=50_000)
+    found = compare(**runs)
     assert found.share.value == pytest.approx(0.5) and found.gain.value == pytest.approx(1.0)
     assert found.share.low < 0.5 < found.share.high
     for model, share in (('baseline', 0), ('better', 1)):
-        assert compare(runs['baseline'], runs[model], runs['better'], 50_000).share.value == pytest.approx(share)
+        assert compare(runs['baseline'], runs[model], runs['better']).share.value == pytest.approx(share)
     # The more runs of the same spread, the surer: by Student's 95 % quantiles for 2 and 11 degrees of freedom.
-    more = compare(*(4 * each for each in runs.values()), pictures=50_000)
+    more = compare(*(4 * each for each in runs.values()))
     errors = [(each.gain.high - each.gain.low) / 2 for each in (found, more)]
     assert 4.30 * 0.1 / math.sqrt(3) < errors[0] < 2 * 4.30 * 0.1 / math.sqrt(3)
     assert errors[1] == pytest.approx(math.sqrt(2) * 2.2 * 0.1 * math.sqrt(8 / 11 / 12), rel=0.1)
-    # One run each: the error of counting.
-    single = compare([90.0], [92.0], [94.0], 1000)
-    deviation = 100 * math.sqrt((0.9 * 0.1 + 0.94 * 0.06) / 1000)
-    assert (single.gain.high - single.gain.low) / 2 == pytest.approx(1.96 * deviation, rel=0.03)
-    assert single.share.value == pytest.approx(0.5) and single.share.low < 0.1 and single.share.high > 0.9
-    assert compare([90.0], [90.5], [91.0], 1000).share is None
+    # A single run has no spread to tell of, that of the model or another.
+    single = compare(runs['baseline'], [95.6], runs['better'])
+    assert single.gain == found.gain and str(single.share) == '0.50' and math.isnan(single.share.low)
+    assert str(compare([90.0], runs['model'], runs['better']).gain) == '6.10'
+    assert compare([90.0], [91.0], [90.0]).share is None
+    noisy = compare([90.0, 92.0, 94.0], runs['model'], runs['better'])
+    assert noisy.gain.low < 0 < noisy.gain.high and noisy.share is None
 
 
 def test_the_shares_of_a_suite_are_printed(tmp_path):
@@ -269,6 +271,8 @@ def test_the_shares_of_a_suite_are_printed(tmp_path):
     for better, words in (('cnn', 'The shares are not defined'), ('none', 'has no finished run')):
         result = call(tool, tmp_path, 'repeat', '--baseline', 'cnn', '--better', better)
         assert words.lower() in (result.stdout + result.stderr).lower()
-    (tmp_path / 'c4/seed_0/result.json').write_text(json.dumps(dict(metric_name='loss', metric=1)))
-    result = call(tool, tmp_path, 'repeat', '--baseline', 'cnn', '--better', 'c4')
-    assert result.returncode == 1 and 'Error: The runs in' in result.stderr and 'by loss' in result.stderr
+    for content, words in ((json.dumps(dict(metric_name='loss', metric=1)), 'The runs in .* by loss'),
+                           ('{"metric', 'result.json is damaged')):
+        (tmp_path / 'c4/seed_0/result.json').write_text(content)
+        result = call(tool, tmp_path, 'repeat', '--baseline', 'cnn', '--better', 'c4')
+        assert result.returncode == 1 and re.search(f'Error: .*{words}', result.stderr)

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from mmshared import SharingError
 from mmshared.analysis.suite import Run, collect, finished, read_suite, write_tables
+from mmshared.cli import errors_in_a_sentence
 
 TRAIN = Path(__file__).with_name('train.py')
 
@@ -164,23 +165,21 @@ def reason_of(status: int, log: Path) -> str:
     return last_line(log, r'Error\b.*: |^The |^There is ') or last_line(log, r'\w') or f'ended with status {status}'
 
 
+@errors_in_a_sentence()
 def main() -> None:
     args = parse_args()
     for signum in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, signal.default_int_handler)  # ends the runs too
-    try:
-        suite = read_suite(args.suite, args.work_dir)
-        left = [run for run in suite.runs if not finished(run, suite)]
+    suite = read_suite(args.suite, args.work_dir)
+    left = [run for run in suite.runs if not finished(run, suite)]
+    for run in suite.runs:
+        run.config_file.parent.mkdir(parents=True, exist_ok=True)
+        run.config_file.write_text(run.config)
+    if args.dry_run:
         for run in suite.runs:
-            run.config_file.parent.mkdir(parents=True, exist_ok=True)
-            run.config_file.write_text(run.config)
-        if args.dry_run:
-            for run in suite.runs:
-                print('' if run in left else '# finished: ', shlex.join(command_of(run, args.gpus_per_run)), sep='')
-            return
-        engine = (Submitted if args.submitit else Local)(args)
-    except SharingError as error:
-        raise SystemExit(f'Error: {error}') from None
+            print('' if run in left else '# finished: ', shlex.join(command_of(run, args.gpus_per_run)), sep='')
+        return
+    engine = (Submitted if args.submitit else Local)(args)
 
     failures, waiting, start = [], {}, time.time()
     bar = tqdm(total=len(suite.runs), initial=len(suite.runs) - len(left), unit='run', disable=None)

@@ -7,8 +7,7 @@ from typing import Callable, Dict, Sequence, Tuple
 import torch
 from torch import Tensor
 
-from ..cli import load_checkpoint_file
-from ..sharing import SharingError
+from ..cli import errors_in_a_sentence, load_checkpoint_file
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 
@@ -20,6 +19,7 @@ def rename(key: str, rules: Sequence[Tuple[str, str]]) -> str:
     return key
 
 
+@errors_in_a_sentence()
 def convert_file(description: str, convert: Callable[[dict], Tuple[Dict[str, Tensor], Path, str]]) -> None:
     """The command of a converter: reads SRC, writes DST and says which config it is for.
 
@@ -32,10 +32,7 @@ def convert_file(description: str, convert: Callable[[dict], Tuple[Dict[str, Ten
     parser.add_argument('src', help='their checkpoint')
     parser.add_argument('dst', type=Path, help='the checkpoint to write')
     args = parser.parse_args()
-    try:
-        state_dict, config, note = convert(load_checkpoint_file(args.src))
-    except SharingError as error:
-        raise SystemExit(f'Error: {error}') from None
+    state_dict, config, note = convert(load_checkpoint_file(args.src))
     args.dst.parent.mkdir(parents=True, exist_ok=True)
     torch.save(dict(state_dict=state_dict, meta=dict(config=config.name)), args.dst)
     print(f'{args.dst} is for configs/{config.relative_to(CONFIGS)}{note and f", {note}"}')

@@ -12,14 +12,15 @@ DRAWS = 20_000
 
 
 class Interval(NamedTuple):
-    """A value with the bounds that hold 95 % of its draws."""
+    """A value with the bounds that hold 95 % of its draws; they are no numbers where there are none to draw from."""
 
     value: float
     low: float
     high: float
 
     def __str__(self) -> str:
-        return f'{self.value:.2f} ({self.low:.2f} to {self.high:.2f})'
+        bounds = '' if math.isnan(self.low) else f' ({self.low:.2f} to {self.high:.2f})'
+        return f'{self.value:.2f}{bounds}'
 
 
 class Comparison(NamedTuple):
@@ -28,7 +29,7 @@ class Comparison(NamedTuple):
     Attributes:
         gain (Interval): Of the better model over the baseline, in percentage points.
         share (Interval, optional): What the model reaches of that gain: (model - baseline) / gain. None where the
-            gain's interval holds 0, for then the quotient may be anything.
+            gain is 0 or its interval holds it, for then the quotient may be anything.
     """
 
     gain: Interval
@@ -39,9 +40,14 @@ def read_accuracies(folder: Path, metric: str) -> List[float]:
     """The metric of each finished run of a model of a suite, from ``seed_*/result.json`` in its folder.
 
     Raises:
-        SharingError: If there is no finished run, or one with another metric.
+        SharingError: If there is no finished run, or one with another metric, or a damaged result.
     """
-    results = [json.loads(path.read_text()) for path in sorted(folder.glob('seed_*/result.json'))]
+    results = []
+    for path in sorted(folder.glob('seed_*/result.json')):
+        try:
+            results.append(json.loads(path.read_text()))
+        except ValueError:
+            raise SharingError(f'{path} is damaged: remove it, and call tools/benchmark.py again.') from None
     if not results:
         raise SharingError(f'{folder} has no finished run: name the folder of a model that tools/benchmark.py ran.')
     others = {result['metric_name'] for result in results} - {metric}
@@ -50,32 +56,27 @@ def read_accuracies(folder: Path, metric: str) -> List[float]:
     return [result['metric'] for result in results]
 
 
-def compare(baseline: Sequence[float], model: Sequence[float], better: Sequence[float], pictures: int) -> Comparison:
-    """Compare the mean accuracies of three models, with the uncertainty of each.
-
-    The mean of several runs is drawn from Student's distribution about it. Of a single run the error is that of
-    counting: its number of right answers is drawn from the binomial distribution.
+def compare(baseline: Sequence[float], model: Sequence[float], better: Sequence[float]) -> Comparison:
+    """Compare the mean accuracies of three models, with the uncertainty that the spread of the runs leaves, all on one
+    test set: each mean is drawn from Student's distribution about it. A single run tells nothing of its spread.
 
     Args:
         baseline, model, better (Sequence[float]): The accuracies of their runs, in percent.
-        pictures (int): Number of test pictures.
     """
     random = np.random.default_rng(0)
-    lower, between, upper = [_draw_means(runs, pictures, random) for runs in (baseline, model, better)]
+    lower, upper, between = [_draw_means(runs, random) for runs in (baseline, better, model)]
     start, reached, end = np.mean(baseline), np.mean(model), np.mean(better)
     gain = _interval(end - start, upper - lower)
-    if gain.low <= 0 <= gain.high:
+    if end == start or gain.low <= 0 <= gain.high:
         return Comparison(gain, None)
-    some = upper != lower
-    shares = (between - lower)[some] / (upper - lower)[some]
-    return Comparison(gain, _interval((reached - start) / (end - start), shares))
+    return Comparison(gain, _interval((reached - start) / (end - start), (between - lower) / (upper - lower)))
 
 
-def _draw_means(runs: Sequence[float], pictures: int, random: np.random.Generator) -> np.ndarray:
+def _draw_means(runs: Sequence[float], random: np.random.Generator) -> np.ndarray:
     if len(runs) == 1:
-        return random.binomial(pictures, runs[0] / 100, DRAWS) * (100 / pictures)  # (DRAWS, )
+        return np.full(DRAWS, math.nan)
     error = np.std(runs, ddof=1) / math.sqrt(len(runs))
-    return np.mean(runs) + error * random.standard_t(len(runs) - 1, DRAWS)
+    return np.mean(runs) + error * random.standard_t(len(runs) - 1, DRAWS)  # (DRAWS, )
 
 
 def _interval(value: float, draws: np.ndarray) -> Interval:

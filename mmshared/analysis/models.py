@@ -9,7 +9,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
-from ..cli import load_checkpoint_file
+from ..cli import load_checkpoint_file, state_dict_of
 from ..sharing import SharingError
 
 
@@ -50,9 +50,9 @@ def load_model(cfg: Config, checkpoint: str) -> nn.Module:
         SharingError: If the checkpoint cannot be read, or is not one of this model.
     """
     model = build_model(cfg)
-    state_dict = load_checkpoint_file(checkpoint)
+    state_dict = state_dict_of(load_checkpoint_file(checkpoint))
     try:
-        model.load_state_dict(dict(state_dict.get('state_dict', state_dict)))
+        model.load_state_dict(state_dict)
     except SharingError:
         raise
     except (RuntimeError, TypeError, ValueError) as error:

@@ -13,6 +13,8 @@ from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib.lines import Line2D  # noqa: E402
 from matplotlib.ticker import MaxNLocator  # noqa: E402
 
+from ..sharing import SharingError  # noqa: E402
+
 Curve = List[Tuple[int, float]]
 
 
@@ -76,15 +78,19 @@ def draw_runs(runs: Dict[str, Dict[str, Curve]], pattern: str, out: Path, scale:
         list[str]: The names of the scalars drawn.
 
     Raises:
-        ValueError: If no scalar matches.
+        SharingError: If no scalar matches, or if the pattern is none.
     """
+    try:
+        wanted = re.compile(pattern)
+    except re.error as error:
+        raise SharingError(f'{pattern!r} is no regular expression: {error}.') from None
     there = list(dict.fromkeys(name for scalars in runs.values() for name in scalars))
     rows: Dict[str, List[str]] = {}
     for name in there:
-        if re.fullmatch(pattern, name):
+        if wanted.fullmatch(name):
             rows.setdefault(name.rpartition('/')[2], []).append(name)
     if not rows:
-        raise ValueError(f'no scalar of these runs matches {pattern!r}: they have {", ".join(there)}')
+        raise SharingError(f'No scalar of these runs matches {pattern!r}: they have {", ".join(there)}.')
     columns = max(map(len, rows.values()))
     figure, axes = plt.subplots(len(rows), columns, figsize=(4.2 * columns, 2.8 * len(rows)), squeeze=False,
                                 layout='constrained')

@@ -21,7 +21,7 @@ from mmshared.analysis.export import inner
 from mmshared.analysis.models import build_model, build_plain
 from mmshared.analysis.speed import (Step, checkpoint_bytes, draw_growth, inference_of, load_reference, peak_bytes,
                                      rows_of, rows_of_bytes, time_in_turn)
-from mmshared.cli import add_shape, config_path
+from mmshared.cli import add_shape, config_path, errors_in_a_sentence
 from mmshared.hooks import orthogonality_loss, orthogonality_spaces
 
 
@@ -150,19 +150,17 @@ def print_table(rows: List[Dict], title: str) -> None:
     Console(width=max(110, Console().width)).print(table)
 
 
+@errors_in_a_sentence()
 def main() -> None:
     args = parse_args()
     cfg = Config.fromfile(config_path(args.config))
-    try:
-        if args.plot:
-            found = growth(cfg, args)
-            draw_growth(found, args.plot)
-            print(f'wrote {args.plot}')
-        else:
-            found = Benchmark(cfg, args).everything()
-            print_table(found, f'{Path(args.config).stem} on {args.device}')
-    except SharingError as error:
-        raise SystemExit(f'Error: {error}') from None
+    if args.plot:
+        found = growth(cfg, args)
+        draw_growth(found, args.plot)
+        print(f'wrote {args.plot}')
+    else:
+        found = Benchmark(cfg, args).everything()
+        print_table(found, f'{Path(args.config).stem} on {args.device}')
     if args.json:
         args.json.write_text(json.dumps(found, indent=1))
 

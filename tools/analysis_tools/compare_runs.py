@@ -4,11 +4,12 @@ What a GradientFlowHook has written, unless told otherwise: the gradients of the
 orthogonality loss say.
 """
 import argparse
-import re
 
 from mmshared.analysis.training import add_runs, draw_runs, named_runs, read_scalars
+from mmshared.cli import errors_in_a_sentence
 
 
+@errors_in_a_sentence()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_runs(parser, 'runs.png')
@@ -21,10 +22,7 @@ def main() -> None:
     for name, path in work_dirs.items():
         if not runs[name]:
             raise SystemExit(f'{path} is no work dir of a run: it has no vis_data/scalars.json.')
-    try:
-        drawn = draw_runs(runs, args.scalars, args.out, 'linear' if args.linear else 'log')
-    except (ValueError, re.error) as error:
-        raise SystemExit(f'Error: {error}') from None
+    drawn = draw_runs(runs, args.scalars, args.out, 'linear' if args.linear else 'log')
     print(f'wrote {args.out}: {", ".join(drawn)}')
 
 

@@ -2,35 +2,31 @@
 MNIST, say, by learned repetition alone.
 
 The share of a model is (its accuracy - the baseline's) / (the better model's - the baseline's), of the means over the
-seeds. In brackets is its 95 % interval by the spread of the seeds or, where a model has one run, by the number of
-test pictures that it was measured on.
+seeds. In brackets is its 95 % interval by the spread of the seeds, where each model has several.
 """
 import argparse
 import statistics
 from pathlib import Path
 
-from mmshared import SharingError
 from mmshared.analysis.gain import compare, read_accuracies
+from mmshared.cli import errors_in_a_sentence
 
 METRIC = 'accuracy/top1'
 
 
+@errors_in_a_sentence()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('work_dir', type=Path, help='the work dir of a suite that tools/benchmark.py ran')
     parser.add_argument('models', nargs='+', metavar='model', help='names of models of the suite')
     parser.add_argument('--baseline', required=True, metavar='MODEL', help='the model that the gain is over')
     parser.add_argument('--better', required=True, metavar='MODEL', help='the model whose gain is shared out')
-    parser.add_argument('--pictures', type=int, default=50_000, help='number of test pictures (default: 50000)')
     args = parser.parse_args()
-    try:
-        runs = {name: read_accuracies(args.work_dir / name, METRIC)
-                for name in (args.baseline, *args.models, args.better)}
-    except SharingError as error:
-        raise SystemExit(f'Error: {error}') from None
+    runs = {name: read_accuracies(args.work_dir / name, METRIC)
+            for name in (args.baseline, *args.models, args.better)}
     lines = [['model', 'runs', METRIC, 'share of the gain'], ['---', '---:', '---:', '---:']]
     for name, accuracies in runs.items():
-        found = compare(runs[args.baseline], accuracies, runs[args.better], args.pictures)
+        found = compare(runs[args.baseline], accuracies, runs[args.better])
         known = {args.baseline: '0', args.better: '1'}.get(name, str(found.share or 'not defined'))
         lines.append([name, str(len(accuracies)), f'{statistics.mean(accuracies):.2f}', known])
     print('\n'.join(f'| {" | ".join(line)} |' for line in lines))

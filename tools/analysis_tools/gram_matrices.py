@@ -7,22 +7,20 @@ from mmengine.config import Config
 from mmshared import SharingError
 from mmshared.analysis.banks import draw_gram_matrices
 from mmshared.analysis.models import load_model
-from mmshared.cli import config_path
+from mmshared.cli import config_path, errors_in_a_sentence
 from mmshared.hooks import basis_health, basis_spaces
 
 
+@errors_in_a_sentence()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='the config that the checkpoint is of')
     parser.add_argument('checkpoint', help='the checkpoint')
     parser.add_argument('--out', type=Path, default='gram_matrices.png', help='default: gram_matrices.png')
     args = parser.parse_args()
-    try:
-        spaces = basis_spaces(load_model(Config.fromfile(config_path(args.config)), args.checkpoint))
-        if not spaces:
-            raise SharingError('The model of this config has no filter basis.')
-    except SharingError as error:
-        raise SystemExit(f'Error: {error}') from None
+    spaces = basis_spaces(load_model(Config.fromfile(config_path(args.config)), args.checkpoint))
+    if not spaces:
+        raise SharingError('The model of this config has no filter basis.')
     draw_gram_matrices(spaces, args.out)
     for name, filters in spaces.items():
         print(f'{name}: {len(filters)} filters,', ', '.join(f'{k} {v:.3g}' for k, v in basis_health(filters).items()))

@@ -10,10 +10,11 @@ from mmshared import SharingError, layer_similarity, shared_stages
 from mmshared.analysis.banks import draw_similarities
 from mmshared.analysis.loops import similar_layers
 from mmshared.analysis.models import load_model
-from mmshared.cli import config_path
+from mmshared.cli import config_path, errors_in_a_sentence
 from mmshared.hooks import template_banks
 
 
+@errors_in_a_sentence()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='the config that the checkpoint is of')
@@ -24,12 +25,9 @@ def main() -> None:
     args = parser.parse_args()
     if not 0 <= args.threshold < 1:
         parser.error(f'--threshold {args.threshold}: give a similarity from 0 up to below 1')
-    try:
-        model = load_model(Config.fromfile(config_path(args.config)), args.checkpoint)
-        if not template_banks(model):
-            raise SharingError('The model of this config has no TemplateBank.')
-    except SharingError as error:
-        raise SystemExit(f'Error: {error}') from None
+    model = load_model(Config.fromfile(config_path(args.config)), args.checkpoint)
+    if not template_banks(model):
+        raise SharingError('The model of this config has no TemplateBank.')
     names = {conv: name for name, conv in model.named_modules()}
     with torch.no_grad():
         similarities = {title: layer_similarity(bank) for title, bank in template_banks(model).items()}

@@ -15,12 +15,11 @@ from mmdet.registry import DATASETS
 from mmengine.config import Config
 from mmengine.runner import find_latest_checkpoint
 
-from mmshared import SharingError
 from mmshared.analysis.complexity import parameter_count
 from mmshared.analysis.detections import draw_detections
 from mmshared.analysis.models import build_plain
 from mmshared.analysis.training import draw_curves, read_scalars
-from mmshared.cli import refuse_pickles
+from mmshared.cli import errors_in_a_sentence, refuse_pickles
 
 
 def parse_args() -> argparse.Namespace:
@@ -31,6 +30,7 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+@errors_in_a_sentence()
 def main() -> None:
     args = parse_args()
     configs, checkpoint = sorted(args.work_dir.glob('*.py')), find_latest_checkpoint(str(args.work_dir))
@@ -41,10 +41,7 @@ def main() -> None:
     checkpoint = args.work_dir / Path(checkpoint).name
     refuse_pickles()
     cfg = Config.fromfile(configs[-1])
-    try:
-        model = init_detector(cfg, str(checkpoint), device='cpu')
-    except SharingError as error:
-        raise SystemExit(f'Error: {error}') from None
+    model = init_detector(cfg, str(checkpoint), device='cpu')
 
     with redirect_stdout(StringIO()):  # pycocotools reports every step
         dataset = DATASETS.build(cfg.val_dataloader.dataset)

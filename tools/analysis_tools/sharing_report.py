@@ -10,9 +10,10 @@ from rich.table import Table
 
 from mmshared.analysis.complexity import complexity, sharing_groups
 from mmshared.analysis.models import build_model
-from mmshared.cli import add_shape, config_path
+from mmshared.cli import add_shape, config_path, errors_in_a_sentence
 
 
+@errors_in_a_sentence()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='a config file, or the name of one of mmdet or mmpretrain')

@@ -17,9 +17,10 @@ from tqdm import tqdm
 
 import mmshared  # noqa: F401
 from mmshared.analysis.sweep import count, sweep_config
-from mmshared.cli import LIBRARIES, config_path
+from mmshared.cli import LIBRARIES, config_path, errors_in_a_sentence
 
 
+@errors_in_a_sentence()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('libraries', nargs='*', default=LIBRARIES, metavar='library',

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from mmshared import SharingError
 from mmshared.analysis.models import build_model
-from mmshared.cli import config_path, load_checkpoint_file
+from mmshared.cli import config_path, errors_in_a_sentence, load_checkpoint_file, state_dict_of
 from mmshared.sharing.loading import Conversion, share_state_dict
 
 
@@ -23,6 +23,7 @@ def rank_for_energy(conversion: Conversion, energy: float) -> int:
     return int((shares < energy * shares[-1]).sum()) + 1
 
 
+@errors_in_a_sentence()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='a config whose backbone shares')
@@ -34,19 +35,15 @@ def main() -> None:
     if args.rank_for_energy is not None and not 0 < args.rank_for_energy <= 1:
         parser.error(f'--rank-for-energy {args.rank_for_energy}: give a share above 0 and up to 1')
     model = build_model(Config.fromfile(config_path(args.config)))
-    try:
-        checkpoint = load_checkpoint_file(args.src)
-        state_dict = dict(checkpoint.get('state_dict', checkpoint))
-        prefix = 'backbone.' if any(key.startswith('backbone.') for key in state_dict) else ''
-        conversions = share_state_dict(model.backbone, state_dict, prefix)
-        if not conversions:
-            raise SharingError(f'{args.src} is shared already, as the network of the config is.')
-        if args.rank_for_energy and any(len({kernel[0].shape for kernel in conversion.kernels}) > 1
-                                        for conversion in conversions):
-            raise SharingError('--rank-for-energy is about filters of one space, and kernels of a group differ in '
-                               'shape here: leave it out.')
-    except SharingError as error:
-        raise SystemExit(f'Error: {error}') from None
+    state_dict = state_dict_of(load_checkpoint_file(args.src))
+    prefix = 'backbone.' if any(key.startswith('backbone.') for key in state_dict) else ''
+    conversions = share_state_dict(model.backbone, state_dict, prefix)
+    if not conversions:
+        raise SharingError(f'{args.src} is shared already, as the network of the config is.')
+    if args.rank_for_energy and any(len({kernel[0].shape for kernel in conversion.kernels}) > 1
+                                    for conversion in conversions):
+        raise SharingError('--rank-for-energy is about filters of one space, and kernels of a group differ in '
+                           'shape here: leave it out.')
 
     table = Table(title=f'{Path(args.src).name} in the network of {Path(args.config).stem}')
     wanted = [f'filters for {args.rank_for_energy:.0%}'] if args.rank_for_energy else []

@@ -14,7 +14,7 @@ from mmengine.config import Config
 from mmshared import SharingError, fold_convs, shared_stages
 from mmshared.analysis.export import export_onnx, feature_maps, relative_difference, stock_config, to_torchvision
 from mmshared.analysis.models import build_model, load_model
-from mmshared.cli import add_shape, config_path, converted
+from mmshared.cli import add_shape, config_path, converted, errors_in_a_sentence
 
 TOLERANCE = 1e-4
 
@@ -45,45 +45,43 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
+@errors_in_a_sentence()
 def main() -> None:
     args = parse_args()
     cfg = Config.fromfile(config_path(args.config))
     for path in filter(None, (args.out, args.onnx)):
         path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        shared = load_model(cfg, args.checkpoint)
-        if not shared_stages(shared):
-            raise SharingError('The network of this config shares nothing: there is nothing to fold.')
-        folded = fold_convs(copy.deepcopy(shared))
-        stock = stock_config(cfg)
-        plain = build_model(stock)
-        plain.load_state_dict(folded.state_dict(), strict=True)
-        plain.eval()
-        pictures = torch.randn(2, *args.shape, generator=torch.Generator().manual_seed(0))
-        with torch.no_grad():
-            difference = relative_difference(feature_maps(plain, pictures), feature_maps(shared, pictures))
-        print(f'relative difference of the outputs: {difference:.2g}')
-        if not difference < TOLERANCE:
-            raise SharingError(f'The folded network differs by more than {TOLERANCE:g}: nothing was written.')
-        state_dict = to_torchvision(plain) if args.torchvision else plain.state_dict()
-        if args.safetensors:
-            from safetensors.torch import save_file
+    shared = load_model(cfg, args.checkpoint)
+    if not shared_stages(shared):
+        raise SharingError('The network of this config shares nothing: there is nothing to fold.')
+    folded = fold_convs(copy.deepcopy(shared))
+    stock = stock_config(cfg)
+    plain = build_model(stock)
+    plain.load_state_dict(folded.state_dict(), strict=True)
+    plain.eval()
+    pictures = torch.randn(2, *args.shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        difference = relative_difference(feature_maps(plain, pictures), feature_maps(shared, pictures))
+    print(f'relative difference of the outputs: {difference:.2g}')
+    if not difference < TOLERANCE:
+        raise SharingError(f'The folded network differs by more than {TOLERANCE:g}: nothing was written.')
+    state_dict = to_torchvision(plain) if args.torchvision else plain.state_dict()
+    if args.safetensors:
+        from safetensors.torch import save_file
 
-            # Clones: the heads of some detectors have layers in common too.
-            save_file({key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in state_dict.items()},
-                      args.out)
-        else:
-            torch.save(state_dict if args.torchvision else converted(state_dict, args.checkpoint), args.out)
-        print(f'wrote {args.out} ({args.out.stat().st_size / 1e6:.1f} MB)')
-        if not args.torchvision:
-            stock.dump(args.out_config)
-            print(f'wrote {args.out_config}'
-                  + (', whose network is one of mmshared' if 'custom_imports' in stock else ''))
-        if args.onnx:
-            for line in export_onnx(shared, plain, args.onnx, args.shape, args.keep_shared):
-                print(line)
-    except SharingError as error:
-        raise SystemExit(f'Error: {error}') from None
+        # Clones: the heads of some detectors have layers in common too.
+        save_file({key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in state_dict.items()},
+                  args.out)
+    else:
+        torch.save(state_dict if args.torchvision else converted(state_dict, args.checkpoint), args.out)
+    print(f'wrote {args.out} ({args.out.stat().st_size / 1e6:.1f} MB)')
+    if not args.torchvision:
+        stock.dump(args.out_config)
+        print(f'wrote {args.out_config}'
+              + (', whose network is one of mmshared' if 'custom_imports' in stock else ''))
+    if args.onnx:
+        for line in export_onnx(shared, plain, args.onnx, args.shape, args.keep_shared):
+            print(line)
 
 
 if __name__ == '__main__':

@@ -17,12 +17,11 @@ from mmengine.runner import Runner
 from mmpretrain.engine.hooks.precise_bn_hook import update_bn_stats
 from torch import Tensor
 
-from mmshared import SharingError
 from mmshared.analysis.complexity import parameter_count
 from mmshared.analysis.loops import fold_loops, stage_programs
 from mmshared.analysis.models import load_model
 from mmshared.analysis.speed import checkpoint_bytes
-from mmshared.cli import check_data, config_path, converted, merge_options
+from mmshared.cli import check_data, config_path, converted, errors_in_a_sentence, merge_options
 
 State = Dict[str, Tensor]
 
@@ -91,17 +90,15 @@ def can_test(cfg: Config) -> bool:
     return True
 
 
+@errors_in_a_sentence()
 def main() -> None:
     args = parse_args()
     cfg = Config.fromfile(config_path(args.config))
     merge_options(cfg, args.cfg_options)
     if args.recalibrate:
         check_data(cfg, ['train_dataloader'])
-    try:
-        model = load_model(cfg, args.checkpoint)
-        folded_cfg, folded, conversions = fold_loops(cfg, model, args.threshold)
-    except SharingError as error:
-        raise SystemExit(f'Error: {error}') from None
+    model = load_model(cfg, args.checkpoint)
+    folded_cfg, folded, conversions = fold_loops(cfg, model, args.threshold)
     if not conversions:
         print(f'No two layers of a bank have a similarity above {args.threshold:g}: the network is left as it is, and '
               'nothing was written.')

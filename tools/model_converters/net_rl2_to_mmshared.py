@@ -13,6 +13,7 @@ from mmshared.analysis import conversion
 from mmshared.analysis.conversion import convert_file
 from mmshared.analysis.conversion import rename as apply_rules
 from mmshared.analysis.models import build_model
+from mmshared.cli import state_dict_of
 
 CONFIGS = conversion.CONFIGS / 'shared_resnet'
 
@@ -71,7 +72,7 @@ def matching_config(state_dict: Dict[str, Tensor]) -> Path:
 
 
 def convert_checkpoint(checkpoint: dict) -> Tuple[Dict[str, Tensor], Path, str]:
-    state_dict = convert(checkpoint.get('net_state_dict', checkpoint))
+    state_dict = convert(state_dict_of(checkpoint, 'net_state_dict'))
     note = f'accuracy {float(checkpoint["acc"]):.2f} by their own record' if 'acc' in checkpoint else ''
     return state_dict, matching_config(state_dict), note
 

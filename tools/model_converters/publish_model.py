@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from mmshared import SharingError
-from mmshared.cli import load_checkpoint_file
+from mmshared.cli import errors_in_a_sentence, load_checkpoint_file
 
 
+@errors_in_a_sentence()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('in_file', help='the checkpoint')
@@ -18,10 +18,7 @@ def main() -> None:
     parser.add_argument('--save-keys', nargs='+', default=['meta', 'state_dict'],
                         help='what to keep of it (default: meta state_dict)')
     args = parser.parse_args()
-    try:
-        checkpoint = load_checkpoint_file(args.in_file)
-    except SharingError as error:
-        raise SystemExit(f'Error: {error}') from None
+    checkpoint = load_checkpoint_file(args.in_file)
     missing = [key for key in args.save_keys if key not in checkpoint]
     if missing:
         there = ', '.join([*checkpoint][:5])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mmshared import RepeatedKernel, SharingError, shared_stages
 from mmshared.analysis.models import build_model
-from mmshared.cli import config_path, load_checkpoint_file
+from mmshared.cli import config_path, errors_in_a_sentence, load_checkpoint_file
 from mmshared.sharing.repeated_kernel import RepeatedConv2d
 from mmshared.sharing.surgery import following_norm
 
@@ -89,6 +89,7 @@ def rescale(model: nn.Module, small: Dict[str, Tensor]) -> Dict[str, Tensor]:
     return state_dict
 
 
+@errors_in_a_sentence()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='the config of the large network, of repeated kernels')
@@ -96,11 +97,8 @@ def main() -> None:
     parser.add_argument('out', type=Path, help='the checkpoint to write')
     args = parser.parse_args()
     model = build_model(Config.fromfile(config_path(args.config)))
-    try:
-        checkpoint = load_checkpoint_file(args.small)
-        state_dict = rescale(model, dict(checkpoint.get('state_dict', checkpoint)))
-    except SharingError as error:
-        raise SystemExit(f'Error: {error}') from None
+    checkpoint = load_checkpoint_file(args.small)
+    state_dict = rescale(model, dict(checkpoint.get('state_dict', checkpoint)))
     args.out.parent.mkdir(parents=True, exist_ok=True)
     torch.save(dict(state_dict=state_dict), args.out)
     print(f'wrote {args.out}: train it with --cfg-options load_from={args.out}')

@@ -17,7 +17,7 @@ from torch import Tensor
 from mmshared import SharingError
 from mmshared.analysis.models import build_model
 from mmshared.backbones.wide_resnet import WideResNet_CIFAR
-from mmshared.cli import load_checkpoint_file
+from mmshared.cli import errors_in_a_sentence, load_checkpoint_file, state_dict_of
 
 MODEL = Path(__file__).parents[2] / 'configs/_base_/models/wrn28-10_cifar10.py'
 
@@ -90,6 +90,7 @@ def model_config(state_dict: Dict[str, Tensor]) -> Config:
     return cfg
 
 
+@errors_in_a_sentence()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('src', help='their checkpoint')
@@ -101,14 +102,12 @@ def main() -> None:
     try:
         with torch.serialization.safe_globals(SAFE):
             checkpoint = load_checkpoint_file(args.src)
-        state_dict = convert(checkpoint.get('state_dict', checkpoint))
+        state_dict = convert(state_dict_of(checkpoint))
         cfg = model_config(state_dict)
         build_model(cfg).load_state_dict(state_dict, strict=True)
-    except SharingError as error:
-        raise SystemExit(f'Error: {error}') from None
     except (KeyError, RuntimeError) as error:
         reason = str(error).split('\n\t')[-1].strip()
-        raise SystemExit(f'Error: The checkpoint is of another network than those of soft-sharing: {reason}') from None
+        raise SharingError(f'The checkpoint is of another network than those of soft-sharing: {reason}') from None
     args.dst.parent.mkdir(parents=True, exist_ok=True)
     torch.save(dict(state_dict=state_dict), args.dst)
     cfg.dump(out_config)
