@@ -36,6 +36,8 @@ BANKS = {
     'repeated': dict(REPEATED, transform=dict(type='swish')),
     'repeated-linear': REPEATED,
     'repeated-bireal': dict(REPEATED, transform=dict(type='bireal')),
+    'repeated-static-drop': dict(REPEATED, transform=dict(type='static_drop')),
+    'repeated-random-bireal': dict(REPEATED, transform=dict(type='random_bireal')),
     'repeated-between-layers': dict(type='RepeatedKernel', mode='inter', transform=dict(type='swish')),
 }
 

@@ -71,6 +71,7 @@ def test_the_fast_form_is_the_direct_form_in_values_and_gradients(small, shape, 
     fast = transform.conv2d(x, kernel, bias, stride, 1)
     direct = F.conv2d(x, transform(kernel), bias, stride, 1)
     torch.testing.assert_close(fast, direct, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(transform.conv2d(x[0], kernel, bias, stride, 1), fast[0])  # a picture without a batch
     weights = torch.randn_like(direct)
     for a, b in zip(*(torch.autograd.grad(y, (x, kernel, bias), weights) for y in (fast, direct))):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
@@ -102,8 +103,9 @@ def test_what_is_dropped_or_random_stays_so():
     assert abs(drop.kept.float().mean() - 0.7) < 0.02 and not list(drop.parameters())
     random = transform_of('random_bireal', (2, 3), (4, 6))
     assert [name for name, _ in random.named_parameters()] == ['mask'] and random.random.shape == (18, 3, 3)
-    with pytest.raises(SharingError, match='drop_rate=1 is no share'):
-        KERNEL_TRANSFORMS.get('static_drop')((2, 2, 1, 1), (4, 4, 1, 1), drop_rate=1)
+    for rate in (1, 'x'):
+        with pytest.raises(SharingError, match=f'drop_rate={rate!r} is no share'):
+            KERNEL_TRANSFORMS.get('static_drop')((2, 2, 1, 1), (4, 4, 1, 1), drop_rate=rate)
 
 
 def repeated_chain(*channels, pattern='conv.*', **bank):
@@ -120,6 +122,11 @@ def test_within_a_layer_each_conv_repeats_a_kernel_of_its_own():
     assert [tuple(conv.kernel.shape[:2]) for conv in bank.convs] == [(2, 3), (2, 2), (3, 2)]
     assert not list(bank.parameters()) and all(conv.bias.eq(0).all() for conv in bank.convs)
     torch.testing.assert_close(block.conv2.dense()[0], block.conv2.kernel.repeat(4, 4, 1, 1))
+
+
+def test_channels_are_rounded_down_unless_the_division_is_exact():
+    block, _ = repeated_chain(33, 34, transform=dict(type='linear'), width=1.1)  # 33 / 1.1 in floats is 29.999...
+    assert block.conv0.kernel.shape[:2] == (30, 30)
 
 
 def test_between_layers_the_kernel_of_the_first_conv_is_repeated():
@@ -260,13 +267,17 @@ def test_the_fit_is_the_least_squares_of_the_small_kernels(name, mode):
         if hasattr(conv.transform, 'mask') and conv.transform.mask.is_floating_point():
             nn.init.normal_(conv.transform.mask)
     targets = [torch.randn(conv.out_channels, conv.in_channels, 3, 3) for conv in bank.convs]
+
+    def error():
+        return sum((conv.dense()[0] - target).square().sum() for conv, target in zip(bank.convs, targets))
+
+    before = error().detach()
     bank.fit(targets)
     kernels = [p for key, p in block.named_parameters() if key.endswith('kernel')]
     assert len(kernels) == dict(intra=3, inter=1, hybrid=3)[mode] and all(p.requires_grad for p in kernels)
-    error = sum((conv.dense()[0] - target).square().sum() for conv, target in zip(bank.convs, targets))
-    scale = sum(target.square().sum() for target in targets)
-    assert error < scale
-    for gradient in torch.autograd.grad(error, kernels):
+    after = error()
+    assert after < before
+    for gradient in torch.autograd.grad(after, kernels):
         assert gradient.abs().max() < 1e-4
 
 

@@ -147,26 +147,39 @@ def test_the_convs_of_a_vgg_repeat_the_kernels_of_the_authors_sources(number, so
 
 @pytest.mark.parametrize('name, size', [('resnet-w1_b128_tinyimagenet', 32), ('resnet18-w1_8xb32_in1k', 224)])
 def test_pictures_pass_the_affine_augmentation(mmpretrain, pictures, name, size):
-    cfg = config(name).train_dataloader.dataset
-    data = DATASETS.build(dict(type='CustomDataset', data_root=str(pictures), data_prefix='train',
-                               pipeline=cfg.pipeline))
-    plain = DATASETS.build(dict(type='CustomDataset', data_root=str(pictures), data_prefix='train',
-                                pipeline=[dict(type='LoadImageFromFile'), dict(type='PackInputs')]))
-    items = [data[3] for _ in range(3)]
-    assert all(item['inputs'].shape == (3, size, size) for item in items)
-    assert items[0]['data_samples'].gt_label == plain[3]['data_samples'].gt_label
-    assert not torch.equal(items[0]['inputs'], items[1]['inputs'])
+    pipeline = config(name).train_dataloader.dataset.pipeline
+
+    def data(*left_out):
+        steps = [step for step in pipeline if step['type'].rpartition('/')[2] not in left_out]
+        return DATASETS.build(dict(type='CustomDataset', data_root=str(pictures), data_prefix='train', pipeline=steps))
+
+    assert all(data()[3]['inputs'].shape == (3, size, size) for _ in range(3))
+    # Nothing else makes a difference here.
+    others = 'RandomFlip', 'RandomResizedCrop', 'RandomCrop'
+    for left_out, alike in ((others, False), ((*others, 'RandomAffine'), True)):
+        first, second = (data(*left_out)[3]['inputs'] for _ in range(2))
+        assert torch.equal(first, second) is alike
+    affine = {step['type']: step for step in pipeline}['torchvision/RandomAffine']
+    assert (affine.degrees, affine.scale, affine.shear) == (20, (0.8, 1.2), 20)
 
 
-def test_learning_rates_are_those_of_the_recipes():
+def test_optimizers_and_learning_rates_are_those_of_the_recipes():
     from mmengine.optim import build_optim_wrapper
     from mmengine.registry import PARAM_SCHEDULERS
-    for name, expected in {
-            'resnet-w1_b128_cifar10': {0: 0.1, 79: 0.1, 80: 0.01, 119: 0.01, 120: 0.001, 159: 0.001},
-            'resnet-w1_b128_tinyimagenet': {29: 0.1, 30: 0.01, 59: 0.01, 60: 0.001, 89: 0.001},
-            'resnet18-w1_8xb32_in1k': {29: 0.1, 30: 0.01, 60: 0.001, 89: 0.001},
-            'cnn_b128_rotmnist': {9: 1e-3, 10: 0.8e-3, 11: 0.64e-3, 29: 0.8**20 * 1e-3}}.items():
+    for name, kind, decay, expected in (
+            ('resnet-w1_b128_cifar10', 'SGD', 1e-3, {0: 0.1, 79: 0.1, 80: 0.01, 119: 0.01, 120: 0.001, 159: 0.001}),
+            ('repeat-resnet-w2-bireal-maskonly_b128_cifar10', 'SGD', 1e-4,
+             {0: 0.1, 5: 0.1, 6: 0.01, 11: 0.01, 12: 0.001, 17: 0.001}),
+            ('resnet-w1_b128_tinyimagenet', 'SGD', 1e-4, {29: 0.1, 30: 0.01, 59: 0.01, 60: 0.001, 89: 0.001}),
+            ('resnet18-w1_8xb32_in1k', 'SGD', 1e-4, {29: 0.1, 30: 0.01, 60: 0.001, 89: 0.001}),
+            ('cnn_b128_rotmnist', 'Adam', 1e-7, {9: 1e-3, 10: 0.8e-3, 11: 0.64e-3, 29: 0.8**20 * 1e-3})):
         cfg = config(name)
+        optimizer = dict(cfg.optim_wrapper.optimizer)
+        assert (optimizer['type'], optimizer['weight_decay']) == (kind, decay)
+        assert optimizer.get('momentum') == (0.9 if kind == 'SGD' else None)
+        assert 'paramwise_cfg' not in cfg.optim_wrapper  # everything decays
+        loader = cfg.train_dataloader
+        assert loader.batch_size == (32 if 'in1k' in name else 128) and loader.drop_last
         assert cfg.train_cfg.max_epochs == max(expected) + 1 and cfg.optim_wrapper.clip_grad.max_norm == 1
         wrapper = build_optim_wrapper(nn.Linear(1, 1), cfg.optim_wrapper)
         scheduler = PARAM_SCHEDULERS.build(dict(cfg.param_scheduler), default_args=dict(optimizer=wrapper.optimizer))
@@ -181,6 +194,7 @@ def test_learning_rates_are_those_of_the_recipes():
     ('repeat-resnet-w4-linear_b128_cifar10', 'resnet-w1_b128_cifar10', (3, 32, 32)),
     ('repeat-resnet-w2-bireal_b128_cifar10', 'repeat-resnet-w1-swish_b128_cifar10', (3, 32, 32)),
     ('repeat-cnn-c8-linear_b128_rotmnist', 'cnn_b128_rotmnist', (1, 29, 29)),  # sizes that do not divide
+    ('repeat-resnet-w2-bireal-maskonly_b128_cifar10', 'repeat-resnet-w2-linear_b128_cifar10', (3, 32, 32)),
 ])
 def test_a_rescaled_network_begins_as_the_small_one(name, base, size, tmp_path):
     base = randomise_norms(build_model(config(base)).double())
@@ -207,10 +221,29 @@ def test_a_shortcut_that_the_small_network_lacks_becomes_the_identity():
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.bias)
-    model.load_state_dict(rescale(model, base.state_dict()))
+    model.load_state_dict(rescale(model, base.state_dict())[0])
     shortcut, x = evaluating(model).backbone.layer1[0].downsample, torch.randn(1, 16, 4, 4)
     with torch.no_grad():
         torch.testing.assert_close(shortcut(x), x.repeat(1, 2, 1, 1))
+
+
+def test_the_convs_of_a_small_vgg_become_the_kernels_that_are_passed_on(tmp_path):
+    base = randomise_norms(build_model(config('vgg6_b128_cifar10')))
+    torch.save(base.state_dict(), tmp_path / 'small.pth')
+    out, options = tmp_path / 'out.pth', ('--cfg-options', 'model.head.num_classes=10')
+    result = call('model_converters/rescale.py', CONFIGS / 'repeat-vgg6-swish_b128_cifar10.py',
+                  tmp_path / 'small.pth', out, *options)
+    assert 'as the config begins: backbone.features.0.conv3_2, backbone.features.0.bn3_2, ' in result.stdout
+    assert result.stdout.count('conv5_2') == 1 and 'conv3_1' not in result.stdout, result.stderr
+    model = build_model(config('repeat-vgg6-swish_b128_cifar10'))
+    model.load_state_dict(load_checkpoint_file(str(out))['state_dict'], strict=True)
+    chains, x = [evaluating(each).backbone.features[0] for each in (base, model)], torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        for layer, (name, module) in enumerate(chains[0].named_children()):
+            if name == 'conv3_1':
+                break
+        # What lies behind the last conv of the small network is a pooling of its own.
+        torch.testing.assert_close(chains[1][:layer + 3](x), chains[0][:layer + 3](x))
 
 
 def test_what_cannot_be_rescaled_is_refused():
@@ -228,10 +261,17 @@ def test_what_cannot_be_rescaled_is_refused():
         change(changed)
         with pytest.raises(SharingError, match=words):
             rescale(model, changed)
-    with pytest.raises(SharingError, match='of 5 classes, and that of the config has 10'):
+    with pytest.raises(SharingError, match='of 5 classes, .* add --cfg-options model.head.num_classes=5'):
         rescale(model, {key: tensor[:5] if key.startswith('head') else tensor for key, tensor in state.items()})
-    for name in ('repeat-vgg6-linear_b128_cifar10', 'resnet-w2_b128_cifar10'):
-        with pytest.raises(SharingError, match='does not repeat kernels within its layers'):
+    with pytest.raises(SharingError, match='does not repeat kernels within its layers or between them'):
+        rescale(build_model(config('resnet-w2_b128_cifar10')), state)
+    vgg, wide = (build_model(config(name)).state_dict() for name in ('vgg6_b128_cifar10',
+                                                                     'repeat-resnet-w2-linear_b128_cifar10'))
+    for name, state, words in (
+            ('repeat-vgg5-linear_b128_cifar10', vgg, r'it has backbone.features.0.conv3_1.weight'),
+            ('repeat-vgg7-linear_b128_cifar10', vgg, r'nothing for .*conv3_2\.(bank\.kernel|weight)'),
+            ('repeat-resnet-w4-linear_b128_cifar10', wide, 'repeats its kernel to 32 channels, and here it has 64')):
+        with pytest.raises(SharingError, match=words):
             rescale(build_model(config(name)), state)
 
 
@@ -254,8 +294,9 @@ def test_masks_and_norms_alone_are_trained(tmp_path, mmpretrain):
 def test_training_nothing_is_refused(tmp_path, mmpretrain):
     with pytest.raises(SharingError, match="to train 'mask', and no parameter of the model has that in its name"):
         train(small(BANK), tmp_path, [TrainOnlyHook(['bn', 'mask'])])
-    with pytest.raises(SharingError, match=r"keys is a list of parts of names: write keys=\['bn'\]"):
-        TrainOnlyHook('bn')
+    for keys in ('bn', []):
+        with pytest.raises(SharingError, match=r"is no list of parts of names: write keys=\['bn'\]"):
+            TrainOnlyHook(keys)
 
 
 def test_a_cnn_without_channels_is_refused(mmpretrain):
@@ -280,7 +321,7 @@ def test_copies_of_a_rescaled_network_stay_alike_where_nothing_transforms_them()
     base = build_model(config('resnet-w1_b128_cifar10')).state_dict()
     for transform, alike in (('linear', True), ('swish', False)):
         model = build_model(config(f'repeat-resnet-w2-{transform}_b128_cifar10'))
-        model.load_state_dict(rescale(model, base))
+        model.load_state_dict(rescale(model, base)[0])
         model.train()
         model(torch.randn(4, 3, 16, 16)).square().mean().backward()
         one, two = model.backbone.layer3[1].bn2.weight.grad.chunk(2)

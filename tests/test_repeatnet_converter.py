@@ -1,5 +1,6 @@
 """The converter of RepeatNet's checkpoints, against a transcription of their forward on their own keys."""
 import argparse
+import re
 import sys
 import types
 from math import sqrt
@@ -62,6 +63,8 @@ class Theirs:
         if small == shape:
             if self.transform == 'bireal':
                 self.sign(f'{name}.binary_activation', *shape)  # a mask that takes part in nothing
+            if self.transform == 'static-drop':
+                self.get(f'{name}.drop_mask', *shape, draw=torch.zeros)  # so does this
             return weight
         if self.transform == 'random-bireal':
             random = self.get(f'{name}.random_weights', rows * columns - o * i, k, k)
@@ -169,8 +172,11 @@ NETWORKS = {
     'resnet-w2_b128_cifar10': lambda: TheirResNet(2, repeated=False),
     'repeat-resnet18-w1-linear_8xb32_in1k': lambda: TheirResNet(1, True, classes=1000),
     **{f'repeat-vgg{n}-{transform}_b128_cifar10': lambda n=n, transform=transform: TheirVGG(n, transform=transform)
-       for n, transform in ((4, 'swish'), (5, 'linear'), (6, 'bireal'), (7, 'swish'), (8, 'swish'), (9, 'bireal'),
+       for n, transform in ((5, 'linear'), (6, 'bireal'), (7, 'swish'), (8, 'swish'), (9, 'bireal'),
                             (10, 'bireal'))},
+    # Without a config of their own: of that of another transform.
+    'repeat-resnet-w1-swish_b128_cifar10': lambda: TheirResNet(1, transform='static-drop'),
+    'repeat-vgg4-swish_b128_cifar10': lambda: TheirVGG(4, transform='random-bireal'),
     'vgg6_b128_cifar10': lambda: TheirVGG(6, repeated=False, classes=200),
     'cnn_b128_rotmnist': lambda: TheirCNN(repeated=False),
     'repeat-cnn-c4-swish_b128_rotmnist': lambda: TheirCNN(2 * sqrt(2), transform='swish'),
@@ -201,9 +207,9 @@ def test_a_converted_checkpoint_gives_their_outputs(name, tmp_path):
     result = call(TOOL, tmp_path / 'theirs.ckpt', tmp_path / 'ours.pth')
     assert f'is for configs/repeatnet/{name}.py' in result.stdout, result.stderr
     cfg = Config.fromfile(converter.CONFIGS / f'{name}.py')
-    if cfg.model.head.num_classes != theirs.classes:
-        assert f'with model.head.num_classes={theirs.classes}' in result.stdout
-        cfg.model.head.num_classes = theirs.classes
+    cfg.merge_from_dict({key: int(value) if value.isdigit() else value
+                         for key, value in re.findall(r'(model\.\S+)=(\S+)', result.stdout)})
+    assert cfg.model.head.num_classes == theirs.classes
     ours = build_model(cfg)
     ours.load_state_dict(load_checkpoint_file(str(tmp_path / 'ours.pth'))['state_dict'], strict=True)
     ours.eval()
@@ -218,6 +224,11 @@ def test_other_checkpoints_are_refused():
         (lambda state: state.pop('layer2.0.conv1.betas'), 'that becomes backbone.layer2.0.conv1.transform.beta'),
         (lambda state: state.update({'layer4.0.conv1.weight': torch.zeros(1)}), 'nothing like backbone.layer4.0'),
         (lambda state: state.pop('layer1.0.conv1.weight'), 'of none of their ResNets'),
+        (lambda state: state.pop('conv1.weight'), "no whole one of a network of theirs: 'conv1.weight'"),
+        (lambda state: state.update({'layer2.0.conv1.weight': state['layer2.0.conv1.weight'].transpose(0, 1)}),
+         'nothing that becomes backbone.layer2.0.conv1.kernel'),
+        (lambda state: state.update({'bn1.weight': torch.full((16, ), torch.nan)}), 'not finite in bn1.weight'),
+        (lambda state: state.update({'layer1.0.conv1.random_weights': torch.zeros(0, 3, 3)}), 'of full size'),
     ]:
         state = dict(theirs.state)
         change(state)

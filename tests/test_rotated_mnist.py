@@ -124,6 +124,15 @@ def test_what_is_missing_is_named(mnist):
         (mnist / FILES[3]).write_bytes(content)
         with pytest.raises(SharingError, match=f'{FILES[3]} is damaged'):
             infos(mnist, 'train')
+    (mnist / FILES[3]).unlink()
+    packed = bytearray(gzip.compress((mnist / 'elsewhere').read_bytes()))
+    packed[12] ^= 0xff
+    (mnist / f'{FILES[3]}.gz').write_bytes(packed)
+    with pytest.raises(SharingError, match=f'{FILES[3]}.gz is damaged'):
+        infos(mnist, 'train')
+    (mnist / FILES[3]).write_bytes((mnist / FILES[1]).read_bytes())
+    with pytest.raises(SharingError, match=f'{FILES[2]} and {FILES[3]} that do not belong together'):
+        infos(mnist, 'train')
     (mnist / 'elsewhere').rename(mnist / FILES[3])
     RotatedMNIST.sizes['train'] = 30
     with pytest.raises(SharingError, match='hold 40 pictures: MNIST has 70,000'):

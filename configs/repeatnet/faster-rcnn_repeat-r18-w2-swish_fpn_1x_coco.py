@@ -1,5 +1,5 @@
-# A ResNet-18 of twice the width as the backbone. There is no checkpoint to start from unless you have trained one:
-# --cfg-options model.backbone.init_cfg="{'type': 'Pretrained', 'checkpoint': 'FILE', 'prefix': 'backbone.'}"
+# A ResNet-18 of twice the width as the backbone. There is no checkpoint to start from unless you have trained the
+# classifier: --cfg-options load_from=FILE
 _base_ = ['mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py', '../_base_/mmshared.py']
 model = dict(
     backbone=dict(

@@ -1,4 +1,5 @@
-# Kernels stay as they are drawn, or as --cfg-options load_from=FILE has them: signs and norms are learned. Recipe of
+# Kernels stay as they are drawn, or as --cfg-options load_from=FILE has them: signs and norms are learned. The file is
+# that of a network like this, or what tools/model_converters/rescale.py makes of one of plain copies. Recipe of
 # https://github.com/transmuteAI/RepeatNet (main.py, freeze_weights); the number of epochs is ours, it names none.
 # Of a checkpoint the authors load all but norms, downsample and fc, which start afresh: here all of it is loaded.
 _base_ = './repeat-resnet-w2-bireal_b128_cifar10.py'

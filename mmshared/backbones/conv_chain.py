@@ -51,7 +51,7 @@ class VGG_CIFAR(ConvChain):
 
     def __init__(self, depth: int = 11, init_cfg: Optional[dict] = None):
         if not 4 <= depth <= 11:
-            raise ValueError(f'VGG_CIFAR has a depth from 4 to 11, not {depth}.')
+            raise SharingError(f'VGG_CIFAR has a depth from 4 to 11, not {depth}.')
         names = [f'conv{stage}_{i}' for stage in range(1, 6) for i in (1, 2)][:depth - 1]
         widths = [3] + [64 * 2**min(i // 2, 3) for i in range(depth - 1)]
         convs = {name: nn.Conv2d(*channels, 3, padding=1) for name, *channels in zip(names, widths, widths[1:])}

@@ -7,6 +7,7 @@ from mmpretrain.registry import MODELS
 from torch import Tensor
 
 from ..compat.escnn import import_escnn
+from ..sharing import SharingError
 
 
 @MODELS.register_module()
@@ -26,6 +27,8 @@ class SteerableCNN(BaseModule):
 
     def __init__(self, rotations: int):
         super().__init__()
+        if not isinstance(rotations, int) or rotations < 1:
+            raise SharingError(f'rotations={rotations!r} is no number of rotations: give 1 or more.')
         escnn = import_escnn()
         enn = escnn.nn
         space = escnn.gspaces.rot2dOnR2(rotations)

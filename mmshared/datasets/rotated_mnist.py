@@ -1,5 +1,6 @@
 """Rotated MNIST (Larochelle et al., 2007): handwritten digits, each turned by an angle of its own."""
 import warnings
+import zlib
 from pathlib import Path
 from typing import List, Tuple
 
@@ -79,6 +80,10 @@ class RotatedMNIST(BaseDataset):
 
     def _rotate(self, root: Path) -> Tuple[np.ndarray, np.ndarray]:
         parts = [[_read_idx(root, name) for name in names] for names in IDX_FILES]
+        for (pictures, labels), names in zip(parts, IDX_FILES):
+            if pictures.shape != (len(labels), 28, 28) or labels.dim() != 1:
+                raise SharingError(f'{root} has {" and ".join(names)} that do not belong together: copy or download '
+                                   'them again.')
         pictures, labels = (torch.cat(part) for part in zip(*parts))  # (M, 28, 28), (M, )
         random = np.random.default_rng(0)
         order, angles = random.permutation(len(pictures)), random.uniform(0, 360, len(pictures))
@@ -98,7 +103,7 @@ def _read_idx(root: Path, name: str) -> Tensor:
                 with warnings.catch_warnings():
                     warnings.filterwarnings('ignore', message='The given NumPy array is not writable')
                     return read_sn3_pascalvincent_tensor(str(path))
-            except (AssertionError, EOFError, KeyError, OSError, RuntimeError, ValueError):
+            except (AssertionError, EOFError, KeyError, OSError, RuntimeError, ValueError, zlib.error):
                 raise SharingError(f'{path} is damaged, or no file of MNIST: copy or download it again.') from None
     raise SharingError(f'Rotated MNIST is made of the four files of MNIST, and {root} has no {name} or {name}.gz: put '
                        'them there, or name their folder with --cfg-options data_root=FOLDER.')

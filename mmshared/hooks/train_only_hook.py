@@ -21,8 +21,8 @@ class TrainOnlyHook(Hook):
     """
 
     def __init__(self, keys: Sequence[str]):
-        if isinstance(keys, str):
-            raise SharingError(f'keys is a list of parts of names: write keys=[{keys!r}].')
+        if isinstance(keys, str) or not keys:
+            raise SharingError(f'keys={keys!r} is no list of parts of names: write keys=[{keys or "bn"!r}], say.')
         self.keys = keys
 
     def before_train(self, runner) -> None:

@@ -9,7 +9,7 @@ from .base import Bank, SharedConv2d, SharingError
 from .surgery import shared_stages
 
 _WANTED = ('Nothing of it was loaded into the shared network. Give a checkpoint of the same network, either plain or '
-           'shared by the same groups and bank.')
+           'shared by the same groups and bank; tools/model_converters has what makes others fit.')
 
 
 class Conversion(NamedTuple):

@@ -78,15 +78,15 @@ class Linear(KernelTransform):
     def conv2d(self, x: Tensor, kernel: Tensor, bias: Tensor, *geometry) -> Tensor:
         o, i = self.small[:2]
         if self.r_in > 1 or self.e_in:
-            x = F.pad(x, (0, 0, 0, 0, 0, -x.shape[1] % i)) if self.e_in else x
+            x = F.pad(x, (0, 0, 0, 0, 0, -x.shape[-3] % i)) if self.e_in else x
             if x.is_contiguous(memory_format=torch.channels_last):  # and stays so
                 x = x.movedim(1, 3).unflatten(3, (-1, i)).sum(3, dtype=x.dtype).movedim(3, 1)  # (N, i, H, W)
             else:
-                x = x.unflatten(1, (-1, i)).sum(1, dtype=x.dtype)  # (N, i, H, W)
+                x = x.unflatten(-3, (-1, i)).sum(-4, dtype=x.dtype)  # (N, i, H, W)
         if self.r_out == 1 and not self.e_out:
             return F.conv2d(x, kernel, bias, *geometry)
         y = F.conv2d(x, kernel, None, *geometry)  # (N, o, H, W)
-        y = torch.cat([y] * self.r_out + [y[:, :self.e_out]] * bool(self.e_out), 1)  # (N, O, H, W)
+        y = torch.cat([y] * self.r_out + [y.narrow(-3, 0, self.e_out)] * bool(self.e_out), -3)  # (N, O, H, W)
         return y.add_(bias.to(y.dtype).view(-1, 1, 1))
 
 
@@ -163,8 +163,8 @@ class StaticDrop(KernelTransform):
 
     def __init__(self, small: Sequence[int], shape: Sequence[int], drop_rate: float = 0.5):
         super().__init__(small, shape)
-        if not 0 <= drop_rate < 1:
-            raise SharingError(f'drop_rate={drop_rate} is no share of a kernel to drop: give one from 0 to below 1.')
+        if not (isinstance(drop_rate, (int, float)) and 0 <= drop_rate < 1):
+            raise SharingError(f'drop_rate={drop_rate!r} is no share of a kernel to drop: give one from 0 to below 1.')
         self.register_buffer('kept', torch.rand(tuple(shape)) >= drop_rate)  # (O, I, k, k)
 
     def transform(self, part: Tensor, region: int) -> Tensor:
@@ -175,6 +175,8 @@ class StaticDrop(KernelTransform):
 class RandomBiReal(KernelTransform):
     """No tiles: the small kernel's filters, k x k each, then as many random ones as there is room for, which stay as
     they are drawn. Each value has a learned sign, as in :class:`BiReal`."""
+
+    affine = True
 
     def __init__(self, small: Sequence[int], shape: Sequence[int]):
         super().__init__(small, shape)
@@ -332,8 +334,9 @@ class RepeatedKernel(Bank):
         """The shape of the kernel that a conv is to have of its own; called as the conv is made."""
         if not self.passes:
             fixed = conv.in_channels == self.input_channels
-            inputs = conv.in_channels if fixed else int(conv.in_channels / self.width)
-            outputs = int(conv.out_channels / self.width)
+            # Down, but not where an exact quotient is a little below its whole number: 33 / 1.1 is 29.999....
+            inputs = conv.in_channels if fixed else int(conv.in_channels / self.width + 1e-9)
+            outputs = int(conv.out_channels / self.width + 1e-9)
             if not inputs or not outputs:
                 raise SharingError(f'width={self.width} leaves nothing of a conv from {conv.in_channels} to '
                                    f'{conv.out_channels} channels: give a smaller one, or input_channels='

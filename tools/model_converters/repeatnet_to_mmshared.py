@@ -13,6 +13,7 @@ from mmshared import SharingError
 from mmshared.analysis import conversion
 from mmshared.analysis.conversion import convert_file, rename
 from mmshared.analysis.models import build_model
+from mmshared.cli import state_dict_of
 
 CONFIGS = conversion.CONFIGS / 'repeatnet'
 
@@ -41,8 +42,9 @@ def name_transform(theirs: Dict[str, Tensor]) -> str:
     return 'linear'
 
 
-def recognise(theirs: Dict[str, Tensor]) -> Tuple[Path, Dict[str, Tensor]]:
-    """The config of a network of theirs, and its tensors under the names that its modules have in our model.
+def recognise(theirs: Dict[str, Tensor]) -> Tuple[Path, Dict[str, str], Dict[str, Tensor]]:
+    """The config of a network of theirs with the options that it needs, and its tensors under the names that its
+    modules have in our model.
 
     Raises:
         SharingError: If it is none of their networks that are converted.
@@ -68,10 +70,13 @@ def recognise(theirs: Dict[str, Tensor]) -> Tuple[Path, Dict[str, Tensor]]:
                            'repeated convs (the steerable networks are of another library).')
     batch = '8xb32' if data == 'in1k' else 'b128'
     name = f'repeat-{network}-{transform}_{batch}_{data}' if repeated else f'{network}_{batch}_{data}'
-    path = CONFIGS / f'{name}.py'
+    path, options = CONFIGS / f'{name}.py', {}
+    if repeated and not path.is_file():
+        path = CONFIGS / f'repeat-{network}-swish_{batch}_{data}.py'
+        options = {'model.backbone.sharing.bank.transform.type': transform.replace('-', '_')}
     if not path.is_file():
         raise SharingError(f'The checkpoint is of the network {name}, and there is no config {path}: write one.')
-    return path, {rename(key, rules): tensor for key, tensor in theirs.items()}
+    return path, options, {rename(key, rules): tensor for key, tensor in theirs.items()}
 
 
 def number_layers(theirs: Dict[str, Tensor], features: List[str]) -> Tuple[Dict[str, Tensor], int]:
@@ -109,20 +114,27 @@ def transform_state(parts: Dict[str, Tensor]) -> Dict[str, Tensor]:
 
 
 def convert(theirs: Dict[str, Tensor]) -> Tuple[Dict[str, Tensor], Path, str]:
-    """Our state dict for a state dict of theirs, the config of its model, and the option that this needs.
+    """Our state dict for a state dict of theirs, the config of its model, and the options that this needs.
 
     Raises:
         SharingError: If it is none of their networks, or a damaged one.
     """
-    path, renamed = recognise({re.sub(r'^model\.', '', key): tensor for key, tensor in theirs.items()})
-    if any(key.endswith('.random_weights') and not len(tensor) for key, tensor in renamed.items()):
-        raise SharingError('The checkpoint has masks on kernels of full size (random_bireal of width 1): here a '
-                           'kernel that is not repeated is not transformed.')
-    cfg, note = Config.fromfile(path), ''
+    theirs = {re.sub(r'^model\.', '', key): tensor for key, tensor in theirs.items()}
+    for key, tensor in theirs.items():
+        if not tensor.numel() and key.endswith('.random_weights'):
+            raise SharingError('The checkpoint has masks on kernels of full size (random_bireal of width 1): here a '
+                               'kernel that is not repeated is not transformed.')
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise SharingError(f'The checkpoint holds numbers that are not finite in {key}.')
+    try:
+        path, options, renamed = recognise(theirs)
+    except (IndexError, KeyError, TypeError) as error:
+        raise SharingError(f'The checkpoint is no whole one of a network of theirs: {error}.') from None
+    cfg = Config.fromfile(path)
     fc = 'head.fc.weight' if 'head.fc.weight' in renamed else 'head.layers.1.fc.weight'
     if fc in renamed and len(renamed[fc]) != cfg.model.head.num_classes:
-        cfg.model.head.num_classes = len(renamed[fc])
-        note = f'with model.head.num_classes={cfg.model.head.num_classes}'
+        options['model.head.num_classes'] = len(renamed[fc])
+    cfg.merge_from_dict(options)
     state_dict, used = {}, set()
     for key, own in build_model(cfg).state_dict().items():
         conv, inside, part = key.partition('.transform.')
@@ -132,7 +144,8 @@ def convert(theirs: Dict[str, Tensor]) -> Tuple[Dict[str, Tensor], Path, str]:
         else:
             their = {re.sub(r'(\.bank)?\.kernel$', '.weight', key).replace('.added_bias', '.bias')}
             tensor = renamed.get(*their)
-        if tensor is None or tensor.numel() != own.numel():
+        numbers = part in ('alpha', 'beta')  # theirs are in a row
+        if tensor is None or (tensor.numel() != own.numel() if numbers else tensor.shape != own.shape):
             raise SharingError(f'The checkpoint is no whole one of the network of {path.name}: it has nothing that '
                                f'becomes {key}, {tuple(own.shape)}.')
         state_dict[key] = tensor.view(own.shape)
@@ -142,12 +155,13 @@ def convert(theirs: Dict[str, Tensor]) -> Tuple[Dict[str, Tensor], Path, str]:
              if key not in used and not key.endswith(('.binary_activation.weight', '.drop_mask'))]
     if alien:
         raise SharingError(f'The checkpoint is not of the network of {path.name}, which has nothing like {alien[0]}.')
+    note = ' '.join(['with --cfg-options', *(f'{name}={value}' for name, value in options.items())]) if options else ''
     return state_dict, path, note
 
 
 def main() -> None:
     with torch.serialization.safe_globals(SAFE):
-        convert_file(__doc__, lambda checkpoint: convert(checkpoint.get('state_dict', checkpoint)))
+        convert_file(__doc__, lambda checkpoint: convert(state_dict_of(checkpoint)))
 
 
 if __name__ == '__main__':
