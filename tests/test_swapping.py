@@ -162,10 +162,11 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(mmpretrain, tmp_path
         torch.testing.assert_close(tensor, states[1][key], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize('bank', BANKS.values(), ids=BANKS)
+# But for random filters, with which maps outgrow half precision where no norm holds them.
+@pytest.mark.parametrize('name', [name for name in BANKS if 'random' not in name])
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.half], ids=['bf16', 'fp16'])
-def test_mixed_precision_trains_towards_the_same(mmpretrain, bank, dtype):
-    model = evaluating(randomise_norms(backbone(depth=18, groups=['conv[12]'], bank=bank)))
+def test_mixed_precision_trains_towards_the_same(mmpretrain, name, dtype):
+    model = evaluating(randomise_norms(backbone(depth=18, groups=['conv[12]'], bank=BANKS[name])))
     banks, x, grads = [banks[0] for banks in stage_banks(model).values()], picture(), []
     for enabled in (False, True):
         with torch.autocast('cpu', dtype, enabled=enabled):
