@@ -133,6 +133,17 @@ def test_plain_copies_need_the_multiply_adds_of_the_small_network(width):
     assert count_multiply_adds(model, (32, 32))[''] == base + 16 * 16 * 32**2 + (width - 1) * 64 * 10
 
 
+def test_the_forms_of_plain_copies_are_timed_against_each_other():
+    tool, options = 'analysis_tools/benchmark_linear_form.py', ('--shape', 8, '--batch', 1, '--rounds', 1)
+    result = call(tool, CONFIGS / 'repeat-resnet-w4-linear_b128_cifar10.py', *options)
+    direct = count_multiply_adds(build_empty(config('resnet-w4_b128_cifar10')), (8, 8))['']
+    cells = result.stdout.splitlines()[-1].split(' | ')
+    assert int(cells[1].replace(',', '')) == direct and len(cells) == 5, result.stderr
+    assert int(cells[2].replace(',', '')) < direct / 10
+    result = call(tool, CONFIGS / 'resnet-w2_b128_cifar10.py', *options)
+    assert result.returncode and 'has no plain copies: give one whose transform is linear' in result.stderr
+
+
 @pytest.mark.parametrize('number, sources', {
     4: 'conv2_1 ' * 7, 5: 'conv2_1 conv2_2 ' * 3, 6: 'conv2_1 conv2_2 conv3_1 conv2_2 conv3_1',
     7: 'conv2_1 conv2_2 conv3_1 conv3_2', 8: 'conv3_1 conv3_2 conv4_1', 9: 'conv4_1 conv4_2', 10: 'conv5_1'}.items())

@@ -1,0 +1,53 @@
+"""Time the fast form of plain copies (linear) against the direct one: multiply-adds, training step and inference, both
+forms of each network in one process and in turn. Ratios are medians over the rounds, with their quartiles.
+"""
+import argparse
+import copy
+from functools import partial
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+
+from mmshared import KernelTransform, SharingError
+from mmshared.analysis.complexity import count_multiply_adds
+from mmshared.analysis.models import build_model
+from mmshared.analysis.speed import Step, inference_of, time_in_turn
+from mmshared.cli import add_shape, config_path, errors_in_a_sentence
+from mmshared.sharing.repeated_kernel import Linear
+
+
+@errors_in_a_sentence()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('configs', nargs='+', metavar='config', help='configs of networks of plain copies')
+    parser.add_argument('--batch', type=int, default=8, help='number of pictures (default: 8)')
+    parser.add_argument('--rounds', type=int, default=7, help='default: 7')
+    add_shape(parser)
+    args = parser.parse_args()
+    if min(args.batch, args.rounds) < 1:
+        parser.error('--batch and --rounds are 1 or more')
+    device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    pictures = torch.randn(args.batch, *args.shape, device=device)
+    for config in args.configs:
+        fast = build_model(Config.fromfile(config_path(config))).to(device)
+        direct = copy.deepcopy(fast)
+        copies = [module for module in direct.modules() if type(module) is Linear and module.small != module.shape]
+        if not copies:
+            raise SharingError(f'The network of {config} has no plain copies: give one whose transform is linear.')
+        for transform in copies:
+            transform.conv2d = partial(KernelTransform.conv2d, transform)
+        networks = dict(direct=direct, fast=fast)
+        cells = [f'{count_multiply_adds(network, args.shape)[""]:,}' for network in networks.values()]
+        for work in (Step, inference_of):
+            works = {name: work(network, pictures) for name, network in networks.items()}
+            timing = time_in_turn(works, args.rounds, device)['fast']
+            cells.append(f'{timing.ratio:.2f} ({timing.low:.2f} to {timing.high:.2f})')
+        if config == args.configs[0]:
+            print('| network | multiply-adds, direct | fast | training step | inference |')
+            print('| --- | ---: | ---: | ---: | ---: |')
+        print(f'| {" | ".join([Path(config).stem, *cells])} |', flush=True)
+
+
+if __name__ == '__main__':
+    main()
