@@ -12,12 +12,13 @@ from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Dict, Iterator, List, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import torch
 from mmengine.config import Config
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from mmengine.registry import DATASETS
+from mmengine.runner import Runner
 from mmengine.runner.checkpoint import CheckpointLoader, get_torch_safe_globals
 
 from .sharing import SharingError
@@ -47,10 +48,55 @@ def config_path(name: str) -> str:
     elif library in LIBRARIES:
         path = osp.join(osp.dirname(import_module(library).__file__), '.mim', 'configs', inner)
     else:
-        raise SystemExit(f'{name}: configs by name are those of {" and ".join(LIBRARIES)}, not of {library}.')
+        raise SharingError(f'{name}: configs by name are those of {" and ".join(LIBRARIES)}, not of {library}.')
     if not osp.isfile(path):
-        raise SystemExit(f'There is no config {name}{f" ({path})" if library else ""}: check the name.')
+        raise SharingError(f'There is no config {name}{f" ({path})" if library else ""}: check the name.')
     return path
+
+
+def load_config(name: str) -> Config:
+    """The config of a model, from a path or from the name that a library gives it.
+
+    Raises:
+        SharingError: If there is no such file, or if it is none.
+    """
+    path = config_path(name)
+    try:
+        cfg = Config.fromfile(path)
+    except Exception as error:  # a config is code
+        reason = str(error).strip() or type(error).__name__
+        raise SharingError(f'The config {name} cannot be read: {reason.splitlines()[-1]}') from None
+    if not {'model', 'default_scope'} <= set(cfg):
+        raise SharingError(f'{name} is no config of a model: it has no '
+                           f'{"model" if "model" not in cfg else "default_scope"}.')
+    return cfg
+
+
+def output_file(name: str) -> Path:
+    """The type of an argument that names a file to write: makes its folder."""
+    path = Path(name)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f'{name} is a folder: name a file')
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f'{name} cannot be written: {error.strerror}') from None
+    return path
+
+
+def output_picture(name: str) -> Path:
+    """The type of an argument that names a picture to write."""
+    path = output_file(name)
+    if path.suffix not in ('.png', '.pdf', '.svg', '.jpg'):
+        raise argparse.ArgumentTypeError(f'{name} is no name of a picture: let it end in .png, .pdf, .svg or .jpg')
+    return path
+
+
+def check_files(parser: argparse.ArgumentParser, *names: Optional[str]) -> None:
+    """Stop a tool that would write over one of its own files; what is None is none."""
+    names = [name for name in names if name]
+    if len({Path(name).resolve() for name in names}) < len(names):
+        parser.error(f'{", ".join(map(str, names))} have to be files of their own')
 
 
 class PictureSize(argparse.Action):
@@ -67,7 +113,8 @@ class PictureSize(argparse.Action):
 def add_shape(parser: argparse.ArgumentParser) -> None:
     """Give a tool the option ``--shape``."""
     parser.add_argument('--shape', type=int, nargs='+', action=PictureSize, default=(3, 224, 224), metavar='SIZE',
-                        help='height and width of the pictures, after their channels if not 3 (default: 224 224)')
+                        help='height and width of the pictures, after their channels if not 3, or one number for '
+                        'both (default: 224 224)')
 
 
 def load_checkpoint_file(filename: str, map_location='cpu') -> dict:
@@ -108,8 +155,43 @@ def state_dict_of(checkpoint: dict, key: str = 'state_dict') -> Dict[str, torch.
 
 def converted(state_dict: Dict[str, torch.Tensor], checkpoint: str) -> dict:
     """A checkpoint of weights that were made of those of another one, with the class names that it has."""
-    meta = load_checkpoint_file(checkpoint).get('meta', {})
+    meta = load_checkpoint_file(checkpoint).get('meta') or {}
     return dict(state_dict=state_dict, meta={key: meta[key] for key in ('dataset_meta', ) if key in meta})
+
+
+def save_checkpoint(checkpoint: dict, path: Path) -> None:
+    """Write a checkpoint, whole or not at all: what was there before stays until then.
+
+    Raises:
+        SharingError: If it cannot be written.
+    """
+    partial = path.with_name(f'{path.name}.partial')
+    try:
+        torch.save(checkpoint, partial)
+        partial.replace(path)
+    except (OSError, RuntimeError) as error:
+        partial.unlink(missing_ok=True)
+        raise SharingError(f'{path} cannot be written: {str(error).splitlines()[0]}') from None
+
+
+def refuse_other_networks(script: str) -> None:
+    """Make mmengine's runner refuse a checkpoint that lacks a part of the model, or has it in another shape, where it
+    is to be tested or resumed. One that training starts from may be that of another head."""
+    load = Runner.load_checkpoint
+
+    def load_checkpoint(runner: Runner, filename: str, *args, **kwargs):
+        if script == 'test.py' or runner._resume:
+            try:
+                return load(runner, filename, *args, **{**kwargs, 'strict': True})
+            except RuntimeError as error:
+                lines = str(error).splitlines()
+                lacks = [line for line in lines if line.startswith(('size mismatch', 'missing keys'))]
+                if lacks:
+                    raise SharingError(f'The checkpoint {filename} is not of the network of this config: '
+                                       f'{lacks[0][:200]}') from None
+        return load(runner, filename, *args, **kwargs)
+
+    Runner.load_checkpoint = load_checkpoint
 
 
 def refuse_pickles() -> None:
@@ -146,8 +228,8 @@ def moved_root(cfg: Config, root: str) -> Dict[str, str]:
     leaves = dict(dotted({key: value for key, value in cfg.items() if re.fullmatch(places, key)}))
     roots = {value.rstrip('/') for key, value in leaves.items() if key.endswith('.data_root') and value}
     if len(roots) != 1:
-        raise SystemExit(f'The data sets of this config have {len(roots)} roots ({", ".join(sorted(roots))}): set the '
-                         'data_root of each of them instead.')
+        raise SharingError(f'The data sets of this config have {len(roots)} roots ({", ".join(sorted(roots))}): set '
+                           'the data_root of each of them instead.')
     old = roots.pop()
     return {key: osp.join(root, value[len(old):].lstrip('/')) for key, value in leaves.items()
             if isinstance(value, str) and value.startswith(old)}
@@ -181,8 +263,8 @@ def check_data(cfg: Config, loaders: List[str], download: bool = True) -> None:
                        and not osp.exists(osp.join(root, part))]
             if missing:
                 lack = 'is not there' if '' in missing else f'has no {" and no ".join(missing)}'
-                raise SystemExit(f'The data set of {loader} is expected in {root}, which {lack}: put the data set '
-                                 'there, or name its folder with --cfg-options data_root=FOLDER.')
+                raise SharingError(f'The data set of {loader} is expected in {root}, which {lack}: put the data set '
+                                   'there, or name its folder with --cfg-options data_root=FOLDER.')
 
 
 def _downloads(dataset: dict, scope: str) -> bool:
@@ -201,7 +283,8 @@ def _datasets(dataset: Any) -> Iterator[dict]:
             yield from _datasets(item)
 
 
-def run_tool(script: str, loaders: List[str]) -> None:
+@errors_in_a_sentence()
+def run_tool(script: str, description: str, loaders: List[str]) -> None:
     """Run ``train.py`` or ``test.py`` of the library that a config is of, with all options of that tool.
 
     Around it: a config may be given by name, mmshared's types are known, ``--cfg-options data_root=FOLDER`` moves
@@ -210,14 +293,17 @@ def run_tool(script: str, loaders: List[str]) -> None:
 
     Args:
         script (str): The tool's file name.
+        description (str): What ``--help`` says above the options.
         loaders (list[str]): The data loaders whose data must be there.
     """
+    if {'-h', '--help'} & set(sys.argv[1:]):
+        print(description)
     # mmpretrain's tools have every option of mmdet's, so that they can find the config among the arguments.
-    path = config_path(_library_tool('mmpretrain', script).parse_args().config)
-    cfg = Config.fromfile(path)
+    name = _library_tool('mmpretrain', script).parse_args().config
+    path, cfg = config_path(name), load_config(name)
     library = cfg.get('default_scope')
     if library not in LIBRARIES:
-        raise SystemExit(f'The config {path} is of {library}: the tools know {" and ".join(LIBRARIES)}.')
+        raise SharingError(f'The config {path} is of {library}: the tools know {" and ".join(LIBRARIES)}.')
     tool = _library_tool(library, script)
     args = tool.parse_args()
     args.config = path
@@ -225,6 +311,7 @@ def run_tool(script: str, loaders: List[str]) -> None:
         args.cfg_options = merge_options(cfg, args.cfg_options)
     check_data(cfg, loaders)
     refuse_pickles()
+    refuse_other_networks(script)
     if args.launcher == 'pytorch' and not torch.cuda.is_available():
         # mmengine's launcher asks for a GPU in each process: without one they meet here.
         torch.distributed.init_process_group('gloo')
@@ -254,8 +341,6 @@ def run_tool(script: str, loaders: List[str]) -> None:
                 sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(0)
-    except SharingError as error:
-        raise SystemExit(f'Error: {error}') from None
     except (KeyboardInterrupt, RuntimeError):
         # Ctrl-C reaches the workers of the data loaders too: what is raised may be that one of them has gone.
         if not interrupts:

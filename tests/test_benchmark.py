@@ -95,6 +95,10 @@ def test_an_interrupted_suite_goes_on_and_gives_one_table(pictures, tmp_path):
 
     again = benchmark(suite, work_dir, '--dry-run').stdout.splitlines()
     assert len(again) == 4 and all(line.startswith('# finished: ') for line in again)
+    kept = finished[0].read_text()
+    finished[0].write_text(kept[:9])
+    assert 'result.json is damaged: remove it, and call tools/benchmark.py again' in benchmark(suite, work_dir).stderr
+    finished[0].write_text(kept)
     write(suite, pictures, metric='loss')
     assert not any(line.startswith('#') for line in benchmark(suite, work_dir, '--dry-run').stdout.splitlines())
     write(suite, pictures, options={'train_cfg.max_epochs': 3})
@@ -206,6 +210,6 @@ def test_the_reason_of_a_failure_is_the_line_that_says_it(tmp_path):
     log = tmp_path / 'run.log'
     assert tool.reason_of(-9, log) == 'killed by SIGKILL'
     log.write_text('a\nError: The pattern is wrong.\nChildFailedError\n=====\n')
-    assert tool.reason_of(1, log) == 'Error: The pattern is wrong.'
+    assert tool.reason_of(1, log) == 'The pattern is wrong.'
     log.write_text('a\nsomething\n====\n')
     assert tool.reason_of(1, log) == 'something'

@@ -132,9 +132,7 @@ def test_the_gram_matrices_of_a_checkpoint_are_drawn(tmp_path):
     assert 0.01 < bright / dark < 0.06 and dark > 50_000
     plain = CONFIG.with_name('resnet32_b256_cifar10.py')
     torch.save(dict(model.state_dict(), **{'head.fc.weight': torch.zeros(7, 64)}), tmp_path / 'other.pth')
-    torch.save(dict(state_dict=[1]), tmp_path / 'list.pth')
-    for config, checkpoint, words in [(plain, 'model', 'key(s)'), (CONFIG, 'other', 'head.fc.weight'),
-                                      (CONFIG, 'list', 'not of the model')]:
+    for config, checkpoint, words in [(plain, 'model', 'key(s)'), (CONFIG, 'other', 'head.fc.weight')]:
         told = call('analysis_tools/gram_matrices.py', config, tmp_path / f'{checkpoint}.pth').stderr
         assert 'is not of the model of this config' in told and words in told and 'Traceback' not in told
     torch.save(build_model(Config.fromfile(plain)).state_dict(), tmp_path / 'plain.pth')
@@ -151,6 +149,6 @@ def test_runs_are_drawn_over_each_other(mmpretrain, tmp_path):
     drawn = np.asarray(Image.open(tmp_path / 'runs.png').convert('RGB')).reshape(-1, 3)
     assert all((drawn == colour).all(1).sum() > 50 for colour in [(31, 119, 180), (255, 127, 14)])  # C0 and C1
     assert "No scalar of these runs matches 'acc'" in compare(*runs, '--scalars', 'acc').stderr
-    assert 'Error: nothing to repeat' in compare(*runs, '--scalars', '*').stderr
+    assert "Error: '*' is no regular expression: nothing to repeat" in compare(*runs, '--scalars', '*').stderr
     assert 'no work dir of a run' in compare(tmp_path).stderr
     assert 'a name of its own' in compare(*runs, '--legend', 'same', 'same').stderr

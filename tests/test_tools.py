@@ -13,6 +13,7 @@ from helpers import ROOT
 from mmengine.config import Config
 from PIL import Image
 
+from mmshared import SharingError
 from mmshared.cli import check_data, config_path, dotted, mend_last_checkpoint, moved_root, run_tool
 
 SCENES = ROOT / 'tools/dataset_converters/digit_scenes.py'
@@ -89,6 +90,11 @@ class TestDigitScenes:
         assert 'there already, made with the same settings' in call(SCENES, digits, *SMALL).stdout
         result = call(SCENES, digits, *SMALL, '--seed', '3', check=False)
         assert result.returncode == 1 and 'name another folder or remove it' in result.stderr
+        own = tmp_path / 'new.partial/own'
+        own.parent.mkdir()
+        own.touch()
+        call(SCENES, tmp_path / 'new', *SMALL)
+        assert own.exists() and sorted(path.name for path in tmp_path.iterdir()) == ['new', 'new.partial']
         assert 'rising order' in call(SCENES, tmp_path / 'no', '--digit-size', '40', '20', check=False).stderr
 
 
@@ -106,7 +112,7 @@ class TestConfigs:
         for name, words in [('configs/none.py', 'There is no config configs/none.py'),
                             ('mmdet::none/none.py', 'There is no config mmdet::none/none.py'),
                             ('other::a/b.py', 'not of other')]:
-            with pytest.raises(SystemExit, match=words):
+            with pytest.raises(SharingError, match=words):
                 config_path(name)
 
     def test_one_option_moves_the_data_set(self):
@@ -119,7 +125,7 @@ class TestConfigs:
         assert voc['train_dataloader.dataset.dataset.datasets.1.data_root'] == 'elsewhere/'
         imagenet = moved_root(config('mmpretrain::resnet/resnet18_8xb32_in1k.py'), 'elsewhere')
         assert set(imagenet) == {f'{split}_dataloader.dataset.data_root' for split in ('train', 'val', 'test')}
-        with pytest.raises(SystemExit, match='have 0 roots'):
+        with pytest.raises(SharingError, match='have 0 roots'):
             moved_root(Config(), 'elsewhere')
 
     def test_a_missing_data_set_is_one_sentence(self, digits, tmp_path):
@@ -128,28 +134,28 @@ class TestConfigs:
         (tmp_path / 'JPEGImages').mkdir()
         for root, words in [(tmp_path, 'has no instances_train.json'), (tmp_path / 'none', 'which is not there')]:
             cfg.train_dataloader.dataset.data_root = str(root)
-            with pytest.raises(SystemExit, match=f'{root}, which .*data_root=FOLDER') as error:
+            with pytest.raises(SharingError, match=f'{root}, which .*data_root=FOLDER') as error:
                 check_data(cfg, ['train_dataloader'])
             assert words in str(error.value)
         imagenet = {'train_dataloader.dataset.data_root': str(tmp_path / 'none')}
-        with pytest.raises(SystemExit, match='which is not there'):
+        with pytest.raises(SharingError, match='which is not there'):
             check_data(config('mmpretrain::resnet/resnet18_8xb32_in1k.py', **imagenet), ['train_dataloader'])
         check_data(Config(dict(test_dataloader=None)), ['test_dataloader'])
 
     def test_a_data_set_that_downloads_itself_need_not_be_there(self, tmp_path):
         name, root = 'mmpretrain::resnet/resnet18_8xb16_cifar10.py', str(tmp_path / 'none')
         check_data(config(name, **{'train_dataloader.dataset.data_root': root}), ['train_dataloader'])
-        with pytest.raises(SystemExit, match='which is not there'):
+        with pytest.raises(SharingError, match='which is not there'):
             check_data(config(name, **{'train_dataloader.dataset.data_root': root,
                                        'train_dataloader.dataset.download': False}), ['train_dataloader'])
-        with pytest.raises(SystemExit, match='which is not there'):
+        with pytest.raises(SharingError, match='which is not there'):
             check_data(config(name, **{'train_dataloader.dataset.data_root': root}), ['train_dataloader'], False)
 
     def test_the_missing_data_set_is_said_before_anything_is_built(self, monkeypatch):
         monkeypatch.setattr(sys, 'argv', ['train.py', '--work-dir', 'here.py', str(CONFIG), '--cfg-options',
                                           'data_root=nowhere', 'model.backbone.type=NoSuchBackbone'])
         with pytest.raises(SystemExit, match='expected in nowhere/, which is not there'):
-            run_tool('train.py', ['train_dataloader'])
+            run_tool('train.py', '', ['train_dataloader'])
 
     def test_a_note_of_a_checkpoint_that_is_not_there_is_mended(self, tmp_path):
         note = tmp_path / 'last_checkpoint'
@@ -171,7 +177,7 @@ class TestConfigs:
         monkeypatch.setattr(sys, 'argv', ['test.py', str(CONFIG), 'none.pth', '--cfg-options', f'data_root={digits}',
                                           'test_dataloader.dataset.ann_file=mine.json'])
         with pytest.raises(SystemExit, match='which has no mine.json'):
-            run_tool('test.py', ['test_dataloader'])
+            run_tool('test.py', '', ['test_dataloader'])
 
 
 def test_training_can_be_interrupted_resumed_and_evaluated(digits, tmp_path):

@@ -43,7 +43,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--dry-run', action='store_true',
                         help='build the models, write the configs of the runs and print their commands')
     args = parser.parse_args()
-    if min(args.gpus_per_run, args.jobs or 1, args.timeout) < 1:
+    if min(args.gpus_per_run, 1 if args.jobs is None else args.jobs, args.timeout) < 1:
         parser.error('--gpus-per-run, --jobs and --timeout are 1 or more')
     if args.partition and not args.submitit:
         parser.error('--partition is about --submitit')
@@ -162,7 +162,8 @@ def reason_of(status: int, log: Path) -> str:
     """Why a run has ended with a status other than 0."""
     if status < 0:
         return f'killed by {signal.Signals(-status).name}'
-    return last_line(log, r'Error\b.*: |^The |^There is ') or last_line(log, r'\w') or f'ended with status {status}'
+    reason = last_line(log, r'Error\b.*: ') or last_line(log, r'\w') or f'ended with status {status}'
+    return reason.removeprefix('Error: ')
 
 
 @errors_in_a_sentence()

@@ -4,10 +4,9 @@ import re
 from pathlib import Path
 from typing import Callable, Dict, Sequence, Tuple
 
-import torch
 from torch import Tensor
 
-from ..cli import errors_in_a_sentence, load_checkpoint_file
+from ..cli import check_files, errors_in_a_sentence, load_checkpoint_file, output_file, save_checkpoint
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 
@@ -30,9 +29,9 @@ def convert_file(description: str, convert: Callable[[dict], Tuple[Dict[str, Ten
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument('src', help='their checkpoint')
-    parser.add_argument('dst', type=Path, help='the checkpoint to write')
+    parser.add_argument('dst', type=output_file, help='the checkpoint to write')
     args = parser.parse_args()
+    check_files(parser, args.src, args.dst)
     state_dict, config, note = convert(load_checkpoint_file(args.src))
-    args.dst.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(dict(state_dict=state_dict, meta=dict(config=config.name)), args.dst)
+    save_checkpoint(dict(state_dict=state_dict, meta=dict(config=config.name)), args.dst)
     print(f'{args.dst} is for configs/{config.relative_to(CONFIGS)}{note and f", {note}"}')

@@ -1,5 +1,4 @@
 """How much of the gain of one model over a baseline another model reaches."""
-import json
 import math
 from pathlib import Path
 from typing import List, NamedTuple, Optional, Sequence
@@ -7,6 +6,7 @@ from typing import List, NamedTuple, Optional, Sequence
 import numpy as np
 
 from ..sharing import SharingError
+from .suite import read_result
 
 DRAWS = 20_000
 
@@ -42,12 +42,7 @@ def read_accuracies(folder: Path, metric: str) -> List[float]:
     Raises:
         SharingError: If there is no finished run, or one with another metric, or a damaged result.
     """
-    results = []
-    for path in sorted(folder.glob('seed_*/result.json')):
-        try:
-            results.append(json.loads(path.read_text()))
-        except ValueError:
-            raise SharingError(f'{path} is damaged: remove it, and call tools/benchmark.py again.') from None
+    results = [read_result(path) for path in sorted(folder.glob('seed_*/result.json'))]
     if not results:
         raise SharingError(f'{folder} has no finished run: name the folder of a model that tools/benchmark.py ran.')
     others = {result['metric_name'] for result in results} - {metric}

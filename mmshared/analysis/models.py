@@ -11,6 +11,7 @@ from torch import nn
 
 from ..cli import load_checkpoint_file, state_dict_of
 from ..sharing import SharingError
+from ..sharing.loading import share_state_dict
 
 
 def build_model(cfg: Config) -> nn.Module:
@@ -22,8 +23,11 @@ def build_model(cfg: Config) -> nn.Module:
 def build_empty(cfg: Config, build: Callable[[Config], nn.Module] = build_model) -> nn.Module:
     """Build a config's model, or what another function makes of it, on the meta device: without numbers, to count, and
     whatever its size in no time."""
-    # Backbones read their drop path rates out of a linspace.
-    with patch('torch.linspace', partial(torch.linspace, device='cpu')), torch.device('meta'):
+    try:
+        # Backbones read their drop path rates out of a linspace.
+        with patch('torch.linspace', partial(torch.linspace, device='cpu')), torch.device('meta'):
+            return build(cfg)
+    except NotImplementedError:  # escnn reads the numbers of its filters
         return build(cfg)
 
 
@@ -43,18 +47,18 @@ def build_plain(cfg: Config) -> nn.Module:
 
 
 def load_model(cfg: Config, checkpoint: str) -> nn.Module:
-    """A config's model in eval mode, with the weights of a checkpoint: all of them, and no others. What a plain one
-    has for shared convs is converted.
+    """A config's model in eval mode, with the weights of a checkpoint: all of them, and no others.
 
     Raises:
         SharingError: If the checkpoint cannot be read, or is not one of this model.
     """
     model = build_model(cfg)
     state_dict = state_dict_of(load_checkpoint_file(checkpoint))
+    if share_state_dict(model, dict(state_dict)):
+        raise SharingError(f'The checkpoint {checkpoint} is of the plain network, and that of this config shares: '
+                           'tools/model_converters/dense_to_shared.py makes one of it.')
     try:
         model.load_state_dict(state_dict)
-    except SharingError:
-        raise
     except (RuntimeError, TypeError, ValueError) as error:
         reason = str(error).split('\n\t')[-1].strip()
         raise SharingError(f'The checkpoint {checkpoint} is not of the model of this config: {reason}') from None

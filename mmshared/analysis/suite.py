@@ -11,11 +11,11 @@ import matplotlib
 import yaml
 from mmengine.config import Config
 
-from ..cli import config_path, merge_options
+from ..cli import load_config, merge_options
 from ..sharing import SharingError
 from .complexity import count_multiply_adds, parameter_count
 from .models import build_model
-from .training import read_scalars
+from .training import read_records, read_scalars
 
 matplotlib.use('Agg')
 from matplotlib import pyplot as plt  # noqa: E402
@@ -126,10 +126,10 @@ def _check(suite: Any, path: Path) -> None:
 def _config(name: str, options: dict) -> Config:
     """A config with options, that of the data set's root among them."""
     try:
-        cfg = Config.fromfile(config_path(name))
+        cfg = load_config(name)
         merge_options(cfg, options)
-    except SystemExit as error:
-        raise SharingError(str(error)) from None
+    except SharingError:
+        raise
     except Exception as error:
         raise SharingError(f'The config {name} cannot be read: {str(error).splitlines()[-1]}') from None
     return cfg
@@ -145,7 +145,20 @@ def finished(run: Run, suite: Suite) -> bool:
         raise SharingError(f'{run.work_dir} holds a run with other settings: remove it and {run.config_file.name} '
                            'beside it, or name another --work-dir.')
     result = run.work_dir / 'result.json'
-    return result.is_file() and json.loads(result.read_text())['metric_name'] == suite.metric
+    return result.is_file() and read_result(result)['metric_name'] == suite.metric
+
+
+def read_result(path: Path) -> dict:
+    """What came of a run, from its ``result.json``.
+
+    Raises:
+        SharingError: If the file is damaged.
+    """
+    try:
+        result = json.loads(path.read_text())
+        return {**result, 'metric': float(result['metric']), 'metric_name': str(result['metric_name'])}
+    except (KeyError, TypeError, ValueError):
+        raise SharingError(f'{path} is damaged: remove it, and call tools/benchmark.py again.') from None
 
 
 def collect(run: Run, suite: Suite, resident_bytes: int) -> None:
@@ -160,8 +173,7 @@ def collect(run: Run, suite: Suite, resident_bytes: int) -> None:
     if suite.metric not in scalars:
         raise SharingError(f'The log of {run.title} has no {suite.metric}: its metrics are '
                            f'{", ".join(name for name in scalars if "/" in name) or "none"}.')
-    records = [json.loads(line) for log in sorted(run.work_dir.glob('*/vis_data/scalars.json'))
-               for line in log.read_text().splitlines()]
+    records = read_records(run.work_dir)
     checkpoint = Path((run.work_dir / 'last_checkpoint').read_text().strip())
     partial = run.work_dir / 'result.json.partial'
     partial.write_text(json.dumps(dict(
@@ -180,7 +192,7 @@ def rows(suite: Suite) -> List[dict]:
     results: Dict[str, List[dict]] = {}
     for run in suite.runs:
         if finished(run, suite):
-            results.setdefault(run.name, []).append(json.loads((run.work_dir / 'result.json').read_text()))
+            results.setdefault(run.name, []).append(read_result(run.work_dir / 'result.json'))
     return [dict(
         model=name,
         runs=len(found),

@@ -3,7 +3,7 @@ import json
 import re
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import Dict, List, Tuple
+from typing import Dict, Iterator, List, Tuple
 
 import matplotlib
 import numpy as np
@@ -13,6 +13,7 @@ from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib.lines import Line2D  # noqa: E402
 from matplotlib.ticker import MaxNLocator  # noqa: E402
 
+from ..cli import output_picture  # noqa: E402
 from ..sharing import SharingError  # noqa: E402
 
 Curve = List[Tuple[int, float]]
@@ -23,7 +24,7 @@ def add_runs(parser: ArgumentParser, out: str) -> None:
     parser.add_argument('work_dirs', type=Path, nargs='+', metavar='work_dir',
                         help='the work dir of a run of train.py')
     parser.add_argument('--legend', nargs='+', help='names of the runs (default: those of their folders)')
-    parser.add_argument('--out', type=Path, default=out, help=f'default: {out}')
+    parser.add_argument('--out', type=output_picture, default=out, help=f'default: {out}')
 
 
 def named_runs(parser: ArgumentParser, args: Namespace) -> Dict[str, Path]:
@@ -34,18 +35,26 @@ def named_runs(parser: ArgumentParser, args: Namespace) -> Dict[str, Path]:
     return dict(zip(names, args.work_dirs))
 
 
+def read_records(work_dir: Path) -> Iterator[dict]:
+    """The lines of a run's logs of scalars, but for one that was cut off as the run was killed."""
+    for log in sorted(work_dir.glob('*/vis_data/scalars.json')):
+        for line in log.read_text().splitlines():
+            try:
+                yield json.loads(line)
+            except ValueError:
+                break
+
+
 def read_scalars(work_dir: Path) -> Dict[str, Curve]:
     """The logged scalars of a run by name, each as (iteration or, for a metric, epoch, value).
 
     A resumed run has several logs; where they overlap the later one counts.
     """
     curves: Dict[str, Dict[int, float]] = {}
-    for log in sorted(work_dir.glob('*/vis_data/scalars.json')):
-        for line in log.read_text().splitlines():
-            record = json.loads(line)
-            for name, value in record.items():
-                if isinstance(value, (int, float)):
-                    curves.setdefault(name, {})[record['step']] = value
+    for record in read_records(work_dir):
+        for name, value in record.items():
+            if isinstance(value, (int, float)):
+                curves.setdefault(name, {})[record['step']] = value
     return {name: sorted(curve.items()) for name, curve in curves.items()}
 
 

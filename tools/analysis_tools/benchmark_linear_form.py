@@ -7,13 +7,12 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from mmengine.config import Config
 
 from mmshared import KernelTransform, SharingError
 from mmshared.analysis.complexity import count_multiply_adds
 from mmshared.analysis.models import build_model
 from mmshared.analysis.speed import Step, inference_of, time_in_turn
-from mmshared.cli import add_shape, config_path, errors_in_a_sentence
+from mmshared.cli import add_shape, errors_in_a_sentence, load_config
 from mmshared.sharing.repeated_kernel import Linear
 
 
@@ -30,7 +29,7 @@ def main() -> None:
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     pictures = torch.randn(args.batch, *args.shape, device=device)
     for config in args.configs:
-        fast = build_model(Config.fromfile(config_path(config))).to(device)
+        fast = build_model(load_config(config)).to(device)
         direct = copy.deepcopy(fast)
         copies = [module for module in direct.modules() if type(module) is Linear and module.small != module.shape]
         if not copies:

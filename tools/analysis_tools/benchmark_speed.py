@@ -21,8 +21,17 @@ from mmshared.analysis.export import inner
 from mmshared.analysis.models import build_model, build_plain
 from mmshared.analysis.speed import (Step, checkpoint_bytes, draw_growth, inference_of, load_reference, peak_bytes,
                                      rows_of, rows_of_bytes, time_in_turn)
-from mmshared.cli import add_shape, config_path, errors_in_a_sentence
+from mmshared.cli import add_shape, errors_in_a_sentence, load_config, output_file, output_picture
 from mmshared.hooks import orthogonality_loss, orthogonality_spaces
+
+
+def usable_device(name: str) -> torch.device:
+    """The type of an argument that names a device: one that computes here."""
+    try:
+        torch.ones(1, device=name).cpu()
+        return torch.device(name)
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
+        raise argparse.ArgumentTypeError(f'{name} cannot be used here: {str(error).splitlines()[0]}') from None
 
 
 def parse_args() -> argparse.Namespace:
@@ -35,13 +44,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--inference-batch', type=int, nargs='+', default=[1, 32], help='default: 1 32')
     add_shape(parser)
     parser.add_argument('--rounds', type=int, default=10, help='default: 10')
-    parser.add_argument('--device', type=torch.device, default='cuda' if torch.cuda.is_available() else 'cpu',
+    parser.add_argument('--device', type=usable_device, default='cuda' if torch.cuda.is_available() else 'cpu',
                         help='default: cuda where there is one')
     parser.add_argument('--autocast', choices=['bfloat16', 'float16'], help='mixed precision')
     parser.add_argument('--channels-last', action='store_true', help='memory format')
     parser.add_argument('--compile', action='store_true', help='compile all networks with torch.compile')
-    parser.add_argument('--json', type=Path, help='a file to write the same to')
-    parser.add_argument('--plot', type=Path,
+    parser.add_argument('--json', type=output_file, help='a file to write the same to')
+    parser.add_argument('--plot', type=output_picture,
                         help='instead of the table, draw how time and memory grow with what these name:')
     parser.add_argument('--batches', type=int, nargs='+', default=[], help='sizes of a batch')
     parser.add_argument('--depths', type=int, nargs='+', default=[], help='depths of the backbone')
@@ -153,7 +162,7 @@ def print_table(rows: List[Dict], title: str) -> None:
 @errors_in_a_sentence()
 def main() -> None:
     args = parse_args()
-    cfg = Config.fromfile(config_path(args.config))
+    cfg = load_config(args.config)
     if args.plot:
         found = growth(cfg, args)
         draw_growth(found, args.plot)

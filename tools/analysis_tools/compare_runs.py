@@ -5,6 +5,7 @@ orthogonality loss say.
 """
 import argparse
 
+from mmshared import SharingError
 from mmshared.analysis.training import add_runs, draw_runs, named_runs, read_scalars
 from mmshared.cli import errors_in_a_sentence
 
@@ -21,7 +22,7 @@ def main() -> None:
     runs = {name: read_scalars(path) for name, path in work_dirs.items()}
     for name, path in work_dirs.items():
         if not runs[name]:
-            raise SystemExit(f'{path} is no work dir of a run: it has no vis_data/scalars.json.')
+            raise SharingError(f'{path} is no work dir of a run: it has no vis_data/scalars.json.')
     drawn = draw_runs(runs, args.scalars, args.out, 'linear' if args.linear else 'log')
     print(f'wrote {args.out}: {", ".join(drawn)}')
 

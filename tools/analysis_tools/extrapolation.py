@@ -6,6 +6,7 @@ import mmshared  # noqa: F401, I001  (before mmpretrain: it supplies mmcv's oper
 
 from mmengine.config import Config
 
+from mmshared import SharingError
 from mmshared.analysis.extrapolation import draw_scores, last_scores, score_table
 from mmshared.analysis.training import add_runs, named_runs, read_scalars
 from mmshared.cli import errors_in_a_sentence
@@ -24,10 +25,12 @@ def main() -> None:
         for score, title in TITLES.items():
             panels[title][name] = last_scores(scalars, score)
             if not configs or not panels[title][name]:
-                raise SystemExit(f'{path} is no work dir of a run that was scored by PathScore.')
+                raise SharingError(f'{path} is no work dir of a run that was scored by PathScore.')
         longest.add(max(high for _, high in Config.fromfile(configs[-1]).train_dataloader.dataset.distances))
+    if len({tuple(scores) for runs in panels.values() for scores in runs.values()}) > 1:
+        raise SharingError('The runs were scored over different ranges of distances: compare those of one set.')
     if len(longest) > 1:
-        raise SystemExit(f'The runs were trained up to distances of {sorted(longest)} steps: compare those of one.')
+        raise SharingError(f'The runs were trained up to distances of {sorted(longest)} steps: compare those of one.')
     for title, runs in panels.items():
         print(f'{title}, in percent', *score_table(runs, *longest), '', sep='\n')
     draw_scores(panels, *longest, args.out)

@@ -22,6 +22,8 @@ def main() -> None:
     parser.add_argument('--baseline', required=True, metavar='MODEL', help='the model that the gain is over')
     parser.add_argument('--better', required=True, metavar='MODEL', help='the model whose gain is shared out')
     args = parser.parse_args()
+    if args.baseline == args.better:
+        parser.error('--baseline and --better are two models')
     runs = {name: read_accuracies(args.work_dir / name, METRIC)
             for name in (args.baseline, *args.models, args.better)}
     lines = [['model', 'runs', METRIC, 'share of the gain'], ['---', '---:', '---:', '---:']]

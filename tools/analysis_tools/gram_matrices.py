@@ -1,13 +1,10 @@
 """Draw the Gram matrices of the filter bases in a checkpoint: heat maps, for orthonormal bases the identity."""
 import argparse
-from pathlib import Path
-
-from mmengine.config import Config
 
 from mmshared import SharingError
 from mmshared.analysis.banks import draw_gram_matrices
 from mmshared.analysis.models import load_model
-from mmshared.cli import config_path, errors_in_a_sentence
+from mmshared.cli import errors_in_a_sentence, load_config, output_picture
 from mmshared.hooks import basis_health, basis_spaces
 
 
@@ -16,9 +13,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='the config that the checkpoint is of')
     parser.add_argument('checkpoint', help='the checkpoint')
-    parser.add_argument('--out', type=Path, default='gram_matrices.png', help='default: gram_matrices.png')
+    parser.add_argument('--out', type=output_picture, default='gram_matrices.png', help='default: gram_matrices.png')
     args = parser.parse_args()
-    spaces = basis_spaces(load_model(Config.fromfile(config_path(args.config)), args.checkpoint))
+    spaces = basis_spaces(load_model(load_config(args.config), args.checkpoint))
     if not spaces:
         raise SharingError('The model of this config has no filter basis.')
     draw_gram_matrices(spaces, args.out)

@@ -1,16 +1,14 @@
 """Draw how alike the layers of each template bank in a checkpoint are, as heat maps, and print the groups of layers
 that would share a kernel in loops."""
 import argparse
-from pathlib import Path
 
 import torch
-from mmengine.config import Config
 
 from mmshared import SharingError, layer_similarity, shared_stages
 from mmshared.analysis.banks import draw_similarities
 from mmshared.analysis.loops import similar_layers
 from mmshared.analysis.models import load_model
-from mmshared.cli import config_path, errors_in_a_sentence
+from mmshared.cli import errors_in_a_sentence, load_config, output_picture
 from mmshared.hooks import template_banks
 
 
@@ -19,13 +17,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='the config that the checkpoint is of')
     parser.add_argument('checkpoint', help='the checkpoint')
-    parser.add_argument('--out', type=Path, default='layer_similarity.png', help='default: layer_similarity.png')
+    parser.add_argument('--out', type=output_picture, default='layer_similarity.png',
+                        help='default: layer_similarity.png')
     parser.add_argument('--threshold', type=float, default=0.95,
                         help='the similarity that every two layers of a group exceed, below 1 (default: 0.95)')
     args = parser.parse_args()
     if not 0 <= args.threshold < 1:
         parser.error(f'--threshold {args.threshold}: give a similarity from 0 up to below 1')
-    model = load_model(Config.fromfile(config_path(args.config)), args.checkpoint)
+    model = load_model(load_config(args.config), args.checkpoint)
     if not template_banks(model):
         raise SharingError('The model of this config has no TemplateBank.')
     names = {conv: name for name, conv in model.named_modules()}

@@ -12,14 +12,14 @@ import mmshared  # noqa: F401, I001  (before mmdet: it supplies mmcv's operators
 
 from mmdet.apis import init_detector
 from mmdet.registry import DATASETS
-from mmengine.config import Config
 from mmengine.runner import find_latest_checkpoint
 
+from mmshared import SharingError
 from mmshared.analysis.complexity import parameter_count
 from mmshared.analysis.detections import draw_detections
 from mmshared.analysis.models import build_plain
 from mmshared.analysis.training import draw_curves, read_scalars
-from mmshared.cli import errors_in_a_sentence, refuse_pickles
+from mmshared.cli import errors_in_a_sentence, load_config, refuse_pickles
 
 
 def parse_args() -> argparse.Namespace:
@@ -27,7 +27,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('work_dir', type=Path, help='the work dir of a run of train.py')
     parser.add_argument('--pictures', type=int, default=8, help='number of validation pictures (default: 8)')
     parser.add_argument('--metric', help='name of the metric (default: the run\'s box AP)')
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.pictures < 1:
+        parser.error(f'--pictures {args.pictures}: give 1 or more')
+    return args
 
 
 @errors_in_a_sentence()
@@ -35,20 +38,26 @@ def main() -> None:
     args = parse_args()
     configs, checkpoint = sorted(args.work_dir.glob('*.py')), find_latest_checkpoint(str(args.work_dir))
     if not configs or checkpoint is None:
-        raise SystemExit(f'{args.work_dir} is no work dir of a finished run: it has no '
-                         f'{"config" if not configs else "checkpoint"}.')
+        raise SharingError(f'{args.work_dir} is no work dir of a finished run: it has no '
+                           f'{"config" if not configs else "checkpoint"}.')
     # The run has noted the path that the checkpoint had then: the folder may have been moved since.
     checkpoint = args.work_dir / Path(checkpoint).name
     refuse_pickles()
-    cfg = Config.fromfile(configs[-1])
+    cfg = load_config(str(configs[-1]))
+    if cfg.default_scope != 'mmdet':
+        raise SharingError(f'{args.work_dir} is of a run of {cfg.default_scope}: the report is about detectors. '
+                           'compare_runs.py draws the scalars of any run.')
+    scalars = read_scalars(args.work_dir)
+    metrics = [name for name in scalars if '/' in name]
+    metric = args.metric or next((name for name in metrics if name.endswith(('bbox_mAP', '/mAP'))), '')
+    if args.metric and not any(name.startswith(args.metric) for name in metrics):
+        raise SharingError(f'The run has no metric {args.metric}: it has {", ".join(metrics)}.')
     model = init_detector(cfg, str(checkpoint), device='cpu')
 
     with redirect_stdout(StringIO()):  # pycocotools reports every step
         dataset = DATASETS.build(cfg.val_dataloader.dataset)
     pictures = [Path(dataset.get_data_info(i)['img_path']) for i in range(min(args.pictures, len(dataset)))]
     draw_detections(model, pictures, args.work_dir / 'detections.png')
-    scalars = read_scalars(args.work_dir)
-    metric = args.metric or next((name for name in scalars if name.endswith(('bbox_mAP', '/mAP'))), '')
     draw_curves(scalars, metric, args.work_dir / 'curves.png')
 
     for name, curve in scalars.items():

@@ -4,13 +4,12 @@ import argparse
 import json
 from pathlib import Path
 
-from mmengine.config import Config
 from rich.console import Console
 from rich.table import Table
 
 from mmshared.analysis.complexity import complexity, sharing_groups
 from mmshared.analysis.models import build_model
-from mmshared.cli import add_shape, config_path, errors_in_a_sentence
+from mmshared.cli import add_shape, errors_in_a_sentence, load_config, output_file
 
 
 @errors_in_a_sentence()
@@ -18,9 +17,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='a config file, or the name of one of mmdet or mmpretrain')
     add_shape(parser)
-    parser.add_argument('--json', type=Path, help='a file to write the same to')
+    parser.add_argument('--json', type=output_file, help='a file to write the same to')
     args = parser.parse_args()
-    cfg = Config.fromfile(config_path(args.config))
+    cfg = load_config(args.config)
     groups, totals = sharing_groups(build_model(cfg), args.shape), complexity(cfg, args.shape)
 
     table = Table(title=Path(args.config).stem, caption='parameters, and multiply-adds in millions')

@@ -5,9 +5,9 @@ pasted on shaded, noisy grounds. Train and validation scenes use different digit
 """
 import argparse
 import json
-import shutil
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import List, Tuple
 from xml.etree import ElementTree
 
@@ -36,8 +36,9 @@ def parse_args() -> argparse.Namespace:
     if args.digit_size[1] > args.size or args.digit_size[0] < 8 or args.digit_size[0] > args.digit_size[1]:
         parser.error(f'--digit-size {args.digit_size[0]} {args.digit_size[1]}: give two sizes in rising order '
                      f'between 8 and the {args.size} pixels of a scene')
-    if args.digits[0] < 1 or args.digits[0] > args.digits[1] or min(args.train, args.val) < 1:
-        parser.error('give at least one scene of each kind and one digit per scene, FEWEST no more than MOST')
+    if args.digits[0] < 1 or args.digits[0] > args.digits[1] or min(args.train, args.val) < 1 or args.seed < 0:
+        parser.error('give at least one scene of each kind and one digit per scene, FEWEST no more than MOST, and no '
+                     'seed below 0')
     return args
 
 
@@ -130,11 +131,12 @@ def main() -> None:
         return
     if args.out.exists():
         sys.exit(f'{args.out} is there already, and not made with these settings: name another folder or remove it.')
-    partial = args.out.with_name(args.out.name + '.partial')  # an interrupted run leaves nothing that looks whole
-    shutil.rmtree(partial, ignore_errors=True)
-    write(partial, args)
-    (partial / 'settings.json').write_text(settings)
-    partial.rename(args.out)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=args.out.parent) as folder:  # an interrupted run leaves nothing that looks whole
+        partial = Path(folder) / 'digits'
+        write(partial, args)
+        (partial / 'settings.json').write_text(settings)
+        partial.rename(args.out)
     print(f'{args.train} training and {args.val} validation scenes of {args.size}x{args.size} pixels in {args.out}')
 
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 import mmshared  # noqa: F401
 from mmshared.analysis.sweep import count, sweep_config
-from mmshared.cli import LIBRARIES, config_path, errors_in_a_sentence
+from mmshared.cli import LIBRARIES, config_path, errors_in_a_sentence, output_file
 
 
 @errors_in_a_sentence()
@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument('libraries', nargs='*', default=LIBRARIES, metavar='library',
                         help=f'of {" and ".join(LIBRARIES)} (default: all)')
     parser.add_argument('--match', default='', metavar='PATTERN', help="regular expression that a config's name has")
-    parser.add_argument('--json', type=Path, help='a file to write the same to')
+    parser.add_argument('--json', type=output_file, help='a file to write the same to')
     args = parser.parse_args()
     alien = set(args.libraries) - set(LIBRARIES)
     if alien:

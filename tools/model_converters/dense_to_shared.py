@@ -6,13 +6,13 @@ import argparse
 from pathlib import Path
 
 import torch
-from mmengine.config import Config
 from rich.console import Console
 from rich.table import Table
 
-from mmshared import SharingError
+from mmshared import SharingError, shared_stages
 from mmshared.analysis.models import build_model
-from mmshared.cli import config_path, errors_in_a_sentence, load_checkpoint_file, state_dict_of
+from mmshared.cli import (check_files, converted, errors_in_a_sentence, load_checkpoint_file, load_config, output_file,
+                          save_checkpoint, state_dict_of)
 from mmshared.sharing.loading import Conversion, share_state_dict
 
 
@@ -28,13 +28,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='a config whose backbone shares')
     parser.add_argument('src', help='a checkpoint of the plain backbone, or of the whole plain model')
-    parser.add_argument('dst', type=Path, help='the checkpoint to write')
+    parser.add_argument('dst', type=output_file, help='the checkpoint to write')
     parser.add_argument('--rank-for-energy', type=float, metavar='SHARE',
                         help='also tell how many filters would keep this share of the energy, 0.95 say')
     args = parser.parse_args()
     if args.rank_for_energy is not None and not 0 < args.rank_for_energy <= 1:
         parser.error(f'--rank-for-energy {args.rank_for_energy}: give a share above 0 and up to 1')
-    model = build_model(Config.fromfile(config_path(args.config)))
+    check_files(parser, args.config, args.src, args.dst)
+    model = build_model(load_config(args.config))
+    if not shared_stages(model):
+        raise SharingError('The network of this config shares nothing: give a config whose backbone shares.')
     state_dict = state_dict_of(load_checkpoint_file(args.src))
     prefix = 'backbone.' if any(key.startswith('backbone.') for key in state_dict) else ''
     conversions = share_state_dict(model.backbone, state_dict, prefix)
@@ -56,7 +59,12 @@ def main() -> None:
                  f'{1 - conversion.error**2:.1%}', f'{conversion.error:.4f}']
         table.add_row(*cells, *([str(rank_for_energy(conversion, args.rank_for_energy))] if wanted else []))
     Console(width=max(110, Console().width)).print(table)
-    torch.save(dict(state_dict=state_dict), args.dst)
+    try:
+        (model if prefix else model.backbone).load_state_dict(state_dict)
+    except RuntimeError as error:
+        reason = str(error).split('\n\t')[-1].strip()
+        raise SharingError(f'{args.src} is not of the plain network of the config: {reason}') from None
+    save_checkpoint(converted(state_dict, args.src), args.dst)
     print(f'wrote {args.dst}')
 
 

@@ -6,15 +6,14 @@ outputs of both networks on random pictures are compared first; if they differ, 
 import argparse
 import copy
 from importlib.util import find_spec
-from pathlib import Path
 
 import torch
-from mmengine.config import Config
 
 from mmshared import SharingError, fold_convs, shared_stages
 from mmshared.analysis.export import export_onnx, feature_maps, relative_difference, stock_config, to_torchvision
 from mmshared.analysis.models import build_model, load_model
-from mmshared.cli import add_shape, config_path, converted, errors_in_a_sentence
+from mmshared.cli import (add_shape, check_files, converted, errors_in_a_sentence, load_config, output_file,
+                          save_checkpoint)
 
 TOLERANCE = 1e-4
 
@@ -23,8 +22,8 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='the config of the shared network')
     parser.add_argument('checkpoint', help='its checkpoint')
-    parser.add_argument('out', type=Path, help='the checkpoint to write; its config gets the same name')
-    parser.add_argument('--onnx', type=Path, metavar='FILE',
+    parser.add_argument('out', type=output_file, help='the checkpoint to write; its config gets the same name')
+    parser.add_argument('--onnx', type=output_file, metavar='FILE',
                         help="also write the classifier, or the detector's backbone, as ONNX, and check it")
     parser.add_argument('--keep-shared', action='store_true',
                         help='write the ONNX model with its filters shared, stored once, if that is the smaller one')
@@ -35,12 +34,9 @@ def parse_args() -> argparse.Namespace:
     if args.keep_shared and not args.onnx:
         parser.error('--keep-shared is about --onnx')
     args.out_config = args.out.with_suffix('.py')
-    files = args.config, args.checkpoint, args.out, args.out_config, args.onnx
-    files = [Path(name).resolve() for name in files if name]
-    if len(set(files)) < len(files):
-        parser.error(f'{args.out}, its config {args.out_config} and the ONNX file have to be files of their own')
-    for name, package in dict(onnx='onnxscript', safetensors='safetensors').items():
-        if getattr(args, name) and find_spec(package) is None:
+    check_files(parser, args.config, args.checkpoint, args.out, args.out_config, args.onnx)
+    for name, packages in dict(onnx=('onnx', 'onnxruntime', 'onnxscript'), safetensors=('safetensors', )).items():
+        if getattr(args, name) and not all(map(find_spec, packages)):
             parser.error(f"--{name} needs packages that are not here: pip install 'mmshared[export]'")
     return args
 
@@ -48,9 +44,7 @@ def parse_args() -> argparse.Namespace:
 @errors_in_a_sentence()
 def main() -> None:
     args = parse_args()
-    cfg = Config.fromfile(config_path(args.config))
-    for path in filter(None, (args.out, args.onnx)):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    cfg = load_config(args.config)
     shared = load_model(cfg, args.checkpoint)
     if not shared_stages(shared):
         raise SharingError('The network of this config shares nothing: there is nothing to fold.')
@@ -73,7 +67,7 @@ def main() -> None:
         save_file({key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in state_dict.items()},
                   args.out)
     else:
-        torch.save(state_dict if args.torchvision else converted(state_dict, args.checkpoint), args.out)
+        save_checkpoint(state_dict if args.torchvision else converted(state_dict, args.checkpoint), args.out)
     print(f'wrote {args.out} ({args.out.stat().st_size / 1e6:.1f} MB)')
     if not args.torchvision:
         stock.dump(args.out_config)

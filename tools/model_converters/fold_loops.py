@@ -11,17 +11,20 @@ import tempfile
 from pathlib import Path
 from typing import Dict
 
-import torch
+import mmshared  # noqa: F401, I001  (before mmpretrain: it supplies mmcv's operators)
+
 from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 from mmpretrain.engine.hooks.precise_bn_hook import update_bn_stats
 from torch import Tensor
 
+from mmshared import SharingError
 from mmshared.analysis.complexity import parameter_count
 from mmshared.analysis.loops import fold_loops, stage_programs
 from mmshared.analysis.models import load_model
 from mmshared.analysis.speed import checkpoint_bytes
-from mmshared.cli import check_data, config_path, converted, errors_in_a_sentence, merge_options
+from mmshared.cli import (check_data, check_files, converted, errors_in_a_sentence, load_config, merge_options,
+                          output_file, save_checkpoint)
 
 State = Dict[str, Tensor]
 
@@ -30,7 +33,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='the config of the network')
     parser.add_argument('checkpoint', help='its checkpoint')
-    parser.add_argument('out', type=Path, help='the checkpoint to write; its config gets the same name')
+    parser.add_argument('out', type=output_file, help='the checkpoint to write; its config gets the same name')
     parser.add_argument('--threshold', type=float, default=0.95,
                         help='the similarity that layers of one kernel exceed, below 1 (default: 0.95)')
     parser.add_argument('--recalibrate', type=int, metavar='N',
@@ -44,9 +47,7 @@ def parse_args() -> argparse.Namespace:
     if args.recalibrate is not None and args.recalibrate < 1:
         parser.error(f'--recalibrate {args.recalibrate}: give a number of batches above 0')
     args.out_config = args.out.with_suffix('.py')
-    files = [Path(name).resolve() for name in (args.config, args.checkpoint, args.out, args.out_config)]
-    if len(set(files)) < len(files):
-        parser.error(f'{args.out} and its config {args.out_config} have to be files of their own')
+    check_files(parser, args.config, args.checkpoint, args.out, args.out_config)
     return args
 
 
@@ -84,7 +85,7 @@ def can_test(cfg: Config) -> bool:
         return False
     try:
         check_data(cfg, ['test_dataloader'], download=False)
-    except SystemExit as error:
+    except SharingError as error:
         print(f'Nothing is evaluated: {error}')
         return False
     return True
@@ -93,7 +94,7 @@ def can_test(cfg: Config) -> bool:
 @errors_in_a_sentence()
 def main() -> None:
     args = parse_args()
-    cfg = Config.fromfile(config_path(args.config))
+    cfg = load_config(args.config)
     merge_options(cfg, args.cfg_options)
     if args.recalibrate:
         check_data(cfg, ['train_dataloader'])
@@ -120,8 +121,7 @@ def main() -> None:
         metrics = {stage: evaluate(*network) for stage, network in stages.items()}
         for name in metrics['before']:
             print(f'{name}: ' + ', '.join(f'{values[name]:.4g} {stage}' for stage, values in metrics.items()))
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(converted(after, args.checkpoint), args.out)
+    save_checkpoint(converted(after, args.checkpoint), args.out)
     folded_cfg.dump(args.out_config)
     print(f'wrote {args.out} and {args.out_config}')
 

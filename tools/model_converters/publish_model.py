@@ -3,18 +3,17 @@ the first digits of the SHA-256 of the file in its name."""
 import argparse
 import hashlib
 import io
-from pathlib import Path
 
 import torch
 
-from mmshared.cli import errors_in_a_sentence, load_checkpoint_file
+from mmshared.cli import errors_in_a_sentence, load_checkpoint_file, output_file
 
 
 @errors_in_a_sentence()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('in_file', help='the checkpoint')
-    parser.add_argument('out_file', type=Path, help='the name of the checkpoint to write, without the digits')
+    parser.add_argument('out_file', type=output_file, help='the name of the checkpoint to write, without the digits')
     parser.add_argument('--save-keys', nargs='+', default=['meta', 'state_dict'],
                         help='what to keep of it (default: meta state_dict)')
     args = parser.parse_args()
@@ -31,7 +30,6 @@ def main() -> None:
     torch.save({key: checkpoint[key] for key in args.save_keys}, file)
     digits = hashlib.sha256(file.getvalue()).hexdigest()[:8]
     out = args.out_file.with_name(f'{args.out_file.name.removesuffix(".pth")}-{digits}.pth')
-    out.parent.mkdir(parents=True, exist_ok=True)
     out.write_bytes(file.getvalue())
     print(f'wrote {out} ({out.stat().st_size / 1e6:.1f} MB)')
 

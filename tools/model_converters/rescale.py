@@ -9,16 +9,16 @@ copies becomes one of the same width with another transform in the same way.
 Repeated between layers, as in the VGGs, the layers that the small network does not have begin as the config has them.
 """
 import argparse
-from pathlib import Path
-from typing import Dict, List, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import DictAction
 from torch import Tensor, nn
 
 from mmshared import RepeatedKernel, SharingError, shared_stages
 from mmshared.analysis.models import build_model
-from mmshared.cli import config_path, errors_in_a_sentence, load_checkpoint_file, merge_options, state_dict_of
+from mmshared.cli import (check_files, errors_in_a_sentence, load_checkpoint_file, load_config, merge_options,
+                          output_file, save_checkpoint, state_dict_of)
 from mmshared.sharing.repeated_kernel import RepeatedConv2d
 from mmshared.sharing.surgery import following_norm
 
@@ -57,15 +57,16 @@ def rescale(model: nn.Module, small: Dict[str, Tensor]) -> Tuple[Dict[str, Tenso
     if len(modes) != 1 or not modes <= {'intra', 'inter'}:
         raise SharingError("The network of the config does not repeat kernels within its layers or between them: it "
                            "needs the bank RepeatedKernel with mode='intra' or mode='inter'.")
-    head = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)][-1]
-    there, own = small.get(f'{head}.weight'), model.get_submodule(head).weight
-    if there is not None and there.dim() and len(there) != len(own):
+    head = ([None] + [name for name, module in model.named_modules() if isinstance(module, nn.Linear)])[-1]
+    there, own = small.get(f'{head}.weight'), model.state_dict().get(f'{head}.weight')
+    if there is not None and own is not None and there.dim() and len(there) != len(own):
         raise SharingError(f'The checkpoint is of a network of {len(there)} classes, and that of the config has '
                            f'{len(own)}: add --cfg-options model.head.num_classes={len(there)}.')
     return (_within_layers(model, small), []) if modes == {'intra'} else _between_layers(model, small, head)
 
 
-def _between_layers(model: nn.Module, small: Dict[str, Tensor], head: str) -> Tuple[Dict[str, Tensor], List[str]]:
+def _between_layers(model: nn.Module, small: Dict[str, Tensor], head: Optional[str]
+                    ) -> Tuple[Dict[str, Tensor], List[str]]:
     """The kernels that are passed on are those of the small network's convs, and what it lacks begins afresh."""
     state_dict, taken = model.state_dict(), set()
     for key, tensor in small.items():
@@ -139,14 +140,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='the config of the large network, of repeated kernels')
     parser.add_argument('small', help='the checkpoint of the small network')
-    parser.add_argument('out', type=Path, help='the checkpoint to write')
+    parser.add_argument('out', type=output_file, help='the checkpoint to write')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, help='changes of the config')
     args = parser.parse_args()
-    cfg = Config.fromfile(config_path(args.config))
+    check_files(parser, args.config, args.small, args.out)
+    cfg = load_config(args.config)
     merge_options(cfg, args.cfg_options)
     state_dict, fresh = rescale(build_model(cfg), state_dict_of(load_checkpoint_file(args.small)))
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(dict(state_dict=state_dict), args.out)
+    save_checkpoint(dict(state_dict=state_dict), args.out)
     if fresh:
         print(f'as the config begins: {", ".join(fresh)}')
     print(f'wrote {args.out}: train it with --cfg-options load_from={args.out}')

@@ -17,7 +17,8 @@ from torch import Tensor
 from mmshared import SharingError
 from mmshared.analysis.models import build_model
 from mmshared.backbones.wide_resnet import WideResNet_CIFAR
-from mmshared.cli import errors_in_a_sentence, load_checkpoint_file, state_dict_of
+from mmshared.cli import (check_files, errors_in_a_sentence, load_checkpoint_file, output_file, save_checkpoint,
+                          state_dict_of)
 
 MODEL = Path(__file__).parents[2] / 'configs/_base_/models/wrn28-10_cifar10.py'
 
@@ -94,22 +95,20 @@ def model_config(state_dict: Dict[str, Tensor]) -> Config:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('src', help='their checkpoint')
-    parser.add_argument('dst', type=Path, help='the checkpoint to write; its config gets the same name')
+    parser.add_argument('dst', type=output_file, help='the checkpoint to write; its config gets the same name')
     args = parser.parse_args()
     out_config = args.dst.with_suffix('.py')
-    if len({Path(name).resolve() for name in (args.src, args.dst, out_config)}) < 3:
-        parser.error(f'{args.dst} and its config {out_config} have to be files of their own')
+    check_files(parser, args.src, args.dst, out_config)
     try:
         with torch.serialization.safe_globals(SAFE):
             checkpoint = load_checkpoint_file(args.src)
         state_dict = convert(state_dict_of(checkpoint))
         cfg = model_config(state_dict)
         build_model(cfg).load_state_dict(state_dict, strict=True)
-    except (KeyError, RuntimeError) as error:
+    except (IndexError, KeyError, RuntimeError, TypeError) as error:
         reason = str(error).split('\n\t')[-1].strip()
         raise SharingError(f'The checkpoint is of another network than those of soft-sharing: {reason}') from None
-    args.dst.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(dict(state_dict=state_dict), args.dst)
+    save_checkpoint(dict(state_dict=state_dict), args.dst)
     cfg.dump(out_config)
     backbone, sharing = cfg.model.backbone, cfg.model.backbone.get('sharing')
     told = f'{sharing.bank.num_templates} templates a stage' if sharing else 'no shared conv'
