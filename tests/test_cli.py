@@ -46,6 +46,7 @@ def files(tmp_path_factory):
     ('model_converters/repeatnet_to_mmshared.py', ['plain.pth', 'plain.pth'], 'have to be files of their own'),
     ('model_converters/repeatnet_to_mmshared.py', ['list.pth', 'new.pth'], 'has no state dict'),
     ('model_converters/net_rl2_to_mmshared.py', ['list.pth', 'new.pth'], 'no shared_basis|no state dict'),
+    ('analysis_tools/sharing_report.py', [SHARED, '--shape', '1', '32', '32'], 'cannot take pictures of 1x32x32: '),
     ('analysis_tools/sharing_report.py', [SHARED, '--json', 'folder'], 'folder is a folder: name a file'),
     ('analysis_tools/gram_matrices.py', [SHARED, 'plain.pth', '--out', 'picture'], 'no name of a picture: let it end'),
     ('analysis_tools/benchmark_speed.py', [SHARED, '--device', 'foo'], 'foo cannot be used here: '),

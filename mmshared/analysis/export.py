@@ -18,8 +18,16 @@ from .models import build_model, plain_twin
 
 def feature_maps(model: nn.Module, pictures: Tensor) -> Tuple[Tensor, ...]:
     """What a classifier or a detector makes of pictures, (N, 3, H, W), by convs alone: logits, or the maps of the
-    neck."""
-    maps = model.extract_feat(pictures) if isinstance(model, BaseDetector) else model(pictures)
+    neck.
+
+    Raises:
+        SharingError: If it takes no pictures of this size, or of so many channels.
+    """
+    try:
+        maps = model.extract_feat(pictures) if isinstance(model, BaseDetector) else model(pictures)
+    except RuntimeError as error:
+        raise SharingError(f'The network cannot take pictures of {"x".join(map(str, pictures.shape[1:]))}: '
+                           f'{str(error).splitlines()[0]}') from error
     return tuple(maps) if isinstance(maps, (tuple, list)) else (maps, )
 
 
