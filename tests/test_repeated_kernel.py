@@ -125,7 +125,7 @@ def test_within_a_layer_each_conv_repeats_a_kernel_of_its_own():
 
 
 def test_channels_are_rounded_down_unless_the_division_is_exact():
-    block, _ = repeated_chain(33, 34, transform=dict(type='linear'), width=1.1)  # 33 / 1.1 in floats is 29.999...
+    block, _ = repeated_chain(33, 33, transform=dict(type='linear'), width=1.1)  # 33 / 1.1 in floats is 29.999...
     assert block.conv0.kernel.shape[:2] == (30, 30)
 
 
