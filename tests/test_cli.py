@@ -10,7 +10,8 @@ from mmengine.runner import Runner
 from mmshared import SharingError
 from mmshared.analysis.models import build_model
 from mmshared.analysis.training import read_scalars
-from mmshared.cli import load_checkpoint_file, load_config, refuse_other_networks, save_checkpoint
+from mmshared.checkpoint import load_checkpoint_file, refuse_other_networks, save_checkpoint
+from mmshared.cli import load_config
 
 SHARED = ROOT / 'configs/shared_resnet/shared-resnet32-s8u1_b256_cifar10.py'
 PLAIN = SHARED.with_name('resnet32_b256_cifar10.py')

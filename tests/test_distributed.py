@@ -22,7 +22,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, StateDictType
 from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
 
 from mmshared import GradientFlowHook, OrthogonalityLossHook, SharingError
-from mmshared.cli import load_checkpoint_file
+from mmshared.checkpoint import load_checkpoint_file
 
 
 def network(bank, with_cp=False):

@@ -13,7 +13,8 @@ from mmengine.config import Config
 from mmshared import fold_convs
 from mmshared.analysis.export import feature_maps, stock_config, to_torchvision
 from mmshared.analysis.models import build_model
-from mmshared.cli import config_path, load_checkpoint_file
+from mmshared.checkpoint import load_checkpoint_file
+from mmshared.cli import config_path
 from mmshared.sharing.filter_basis import BasisConv2d
 
 # Narrow networks of each kind: classifiers of mmpretrain and a detector of mmdet.

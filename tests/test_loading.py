@@ -14,7 +14,7 @@ from mmengine.runner.checkpoint import load_checkpoint, load_state_dict
 
 from mmshared import SharingError, fold_convs
 from mmshared.analysis.models import build_model
-from mmshared.cli import load_checkpoint_file
+from mmshared.checkpoint import load_checkpoint_file
 
 
 def state_of(model):

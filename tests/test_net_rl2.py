@@ -12,7 +12,7 @@ from mmengine.config import Config
 
 from mmshared import SharingError
 from mmshared.analysis.models import build_model
-from mmshared.cli import load_checkpoint_file
+from mmshared.checkpoint import load_checkpoint_file
 
 sys.path.insert(0, str(ROOT / 'tools/model_converters'))
 import net_rl2_to_mmshared as converter  # noqa: E402

@@ -14,7 +14,7 @@ from torch import nn
 from mmshared import GradientFlowHook, SharingError, TrainOnlyHook, fold_convs, shared_stages
 from mmshared.analysis.complexity import count_multiply_adds, parameter_count
 from mmshared.analysis.models import build_empty, build_model, build_plain
-from mmshared.cli import load_checkpoint_file
+from mmshared.checkpoint import load_checkpoint_file
 
 CONFIGS = ROOT / 'configs/repeatnet'
 CLASSES = {'cifar10': (10, 100, 200), 'rotmnist': (10, ), 'in1k': (1000, )}

@@ -13,7 +13,7 @@ from mmengine.config import Config
 
 from mmshared import SharingError
 from mmshared.analysis.models import build_model
-from mmshared.cli import load_checkpoint_file
+from mmshared.checkpoint import load_checkpoint_file
 
 TOOL = 'model_converters/repeatnet_to_mmshared.py'
 converter = load_tool(TOOL)

@@ -14,7 +14,8 @@ from mmengine.config import Config
 from PIL import Image
 
 from mmshared import SharingError
-from mmshared.cli import check_data, config_path, dotted, mend_last_checkpoint, moved_root, run_tool
+from mmshared.checkpoint import mend_last_checkpoint
+from mmshared.cli import check_data, config_path, dotted, moved_root, run_tool
 
 SCENES = ROOT / 'tools/dataset_converters/digit_scenes.py'
 CONFIG = ROOT / 'configs/small/faster-rcnn_r50-narrow-shared_12e_digits.py'

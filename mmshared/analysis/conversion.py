@@ -6,7 +6,8 @@ from typing import Callable, Dict, Sequence, Tuple
 
 from torch import Tensor
 
-from ..cli import check_files, errors_in_a_sentence, load_checkpoint_file, output_file, save_checkpoint
+from ..checkpoint import load_checkpoint_file, save_checkpoint
+from ..cli import check_files, errors_in_a_sentence, output_file
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 

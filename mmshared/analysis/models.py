@@ -9,7 +9,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
-from ..cli import load_checkpoint_file, state_dict_of
+from ..checkpoint import load_checkpoint_file, state_dict_of
 from ..sharing import SharingError
 from ..sharing.loading import share_state_dict
 

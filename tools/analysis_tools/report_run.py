@@ -19,7 +19,8 @@ from mmshared.analysis.complexity import parameter_count
 from mmshared.analysis.detections import draw_detections
 from mmshared.analysis.models import build_plain
 from mmshared.analysis.training import draw_curves, read_scalars
-from mmshared.cli import errors_in_a_sentence, load_config, refuse_pickles
+from mmshared.checkpoint import refuse_pickles
+from mmshared.cli import errors_in_a_sentence, load_config
 
 
 def parse_args() -> argparse.Namespace:

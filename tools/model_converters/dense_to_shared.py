@@ -11,8 +11,8 @@ from rich.table import Table
 
 from mmshared import SharingError, shared_stages
 from mmshared.analysis.models import build_model
-from mmshared.cli import (check_files, converted, errors_in_a_sentence, load_checkpoint_file, load_config, output_file,
-                          save_checkpoint, state_dict_of)
+from mmshared.checkpoint import converted, load_checkpoint_file, save_checkpoint, state_dict_of
+from mmshared.cli import check_files, errors_in_a_sentence, load_config, output_file
 from mmshared.sharing.loading import Conversion, share_state_dict
 
 

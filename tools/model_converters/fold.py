@@ -12,8 +12,8 @@ import torch
 from mmshared import SharingError, fold_convs, shared_stages
 from mmshared.analysis.export import export_onnx, feature_maps, relative_difference, stock_config, to_torchvision
 from mmshared.analysis.models import build_model, load_model
-from mmshared.cli import (add_shape, check_files, converted, errors_in_a_sentence, load_config, output_file,
-                          save_checkpoint)
+from mmshared.checkpoint import converted, save_checkpoint
+from mmshared.cli import add_shape, check_files, errors_in_a_sentence, load_config, output_file
 
 TOLERANCE = 1e-4
 

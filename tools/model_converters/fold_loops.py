@@ -23,8 +23,8 @@ from mmshared.analysis.complexity import parameter_count
 from mmshared.analysis.loops import fold_loops, stage_programs
 from mmshared.analysis.models import load_model
 from mmshared.analysis.speed import checkpoint_bytes
-from mmshared.cli import (check_data, check_files, converted, errors_in_a_sentence, load_config, merge_options,
-                          output_file, save_checkpoint)
+from mmshared.checkpoint import converted, save_checkpoint
+from mmshared.cli import check_data, check_files, errors_in_a_sentence, load_config, merge_options, output_file
 
 State = Dict[str, Tensor]
 

@@ -13,7 +13,7 @@ from mmshared.analysis import conversion
 from mmshared.analysis.conversion import convert_file
 from mmshared.analysis.conversion import rename as apply_rules
 from mmshared.analysis.models import build_model
-from mmshared.cli import state_dict_of
+from mmshared.checkpoint import state_dict_of
 
 CONFIGS = conversion.CONFIGS / 'shared_resnet'
 

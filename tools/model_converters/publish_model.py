@@ -6,7 +6,8 @@ import io
 
 import torch
 
-from mmshared.cli import errors_in_a_sentence, load_checkpoint_file, output_file
+from mmshared.checkpoint import load_checkpoint_file
+from mmshared.cli import errors_in_a_sentence, output_file
 
 
 @errors_in_a_sentence()

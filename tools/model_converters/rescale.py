@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from mmshared import RepeatedKernel, SharingError, shared_stages
 from mmshared.analysis.models import build_model
-from mmshared.cli import (check_files, errors_in_a_sentence, load_checkpoint_file, load_config, merge_options,
-                          output_file, save_checkpoint, state_dict_of)
+from mmshared.checkpoint import load_checkpoint_file, save_checkpoint, state_dict_of
+from mmshared.cli import check_files, errors_in_a_sentence, load_config, merge_options, output_file
 from mmshared.sharing.repeated_kernel import RepeatedConv2d
 from mmshared.sharing.surgery import following_norm
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from mmshared import SharingError
 from mmshared.analysis.models import build_model
 from mmshared.backbones.wide_resnet import WideResNet_CIFAR
-from mmshared.cli import (check_files, errors_in_a_sentence, load_checkpoint_file, output_file, save_checkpoint,
-                          state_dict_of)
+from mmshared.checkpoint import load_checkpoint_file, save_checkpoint, state_dict_of
+from mmshared.cli import check_files, errors_in_a_sentence, output_file
 
 MODEL = Path(__file__).parents[2] / 'configs/_base_/models/wrn28-10_cifar10.py'
 
