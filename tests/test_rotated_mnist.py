@@ -268,7 +268,8 @@ def test_the_share_of_a_gain_and_its_uncertainty():
 
 
 def test_the_shares_of_a_suite_are_printed(tmp_path):
-    for name, accuracies in dict(cnn=[95., 95.1, 95.2], repeat=[95.4, 95.5, 95.6], c4=[96., 96.1, 96.2]).items():
+    for name, accuracies in dict(cnn=[95., 95.1, 95.2], repeat=[95.4, 95.5, 95.6], c4=[96., 96.1, 96.2],
+                                 alike=[95., 95.1, 95.3]).items():
         for seed, accuracy in enumerate(accuracies):
             (tmp_path / name / f'seed_{seed}').mkdir(parents=True)
             (tmp_path / name / f'seed_{seed}/result.json').write_text(
@@ -277,7 +278,8 @@ def test_the_shares_of_a_suite_are_printed(tmp_path):
     told = call(tool, tmp_path, 'repeat', '--baseline', 'cnn', '--better', 'c4').stdout
     assert '| cnn | 3 | 95.10 | 0 |' in told and '| c4 | 3 | 96.10 | 1 |' in told
     assert '| repeat | 3 | 95.50 | 0.40 (' in told and 'gain of c4 over cnn: 1.00 (' in told
-    for better, words in (('cnn', 'The shares are not defined'), ('none', 'has no finished run')):
+    for better, words in (('alike', 'The shares are not defined'), ('none', 'has no finished run'),
+                          ('cnn', '--baseline and --better are two models')):
         result = call(tool, tmp_path, 'repeat', '--baseline', 'cnn', '--better', better)
         assert words.lower() in (result.stdout + result.stderr).lower()
     for content, words in ((json.dumps(dict(metric_name='loss', metric=1)), 'The runs in .* by loss'),
