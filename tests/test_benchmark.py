@@ -200,9 +200,21 @@ def test_runs_get_the_gpus_that_are_handed_out(tmp_path, monkeypatch):
         tool.execute(show, logs[0])
     assert [run.result()[0] for run in runs] == [0, 0]
     assert sorted(log.read_text().strip() for log in logs) == ['2,3', '5,7']
-    assert tool.execute(show, logs[0], '7')[0] == 0
+    assert tool.execute(show, logs[0], dict(CUDA_VISIBLE_DEVICES='7'))[0] == 0
     with pytest.raises(SharingError, match='hold 1 runs of 3 side by side'):
         tool.Local(SimpleNamespace(gpus_per_run=3, jobs=2))
+
+
+@pytest.mark.parametrize('own, threads', [(None, '2'), ('5', '5')])
+def test_runs_side_by_side_part_the_cores(tmp_path, monkeypatch, own, threads):
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 0)
+    monkeypatch.setattr(os, 'cpu_count', lambda: 8)
+    monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
+    if own:
+        monkeypatch.setenv('OMP_NUM_THREADS', own)
+    engine = load_tool('benchmark.py').Local(SimpleNamespace(gpus_per_run=1, jobs=3))
+    engine.submit([sys.executable, '-c', "import os; print(os.environ['OMP_NUM_THREADS'])"], tmp_path / 'log').result()
+    assert (tmp_path / 'log').read_text().strip() == threads
 
 
 def test_the_reason_of_a_failure_is_the_line_that_says_it(tmp_path):

@@ -17,7 +17,7 @@ import time
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from queue import Queue
-from typing import List, Optional, Set, Tuple
+from typing import Dict, List, Optional, Set, Tuple
 
 import torch
 from tqdm import tqdm
@@ -58,9 +58,11 @@ def command_of(run: Run, processes: int) -> List[str]:
     return [sys.executable, *launcher, str(TRAIN), *run.arguments(), '--launcher', 'pytorch']
 
 
-def execute(command: List[str], log: Path, devices: str = '', started: Optional[Set[int]] = None) -> Tuple[int, int]:
-    """Run a command, its output into a file. Returns its exit status and the most memory that a process of it held,
-    in bytes. While it runs its process is in ``started``, and it holds a lock on the folder of the file."""
+def execute(command: List[str], log: Path, place: Optional[Dict[str, str]] = None, started: Optional[Set[int]] = None
+            ) -> Tuple[int, int]:
+    """Run a command, its output into a file and ``place`` in its environment. Returns its exit status and the most
+    memory that a process of it held, in bytes. While it runs its process is in ``started``, and it holds a lock on the
+    folder of the file."""
     started = set() if started is None else started
     lock = open(log.with_name('run.lock'), 'w')
     try:
@@ -68,7 +70,7 @@ def execute(command: List[str], log: Path, devices: str = '', started: Optional[
     except OSError:
         lock.close()
         raise SharingError(f'another process trains in {log.parent}: end it, or wait for it') from None
-    environment = {**os.environ, **(dict(CUDA_VISIBLE_DEVICES=devices) if devices else {})}
+    environment = {**os.environ, **(place or {})}
     with lock, open(log, 'w') as file:
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment,
                                    start_new_session=True, pass_fds=[lock.fileno()])  # it keeps the lock
@@ -79,7 +81,7 @@ def execute(command: List[str], log: Path, devices: str = '', started: Optional[
 
 
 class Local:
-    """Runs side by side on this machine, each on GPUs of its own where there are any."""
+    """Runs side by side on this machine, each on GPUs of its own, or where there are none on its part of the cores."""
 
     def __init__(self, args: argparse.Namespace):
         count = torch.cuda.device_count()
@@ -90,20 +92,22 @@ class Local:
             raise SharingError(f'The {count} GPUs of this machine hold {places} runs of {args.gpus_per_run} side by '
                                'side: lower --gpus-per-run or --jobs.')
         jobs = args.jobs or max(places, 1)
-        self.devices: Queue = Queue()
+        threads = os.environ.get('OMP_NUM_THREADS', str(max(os.cpu_count() // jobs, 1)))
+        self.places: Queue = Queue()
         for job in range(jobs):
             own = gpus[job * args.gpus_per_run:(job + 1) * args.gpus_per_run]
-            self.devices.put(','.join(map(str, own)) if count else '')
+            self.places.put(dict(CUDA_VISIBLE_DEVICES=','.join(map(str, own))) if count
+                            else dict(OMP_NUM_THREADS=threads))
         self.pool, self.started, self.stopped = ThreadPoolExecutor(jobs), set(), threading.Event()
 
     def submit(self, command: List[str], log: Path) -> Future:
 
         def on_device():
-            devices = self.devices.get()
+            place = self.places.get()
             try:
-                return (-signal.SIGINT, 0) if self.stopped.is_set() else execute(command, log, devices, self.started)
+                return (-signal.SIGINT, 0) if self.stopped.is_set() else execute(command, log, place, self.started)
             finally:
-                self.devices.put(devices)
+                self.places.put(place)
 
         return self.pool.submit(on_device)
 
