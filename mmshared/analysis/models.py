@@ -1,13 +1,13 @@
 """The models of configs, without a runner."""
 import copy
 from functools import partial
-from typing import Any, Callable
+from typing import Any, Callable, Dict
 from unittest.mock import patch
 
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
-from torch import nn
+from torch import Tensor, nn
 
 from ..checkpoint import load_checkpoint_file, state_dict_of
 from ..sharing import SharingError
@@ -46,6 +46,19 @@ def build_plain(cfg: Config) -> nn.Module:
     return build_model(Config(dict(model=plain_twin(cfg.model), default_scope=cfg.default_scope)))
 
 
+def load_whole(module: nn.Module, state_dict: Dict[str, Tensor], checkpoint: str, network: str) -> None:
+    """Load the state dict of a checkpoint into a module: all of it, and no other; or say that it is not of a network.
+
+    Raises:
+        SharingError: If it does not fit.
+    """
+    try:
+        module.load_state_dict(state_dict)
+    except (RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).split('\n\t')[-1].strip()
+        raise SharingError(f'The checkpoint {checkpoint} is not of {network}: {reason}') from None
+
+
 def load_model(cfg: Config, checkpoint: str) -> nn.Module:
     """A config's model in eval mode, with the weights of a checkpoint: all of them, and no others.
 
@@ -57,10 +70,6 @@ def load_model(cfg: Config, checkpoint: str) -> nn.Module:
     if share_state_dict(model, dict(state_dict)):
         raise SharingError(f'The checkpoint {checkpoint} is of the plain network, and that of this config shares: '
                            'tools/model_converters/dense_to_shared.py makes one of it.')
-    try:
-        model.load_state_dict(state_dict)
-    except (RuntimeError, TypeError, ValueError) as error:
-        reason = str(error).split('\n\t')[-1].strip()
-        raise SharingError(f'The checkpoint {checkpoint} is not of the model of this config: {reason}') from None
+    load_whole(model, state_dict, checkpoint, 'the model of this config')
     model.eval()
     return model

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-import mmshared  # noqa: F401
+from mmshared import SharingError
 from mmshared.analysis.sweep import count, sweep_config
 from mmshared.cli import LIBRARIES, config_path, errors_in_a_sentence, output_file
 
@@ -44,7 +44,7 @@ def main() -> None:
     except re.error as error:
         parser.error(f'--match {args.match}: {error}')
     if not configs:
-        raise SystemExit(f'No config of {" and ".join(args.libraries)} has {args.match!r} in its name.')
+        raise SharingError(f'No config of {" and ".join(args.libraries)} has {args.match!r} in its name.')
 
     # mmcv's synchronised batch norms ask for a process group when they are made.
     torch.distributed.init_process_group('gloo', store=torch.distributed.HashStore(), rank=0, world_size=1)

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mmshared import SharingError, shared_stages
-from mmshared.analysis.models import build_model
+from mmshared.analysis.models import build_model, load_whole
 from mmshared.checkpoint import converted, load_checkpoint_file, save_checkpoint, state_dict_of
 from mmshared.cli import check_files, errors_in_a_sentence, load_config, output_file
 from mmshared.sharing.loading import Conversion, share_state_dict
@@ -59,11 +59,7 @@ def main() -> None:
                  f'{1 - conversion.error**2:.1%}', f'{conversion.error:.4f}']
         table.add_row(*cells, *([str(rank_for_energy(conversion, args.rank_for_energy))] if wanted else []))
     Console(width=max(110, Console().width)).print(table)
-    try:
-        (model if prefix else model.backbone).load_state_dict(state_dict)
-    except RuntimeError as error:
-        reason = str(error).split('\n\t')[-1].strip()
-        raise SharingError(f'{args.src} is not of the plain network of the config: {reason}') from None
+    load_whole(model if prefix else model.backbone, state_dict, args.src, 'the plain network of the config')
     save_checkpoint(converted(state_dict, args.src), args.dst)
     print(f'wrote {args.dst}')
 

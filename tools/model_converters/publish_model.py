@@ -6,6 +6,7 @@ import io
 
 import torch
 
+from mmshared import SharingError
 from mmshared.checkpoint import load_checkpoint_file
 from mmshared.cli import errors_in_a_sentence, output_file
 
@@ -22,8 +23,8 @@ def main() -> None:
     missing = [key for key in args.save_keys if key not in checkpoint]
     if missing:
         there = ', '.join([*checkpoint][:5])
-        raise SystemExit(f'Error: {args.in_file} has no {", ".join(missing)}: it holds {there}. Name what to keep by '
-                         '--save-keys.')
+        raise SharingError(f'{args.in_file} has no {", ".join(missing)}: it holds {there}. Name what to keep by '
+                           '--save-keys.')
     dropped = [key for key in checkpoint if key not in args.save_keys]
     if dropped:
         print(f'left out: {", ".join(dropped)}')

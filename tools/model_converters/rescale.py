@@ -79,13 +79,13 @@ def _between_layers(model: nn.Module, small: Dict[str, Tensor], head: Optional[s
                                f'shape {tuple(tensor.shape)}.')
         state_dict[own] = tensor
         taken.add(own)
-    left = [key for key in state_dict if key not in taken]
+    parameters, left = dict(model.named_parameters()), [key for key in state_dict if key not in taken]
     for key in left:
         if state_dict[key].dim() == 4 and '.transform.' not in key:
             raise SharingError(f'The checkpoint is not of the network whose kernels are repeated: it has nothing for '
                                f'{key} of the shape {tuple(state_dict[key].shape)}.')
     return state_dict, list(dict.fromkeys(key.partition('.transform.')[0].removesuffix('.bias').removesuffix('.weight')
-                                          for key in left if key in dict(model.named_parameters())))
+                                          for key in left if key in parameters))
 
 
 def _within_layers(model: nn.Module, small: Dict[str, Tensor]) -> Dict[str, Tensor]:
