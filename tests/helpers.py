@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
-from mmshared import Bank, shared_stages
+from mmshared import Bank, named_banks
 
 ROOT = Path(__file__).parents[1]
 WITHOUT_ESCNN = '' if find_spec('escnn') else 'the steerable networks need escnn: pip install --no-deps escnn'
@@ -56,8 +56,12 @@ def backbone(depth: int = 50,
 
 
 def stage_banks(model: nn.Module) -> Dict[str, List[Bank]]:
-    """The banks of each stage, in the order of their patterns."""
-    return {stage: list(banks.values()) for stage, banks in shared_stages(model).items()}
+    """The banks of each stage, in the order of their groups; of groups named outright by the group."""
+    stages = {}
+    for name, bank in named_banks(model).items():
+        stage = name if bank.stage is None else name.removesuffix(bank.group).rstrip('.')
+        stages.setdefault(stage, []).append(bank)
+    return stages
 
 
 def randomise_norms(model: nn.Module) -> nn.Module:

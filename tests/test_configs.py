@@ -9,7 +9,7 @@ from helpers import ROOT, WITHOUT_ESCNN
 from mmengine.config import Config
 from mmengine.registry import HOOKS
 
-from mmshared import shared_stages
+from mmshared import banks
 from mmshared.analysis.complexity import complexity, count_multiply_adds, parameter_count, sharing_groups
 from mmshared.analysis.models import build_empty, build_model, build_plain
 from mmshared.analysis.tables import measure, readmes
@@ -180,8 +180,8 @@ def test_every_config_builds_a_network_that_shares_if_it_says_so(path):
     cfg = Config.fromfile(path)
     model = build_model(cfg) if 'steerable' in path.stem else build_empty(cfg)  # escnn computes what it builds
     shares = any(word in path.stem for word in ('shared', 'swrn', 'repeat'))
-    assert bool(shared_stages(model)) is shares
-    banks = [bank for banks in shared_stages(model).values() for bank in banks.values()]
+    assert bool(banks(model)) is shares
+    banks = banks(model)
     regularised = any(bank.basis() is not None for bank in banks) and not any(
         word in path.stem for word in ('noorth', 'recurrent'))
     assert any(hook['type'] == 'OrthogonalityLossHook' for hook in cfg.get('custom_hooks', [])) is regularised
@@ -189,7 +189,7 @@ def test_every_config_builds_a_network_that_shares_if_it_says_so(path):
         HOOKS.build(hook)
     if shares:
         plain = build_empty(cfg, build_plain)
-        assert not shared_stages(plain)
+        assert not banks(plain)
         # Masks are as large as kernels; a network of its own width has biases beside what it repeats, and one with as
         # many templates as convs has their coefficients.
         grows = any(word in path.stem for word in ('bireal', '-w1-', 'swrn28-10-6'))
@@ -245,7 +245,7 @@ def test_the_report_of_groups_adds_up(name):
         totals['parameters'] - totals['plain_parameters']
     assert sum(row['macs'] - row['plain_macs'] for row in rows) == totals['macs'] - totals['plain_macs']
     convs = [model.get_submodule(f'{row["stage"]}.{conv}') for row in rows for conv in row['convs']]
-    assert convs == [conv for banks in shared_stages(model).values() for bank in banks.values() for conv in bank.convs]
+    assert convs == [conv for bank in banks(model) for conv in bank.layers]
 
 
 def test_the_report_is_printed_and_written(tmp_path):

@@ -10,12 +10,12 @@ from helpers import BASIS, ROOT, TEMPLATES, call, difference, picture, randomise
 from mmdet.models.detectors import BaseDetector
 from mmengine.config import Config
 
-from mmshared import fold_convs
+from mmshared import fold_layers
 from mmshared.analysis.export import feature_maps, stock_config, to_torchvision
 from mmshared.analysis.models import build_model
 from mmshared.checkpoint import load_checkpoint_file
 from mmshared.cli import config_path
-from mmshared.sharing.filter_basis import BasisConv2d
+from mmshared.sharing.filter_basis import BasisLayer
 
 # Narrow networks of each kind: classifiers of mmpretrain and a detector of mmdet.
 NARROW = """
@@ -110,7 +110,7 @@ def test_shared_filters_are_stored_once_in_onnx(tmp_path):
     stored = sum(torch.Size(each.dims).numel() for each in graph.initializer)
     # With the statistics of batch norms; the exporter folds a few small stacks of filters.
     counted = sum(tensor.numel() for tensor in model.state_dict().values())
-    assert stored < 1.07 * counted < 0.5 * sum(p.numel() for p in fold_convs(model).parameters())
+    assert stored < 1.07 * counted < 0.5 * sum(p.numel() for p in fold_layers(model).parameters())
     assert 'one of mmshared' in result.stdout and 'mmshared' in (tmp_path / 'plain.py').read_text()
 
 
@@ -182,7 +182,7 @@ def test_what_cannot_be_folded_is_refused_and_nothing_written(tmp_path, monkeypa
         result = fold(*arguments)
         assert result.returncode and words in result.stderr and 'Traceback' not in result.stderr and not out.exists()
     # A fold that is wrong by a little.
-    monkeypatch.setattr(BasisConv2d, 'dense', lambda conv, dense=BasisConv2d.dense: (1.001 * dense(conv)[0], None))
+    monkeypatch.setattr(BasisLayer, 'dense', lambda conv, dense=BasisLayer.dense: (1.001 * dense(conv)[0], None))
     result = fold(shared, tmp_path / f'{shared.stem}.pth', out)
     assert 'differs by more than 0.0001: nothing was written' in result.stderr and not out.exists()
 

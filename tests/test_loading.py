@@ -12,7 +12,7 @@ from mmengine.logging import MMLogger
 from mmengine.optim.scheduler import lr_scheduler as param_scheduler
 from mmengine.runner.checkpoint import load_checkpoint, load_state_dict
 
-from mmshared import SharingError, fold_convs
+from mmshared import SharingError, fold_layers
 from mmshared.analysis.models import build_model
 from mmshared.checkpoint import load_checkpoint_file
 
@@ -47,7 +47,7 @@ def test_a_folded_network_loads_back_without_loss(library, bank):
     shared = evaluating(randomise_norms(backbone(depth=34, bank=bank)))
     x = picture()
     before = shared(x)
-    fold_convs(shared)
+    fold_layers(shared)
     torch.manual_seed(0)  # what is dropped and what is random is drawn as it was
     again = backbone(depth=34, bank=bank)
     for name, parameter in again.named_parameters():
@@ -73,7 +73,7 @@ def test_a_plain_checkpoint_is_converted_with_its_error_in_the_log(library, capl
         kernels = [block.conv2.weight for block in list(plain.get_submodule(f'layer{stage}'))[1:]]
         mean = sum(kernels) / len(kernels)
         error = (sum((k - mean).square().sum() for k in kernels) / sum(k.square().sum() for k in kernels)).sqrt()
-        assert f'layer{stage}: the kernels of 1.conv2, 2.conv2' in caplog.text
+        assert f'layer{stage}: the weights of 1.conv2, 2.conv2' in caplog.text
         assert f'became one TiedFilters, relative error {error:.4f}' in caplog.text
         bank = stage_banks(shared)[f'layer{stage}'][0]
         torch.testing.assert_close(bank.filters, mean)
@@ -118,7 +118,8 @@ def test_a_checkpoint_of_another_network_is_refused(library):
         refuses(model, deeper.state_dict(), 'layer3 has 23 blocks there and 6 here')
         refuses(deeper if bank else backbone(depth=101), backbone(bank=bank).state_dict(),
                 'layer3 has 6 blocks there and 23 here')
-    refuses(model, {'head.fc.weight': torch.zeros(2, 2)}, 'layer1 has 0 blocks there and 3 here')
+    refuses(model, without(plain, 'layer1.'), 'layer1 has 0 blocks there and 3 here')
+    refuses(model, without(plain, 'layer2.1.bn1.weight'), 'it has no layer2.1.bn1.weight')
     refuses(model, without(plain, 'layer3.4.conv2'), 'neither as a plain nor as a shared network',
             'layer3.4.conv2.weight', 'layer3.1.conv2.bank.filters')
     refuses(model, dict(plain, **{'layer2.1.conv2.weight': plain['layer2.1.conv2.weight'] * float('nan')}),

@@ -6,11 +6,12 @@ import pytest
 import torch
 from helpers import BANKS, backbone, call, difference, evaluating, picture, randomise_norms, small, stage_banks, train
 from mmengine.config import Config
+from mmengine.registry import MODELS
 from PIL import Image
 from torch import nn
 
 from mmshared import (LayerSimilarityHook, LoopedTemplates, RecurrenceLossHook, SharingError, TemplateBank,
-                      layer_similarity, shared_stages)
+                      banks, layer_similarity)
 from mmshared.analysis.complexity import parameter_count
 from mmshared.analysis.loops import expand_program, fold_loops, loop_program, similar_layers, stage_programs
 from mmshared.analysis.models import build_model
@@ -27,7 +28,7 @@ def make_bank(rows, size=3):
     convs = [nn.Conv2d(size, size, 3, padding=1, bias=False) for _ in rows]
     bank = TemplateBank(convs, num_templates=rows.shape[1])
     for conv, row in zip(convs, rows):
-        bank.make_conv(conv).coefficients.data = row.clone()
+        bank.make_layer(conv).coefficients.data = row.clone()
     return bank
 
 
@@ -59,7 +60,7 @@ def make_alike(model, pattern=PATTERN, noise=0.):
     """Give the layers of each bank coefficients that follow a pattern, in sizes and signs of their own."""
     for bank in template_banks(model).values():
         rows = torch.randn(max(pattern) + 1, len(bank.templates))
-        for i, (conv, kernel) in enumerate(zip(bank.convs, pattern)):
+        for i, (conv, kernel) in enumerate(zip(bank.layers, pattern)):
             row = (-1)**(i // 2) * (0.5 + 0.3 * i) * rows[kernel]
             conv.coefficients.data = row + noise * torch.randn_like(row)
     return evaluating(randomise_norms(model))
@@ -97,7 +98,7 @@ def test_the_recurrence_loss_equals_its_formula_and_its_gradient_raises_similari
     torch.testing.assert_close(loss, expected)
     loss.backward()
     for bank in banks.values():
-        for conv in bank.convs:
+        for conv in bank.layers:
             conv.coefficients.data -= 0.01 * conv.coefficients.grad
     assert recurrence_loss(banks) < loss - 1e-3
     alike = {'a': make_bank(torch.tensor([[1., 2.], [-2., -4.], [3., 6.]]))}
@@ -105,8 +106,8 @@ def test_the_recurrence_loss_equals_its_formula_and_its_gradient_raises_similari
     # A conv without coefficients is like none; nothing is divided by its length.
     without = make_bank(torch.tensor([[1., 2.], [0., 0.]]))
     recurrence_loss({'a': without}).backward()
-    assert all(conv.coefficients.grad.isfinite().all() for conv in without.convs)
-    for conv in banks['a'].convs:
+    assert all(conv.coefficients.grad.isfinite().all() for conv in without.layers)
+    for conv in banks['a'].layers:
         conv.coefficients.requires_grad_(False)
     assert recurrence_loss(banks) == recurrence_loss({'b': banks['b']})
 
@@ -196,7 +197,7 @@ def test_layers_that_are_alike_fold_without_a_change_of_the_output(templates, pa
     # Directions far from each other: no two of them are alike by chance.
     angles = torch.arange(4) * 0.7
     for bank in template_banks(model).values():
-        for i, (conv, kernel) in enumerate(zip(bank.convs, pattern)):
+        for i, (conv, kernel) in enumerate(zip(bank.layers, pattern)):
             row = torch.zeros(templates)
             row[:2] = torch.stack([angles[kernel].cos(), angles[kernel].sin()])[:templates]
             conv.coefficients.data = (-1)**(i // 2) * (0.5 + 0.3 * i) * row
@@ -230,7 +231,7 @@ def test_the_fold_changes_the_kernels_as_little_as_can_be():
             # Of the best fit of rank one, all but the leading eigenvalue of the kernels' own Gram matrix is lost.
             least += torch.linalg.eigvalsh(rows @ gram @ rows.T)[:-1].sum()
             for i in members:
-                change += (bank.convs[i].dense()[0] - looped.convs[i].dense()[0]).square().sum()
+                change += (bank.layers[i].dense()[0] - looped.layers[i].dense()[0]).square().sum()
         torch.testing.assert_close(change, least, rtol=1e-3, atol=1e-5)
         assert least > 1e-4
 
@@ -240,9 +241,9 @@ def test_parameters_never_grow_by_folding():
         cfg = config(dict(TEMPLATES, num_templates=templates))
         model = build_model(cfg)
         for bank in template_banks(model).values():
-            for conv in bank.convs:
+            for conv in bank.layers:
                 nn.init.normal_(conv.coefficients)
-        bank.convs[2].coefficients.data.zero_()  # like no other layer
+        bank.layers[2].coefficients.data.zero_()  # like no other layer
         _, folded, conversions = fold_loops(cfg, model, threshold)
         assert conversions and parameter_count(folded) < parameter_count(model)
         assert all(parameter.isfinite().all() for parameter in folded.parameters())
@@ -252,7 +253,7 @@ def test_a_bank_without_alike_layers_stays_beside_one_that_loops():
     cfg = config(dict(TEMPLATES, num_templates=6))
     model = build_model(cfg)
     first = stage_banks(model)['backbone.layer1'][0]
-    first.convs[3].coefficients.data = -2 * first.convs[0].coefficients.data
+    first.layers[3].coefficients.data = -2 * first.layers[0].coefficients.data
     folded_cfg, folded, conversions = fold_loops(cfg, model, 0.95)
     kinds = [type(bank) for banks in stage_banks(folded).values() for bank in banks]
     assert kinds == [LoopedTemplates, TemplateBank, TemplateBank] and len(conversions) == 1
@@ -268,17 +269,17 @@ def test_each_group_of_a_stage_has_loops_of_its_own():
     cfg = config(width=256, network=dict(type='SharedResNet', depth=50, base_channels=8, stem_channels=8,
                                          sharing=dict(groups=['conv2', 'conv3'], bank=TEMPLATES)))
     model = build_model(cfg)
-    for banks in shared_stages(model).values():
-        for conv in banks['conv2'].convs:
+    for conv2, conv3 in stage_banks(model).values():
+        for conv in conv2.layers:
             conv.coefficients.data = torch.tensor([1., 2.])
-        for i, conv in enumerate(banks['conv3'].convs):
+        for i, conv in enumerate(conv3.layers):
             conv.coefficients.data = torch.eye(2)[i % 2]
     evaluating(randomise_norms(model))
     folded_cfg, folded, _ = fold_loops(cfg, model, 0.95)
-    assert folded_cfg.model.backbone.sharing.bank[2] == [
-        dict(type='LoopedTemplates', kernels=[0] * 5, num_templates=2),
-        dict(type='LoopedTemplates', kernels=[0, 1, 0, 1, 0], num_templates=2)]
-    assert folded_cfg.model.backbone.sharing.bank[0][1] == TEMPLATES  # two convs, which differ
+    folded_banks = {(each.stages, *each.groups): each.bank for each in folded_cfg.model.backbone.sharing}
+    assert folded_banks['layer3', 'conv2'] == dict(type='LoopedTemplates', kernels=[0] * 5, num_templates=2)
+    assert folded_banks['layer3', 'conv3'] == dict(type='LoopedTemplates', kernels=[0, 1, 0, 1, 0], num_templates=2)
+    assert folded_banks['layer1', 'conv3'] == TEMPLATES  # two convs, which differ
     x = picture(32)
     assert difference([folded(x)], [model(x)]) < 1e-4
 
@@ -298,7 +299,7 @@ def test_kernels_of_no_size_and_at_right_angles_fit():
     kernel = torch.randn_like(convs[0].weight)
     for kernels in ([0 * kernel, kernel, -2 * kernel], [0 * kernel] * 3):
         bank = LoopedTemplates(convs, kernels=[0, 0, 0], num_templates=1)
-        looped = [bank.make_conv(conv) for conv in convs]
+        looped = [bank.make_layer(conv) for conv in convs]
         bank.fit(kernels)
         torch.testing.assert_close([conv.dense()[0] for conv in looped], kernels, atol=1e-4, rtol=1e-4)
 
@@ -308,19 +309,20 @@ def test_stages_without_a_group_need_no_bank(library):
     pattern = '(conv.0|expand_conv).conv'
     make = dict(type='MobileNetV2', groups=[pattern], widen_factor=0.25, out_indices=(6, ))
     model = evaluating(randomise_norms(backbone(bank=TEMPLATES, **make)))
-    counts = [len(stage.banks[pattern].convs) if stage.banks else 0 for stage in model._stages]
-    assert counts == [0, 0, 2, 3, 2, 2, 0]
-    banks = [dict(type='LoopedTemplates', kernels=[0] * count, num_templates=1) for count in counts]
-    looped = evaluating(backbone(bank=banks, **make))
+    counts = {bank.stage: len(bank.layers) for bank in banks(model)}
+    assert counts == dict(layer3=2, layer4=3, layer5=2, layer6=2)
+    sharing = [dict(stages=stage, groups=[pattern], bank=dict(type='LoopedTemplates', kernels=[0] * count,
+                                                              num_templates=1)) for stage, count in counts.items()]
+    looped = evaluating(MODELS.build(dict(type='SharedMobileNetV2', widen_factor=0.25, out_indices=(6, ),
+                                          sharing=sharing)))
     assert parameter_count(looped) < parameter_count(model)
-    assert [len(bank.convs) for banks in stage_banks(looped).values() for bank in banks] == [2, 3, 2, 2]
+    assert {bank.stage: len(bank.layers) for bank in banks(looped)} == counts
     assert looped(picture())[0].isfinite().all()
 
 
 @pytest.mark.parametrize('bank, words', [
-    ([TEMPLATES] * 2, 'a list of 2 banks, and SharedWideResNet_CIFAR has 3 stages'),
-    ([TEMPLATES] * 4, 'a list of 4 banks, and SharedWideResNet_CIFAR has 3 stages'),
-    ([[TEMPLATES] * 2] * 3, 'There are 2 banks for the groups'),
+    ([TEMPLATES] * 2, 'There are 2 banks for the groups'),
+    ([[TEMPLATES] * 2], 'is no config of a bank'),
     (dict(type='LoopedTemplates', kernels=[0, 1, 0], num_templates=1), 'no list of kernels for a group of 6 convs'),
     (dict(type='LoopedTemplates', kernels=[0, 0, 2, 0, 2, 0], num_templates=1), 'number the kernels from 0'),
     (dict(type='LoopedTemplates', kernels=[0] * 6, num_templates=0), 'num_templates=0 makes no kernel'),
@@ -355,7 +357,7 @@ def test_the_tool_writes_a_network_of_loops_that_loads_and_tells_what_it_costs(p
     assert parameter_count(folded) == int(after.replace(',', ''))
     assert [bank.kernels for banks in stage_banks(folded).values() for bank in banks] == 3 * [PATTERN]
     kernels = [conv.dense()[0] for net in (model, folded) for banks in stage_banks(net).values() for bank in banks
-               for conv in bank.convs]
+               for conv in bank.layers]
     assert difference(kernels[18:], kernels[:18]) < 0.2
     # The first batch norm has the mean of two batches of the training set, not the numbers that it was given.
     means = [network.backbone.layer1[0].norm1.running_mean for network in (folded, model)]

@@ -57,7 +57,7 @@ def test_gradients_and_health_are_written_at_their_intervals(mmpretrain, tmp_pat
             assert [number for _, number in written] == pytest.approx(expected)
         health = scalars[f'basis/backbone.{stage}.conv[12]/condition']
         assert [step for step, _ in health] == [2, 4, 6]
-        bank = model.backbone.get_submodule(stage).banks['conv[12]']
+        bank = stage_banks(model.backbone)[stage][0]
         assert health[-1][1] == pytest.approx(basis_health(bank.filters)['condition'])
     log = next(tmp_path.glob('*/*.log')).read_text()
     assert re.search(r'grad at iteration 3: backbone.layer1.conv\[12\] mean \S+ max \S+; backbone.layer2', log)
@@ -120,8 +120,8 @@ def test_an_interval_of_no_iteration_is_refused():
 def test_the_gram_matrices_of_a_checkpoint_are_drawn(tmp_path):
     model = build_model(Config.fromfile(CONFIG))
     with torch.no_grad():
-        filters = model.backbone.layer1.banks['conv2'].filters
-        filters[0] = 0.5 * model.backbone.layer1.banks['conv1'].filters[0]
+        filters = stage_banks(model.backbone)['layer1'][1].filters
+        filters[0] = 0.5 * stage_banks(model.backbone)['layer1'][0].filters[0]
     torch.save(dict(state_dict=model.state_dict()), tmp_path / 'model.pth')
     result = call('analysis_tools/gram_matrices.py', CONFIG, tmp_path / 'model.pth', '--out', tmp_path / 'gram.png')
     told = r'layer1.conv1\+conv2: 32 filters, cosine 1, min_norm 0.5, max_norm 1,'

@@ -54,7 +54,7 @@ def with_own_filters(stages):
     error, count = 0, 0
     for banks in stages:
         shared = rows(*banks)
-        own = [conv.unique.flatten(1) for bank in banks for conv in bank.convs]
+        own = [conv.unique.flatten(1) for bank in banks for conv in bank.layers]
         everything = torch.cat([shared, *own])
         gram = (everything @ everything.T - torch.eye(len(everything)).double())**2
         error += gram[:len(shared)].sum()
@@ -75,7 +75,7 @@ def test_the_loss_with_own_filters_equals_the_authors_formula(mmpretrain, groups
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
     parameters = [p for p in model.parameters() if p.requires_grad]
     grads = [torch.autograd.grad(value, parameters, allow_unused=True) for value in (loss, expected)]
-    assert sum(grad is not None for grad in grads[0]) == sum(len(b.convs) + 1 for banks in stages for b in banks)
+    assert sum(grad is not None for grad in grads[0]) == sum(len(b.layers) + 1 for banks in stages for b in banks)
     for grad, other in zip(*grads):
         torch.testing.assert_close(grad, other, rtol=1e-10, atol=1e-14)
 

@@ -1,4 +1,5 @@
 """Laws of learnable repetition."""
+from functools import partial
 
 import pytest
 import torch
@@ -6,11 +7,11 @@ import torch.nn.functional as F
 from helpers import REPEATED, backbone, difference, evaluating, picture, randomise_norms
 from torch import nn
 
-from mmshared import (KERNEL_TRANSFORMS, KernelTransform, RepeatedKernel, SharingError, deploy, fold_convs,
-                      share_convs)
+from mmshared import (KERNEL_TRANSFORMS, KernelTransform, RepeatedKernel, SharingError, deploy, fold_layers,
+                      share_layers)
 from mmshared.analysis.complexity import count_multiply_adds
 from mmshared.sharing import deployment
-from mmshared.sharing.repeated_kernel import Swish
+from mmshared.sharing.kernel_transforms import Swish
 
 # Small kernel and kernel: sizes that divide, that leave rows, columns or both, and that hold less than two tiles.
 SIZES = [((4, 3), (8, 9)), ((4, 3), (9, 6)), ((4, 3), (8, 7)), ((4, 3), (11, 8)), ((4, 3), (5, 3)), ((22, 1), (64, 1))]
@@ -68,10 +69,11 @@ def test_the_fast_form_is_the_direct_form_in_values_and_gradients(small, shape, 
     transform = transform_of('linear', small, shape)
     kernel, bias = torch.randn(transform.small, requires_grad=True), torch.randn(shape[0], requires_grad=True)
     x = torch.randn(2, shape[1], 7, 6, requires_grad=True)
-    fast = transform.conv2d(x, kernel, bias, stride, 1)
-    direct = F.conv2d(x, transform(kernel), bias, stride, 1)
+    apply = partial(F.conv2d, stride=stride, padding=1)
+    fast = transform.compute(apply, x, kernel, bias)
+    direct = apply(x, transform(kernel), bias)
     torch.testing.assert_close(fast, direct, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(transform.conv2d(x[0], kernel, bias, stride, 1), fast[0])  # a picture without a batch
+    torch.testing.assert_close(transform.compute(apply, x[0], kernel, bias), fast[0])  # a picture without a batch
     weights = torch.randn_like(direct)
     for a, b in zip(*(torch.autograd.grad(y, (x, kernel, bias), weights) for y in (fast, direct))):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
@@ -113,14 +115,14 @@ def repeated_chain(*channels, pattern='conv.*', **bank):
     stage = nn.Sequential(nn.Sequential())
     for i, (a, b) in enumerate(zip(channels, channels[1:])):
         stage[0].add_module(f'conv{i}', nn.Conv2d(a, b, 3, padding=1))
-    share_convs(stage, [pattern], dict(type='RepeatedKernel', **bank))
-    return stage[0], stage.banks[pattern]
+    bank, = share_layers(stage, layers=rf'0\.{pattern}', bank=dict(type='RepeatedKernel', **bank))
+    return stage[0], bank
 
 
 def test_within_a_layer_each_conv_repeats_a_kernel_of_its_own():
     block, bank = repeated_chain(3, 8, 8, 12, transform=dict(type='linear'), width=4, input_channels=3)
-    assert [tuple(conv.kernel.shape[:2]) for conv in bank.convs] == [(2, 3), (2, 2), (3, 2)]
-    assert not list(bank.parameters()) and all(conv.bias.eq(0).all() for conv in bank.convs)
+    assert [tuple(conv.kernel.shape[:2]) for conv in bank.layers] == [(2, 3), (2, 2), (3, 2)]
+    assert not list(bank.parameters()) and all(conv.bias.eq(0).all() for conv in bank.layers)
     torch.testing.assert_close(block.conv2.dense()[0], block.conv2.kernel.repeat(4, 4, 1, 1))
 
 
@@ -132,7 +134,7 @@ def test_channels_are_rounded_down_unless_the_division_is_exact():
 def test_between_layers_the_kernel_of_the_first_conv_is_repeated():
     block, bank = repeated_chain(3, 4, 8, 9, pattern='conv[12]', mode='inter', transform=dict(type='swish'))
     assert type(block.conv0) is nn.Conv2d and [name for name, _ in bank.named_parameters()] == ['kernel']
-    assert not any(conv.kernel is not None for conv in bank.convs)
+    assert not any(conv.kernel is not None for conv in bank.layers)
     torch.testing.assert_close(block.conv1.dense()[0], bank.kernel)
     transform = block.conv2.transform
     torch.testing.assert_close(block.conv2.dense()[0], directly('swish', transform, bank.kernel), rtol=1e-4, atol=1e-6)
@@ -141,8 +143,8 @@ def test_between_layers_the_kernel_of_the_first_conv_is_repeated():
 
 def test_both_is_the_two_kernels_side_by_side():
     block, bank = repeated_chain(2, 4, 8, 11, mode='hybrid', transform=dict(type='linear'))
-    assert bank.convs[0].kernel is None
-    for conv, own in zip(bank.convs[1:], (2, 2)):
+    assert bank.layers[0].kernel is None
+    for conv, own in zip(bank.layers[1:], (2, 2)):
         assert conv.kernel.shape[:2] == (4, own)
         pair = torch.cat([conv.kernel, bank.kernel], 1)  # (4, 4, 3, 3)
         torch.testing.assert_close(conv.dense()[0], pair.repeat(3, 2, 1, 1)[:conv.out_channels, :conv.in_channels])
@@ -171,19 +173,17 @@ def test_what_cannot_be_repeated_is_refused_with_the_reason(channels, bank, word
 
 def test_types_are_classes_too():
     stage = nn.Sequential(nn.Sequential(nn.Conv2d(4, 8, 3)))
-    share_convs(stage, ['0'], dict(type=RepeatedKernel, width=2, transform=dict(type=Swish)))
+    share_layers(stage, layers='0.0', bank=dict(type=RepeatedKernel, width=2, transform=dict(type=Swish)))
     assert type(stage[0][0].transform) is Swish
-    with pytest.raises(SharingError, match="'conv9' forms no group: a group is one or more"):
-        share_convs(stage, ['conv9'], dict(type=RepeatedKernel, width=2, transform=dict(type=Swish)))
 
 
 def test_a_pattern_without_convs_is_told_what_its_own_bank_demands():
-    banks = [dict(type='TiedFilters'), dict(type='RepeatedKernel', width=2, transform=dict(type='linear'))]
-    for pattern, words in (('a', 'two or more plain convs of a stage, outside its first'), ('b', 'one or more')):
+    configs = [dict(type='TiedFilters'), dict(type='RepeatedKernel', width=2, transform=dict(type='linear'))]
+    for pattern, words in (('a', 'two or more plain convs or linears of a stage, outside its first'), ('b', 'one or more')):
         stage = nn.Sequential(*[nn.Sequential(nn.Conv2d(4, 4, 3)) for _ in range(3)])
         groups = [name if name == pattern else '0' for name in 'ab']
         with pytest.raises(SharingError, match=f"'{pattern}' forms no group: a group is {words}"):
-            share_convs(stage, groups, banks)
+            share_layers(stage, groups, configs)
 
 
 @pytest.mark.parametrize('one, other', [('bireal', 'static_drop'), ('static_drop', 'bireal')])
@@ -198,7 +198,8 @@ def test_the_fast_form_keeps_memory_format_and_precision(small, shape):
     x = torch.randn(2, shape[1], 7, 6).bfloat16().contiguous(memory_format=torch.channels_last)
     with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):
         kernel, bias = torch.randn(transform.small), torch.randn(shape[0])
-        fast, direct = transform.conv2d(x, kernel, bias, 1, 1), F.conv2d(x, transform(kernel), bias, 1, 1)
+        apply = partial(F.conv2d, padding=1)
+        fast, direct = transform.compute(apply, x, kernel, bias), apply(x, transform(kernel), bias)
     assert fast.stride() == direct.stride() and fast.dtype == direct.dtype == torch.bfloat16
     assert (shape[1] == 1) is not direct.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(fast, direct, rtol=0.1, atol=0.3)
@@ -229,7 +230,7 @@ def test_plain_copies_are_deployed_in_the_form_that_is_faster(monkeypatch, posit
 
 
 def test_grouped_convs_are_refused(mmpretrain):
-    with pytest.raises(SharingError, match='ungrouped convs alone'):
+    with pytest.raises(SharingError, match='only ungrouped convs'):
         backbone(type='ResNeXt', base_channels=64, stem_channels=64, bank=REPEATED)
     with pytest.raises(SharingError, match=r"'conv9' forms no group: a group is one or more plain convs of a stage "
                                            'whose'):
@@ -254,7 +255,7 @@ def test_the_bias_of_a_repeated_conv_folds_into_its_norm(mmpretrain):
             nn.init.normal_(conv.added_bias)
     x = picture(32)
     before = model(x)
-    assert difference(fold_convs(model)(x), before) < 1e-5
+    assert difference(fold_layers(model)(x), before) < 1e-5
     assert not any('bias' in key and 'bn' not in key and 'downsample.1' not in key for key in model.state_dict())
 
 
@@ -263,13 +264,13 @@ def test_the_bias_of_a_repeated_conv_folds_into_its_norm(mmpretrain):
 def test_the_fit_is_the_least_squares_of_the_small_kernels(name, mode):
     settings = dict(width=2) if mode == 'intra' else {}
     block, bank = repeated_chain(4, 6, 9, 15, mode=mode, transform=dict(type=name), **settings)
-    for conv in bank.convs:
+    for conv in bank.layers:
         if hasattr(conv.transform, 'mask') and conv.transform.mask.is_floating_point():
             nn.init.normal_(conv.transform.mask)
-    targets = [torch.randn(conv.out_channels, conv.in_channels, 3, 3) for conv in bank.convs]
+    targets = [torch.randn(conv.out_channels, conv.in_channels, 3, 3) for conv in bank.layers]
 
     def error():
-        return sum((conv.dense()[0] - target).square().sum() for conv, target in zip(bank.convs, targets))
+        return sum((conv.dense()[0] - target).square().sum() for conv, target in zip(bank.layers, targets))
 
     before = error().detach()
     bank.fit(targets)
@@ -283,8 +284,8 @@ def test_the_fit_is_the_least_squares_of_the_small_kernels(name, mode):
 
 def test_a_swish_has_no_fit():
     _, bank = repeated_chain(4, 8, 8, transform=dict(type='swish'), width=2)
-    with pytest.raises(SharingError, match='RepeatedKernel cannot be started from the kernels of a plain network'):
-        bank.fit([conv.dense()[0] for conv in bank.convs])
+    with pytest.raises(SharingError, match='RepeatedKernel cannot be started from the weights of a plain network'):
+        bank.fit([conv.dense()[0] for conv in bank.layers])
 
 
 def test_a_new_transform_is_one_class():
@@ -303,7 +304,7 @@ def test_a_new_transform_is_one_class():
         x = torch.randn(1, 4, 5, 5)
         torch.testing.assert_close(block(x), F.conv2d(x, dense, block.conv0.bias, padding=1))
         # It does not say that it is affine.
-        with pytest.raises(SharingError, match='cannot be started from the kernels'):
+        with pytest.raises(SharingError, match='cannot be started from the weights'):
             bank.fit([dense])
     finally:
         KERNEL_TRANSFORMS.module_dict.pop('halved')

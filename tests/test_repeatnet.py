@@ -11,7 +11,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import DATASETS, MODELS
 from torch import nn
 
-from mmshared import GradientFlowHook, SharingError, TrainOnlyHook, fold_convs, shared_stages
+from mmshared import GradientFlowHook, SharingError, TrainOnlyHook, fold_layers, banks
 from mmshared.analysis.complexity import count_multiply_adds, parameter_count
 from mmshared.analysis.models import build_empty, build_model, build_plain
 from mmshared.checkpoint import load_checkpoint_file
@@ -87,7 +87,7 @@ def test_plain_networks_have_the_authors_counts(name):
     data, cfg = name.rpartition('_')[2], config(name)
     parameters, macs = PLAIN[name]
     model = build_empty(cfg)
-    assert not shared_stages(model) and counts(model, cfg, CLASSES[data]) == parameters
+    assert not banks(model) and counts(model, cfg, CLASSES[data]) == parameters
     assert f'{count_multiply_adds(model, SIZES[data])[""] / 1e9:.3f}' == macs
 
 
@@ -151,8 +151,8 @@ def test_the_convs_of_a_vgg_repeat_the_kernels_of_the_authors_sources(number, so
     model = build_empty(config(f'repeat-vgg{number}-swish_b128_cifar10')).backbone
     convs = dict(model.features[0].named_children())
     names = {conv: name for name, conv in convs.items()}
-    found = [names[conv.bank.convs[0]] for conv in convs.values() if hasattr(conv, 'bank')
-             and conv.bank.convs[0] is not conv]
+    found = [names[conv.bank.layers[0]] for conv in convs.values() if hasattr(conv, 'bank')
+             and conv.bank.layers[0] is not conv]
     assert found == sources.split() and len(found) + number - 1 == 10
 
 
@@ -221,7 +221,7 @@ def test_a_rescaled_network_begins_as_the_small_one(name, base, size, tmp_path):
     x = torch.randn(2, *size).double()
     with torch.no_grad():
         expected = evaluating(base)(x)
-        for network in (evaluating(model), fold_convs(deepcopy(model))):
+        for network in (evaluating(model), fold_layers(deepcopy(model))):
             assert (network(x) - expected).abs().max() < 1e-6 * expected.abs().max()
 
 

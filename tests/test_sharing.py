@@ -11,8 +11,8 @@ from mmengine.model import ExponentialMovingAverage, convert_sync_batchnorm, rev
 from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS, init_default_scope
 from torch import nn
 
-from mmshared import (Bank, FilterBasis, OrthonormalFilterBasis, SharedConv2d, SharingError, fold_convs,
-                      share_convs)
+from mmshared import (Bank, FilterBasis, OrthonormalFilterBasis, SharedLayer, SharingError, fold_layers,
+                      banks, share_layers)
 
 NETWORKS = [
     dict(type='ResNet', depth=34, groups=['conv1', 'conv2'], bank=BASIS),
@@ -25,8 +25,8 @@ NETWORKS = [
 ]
 
 
-def shared_convs(model):
-    return [module for module in model.modules() if isinstance(module, SharedConv2d)]
+def shared_layers(model):
+    return [module for module in model.modules() if isinstance(module, SharedLayer)]
 
 
 @pytest.mark.parametrize('network', NETWORKS, ids=lambda network: f'{network["type"]}-{network["bank"]["type"]}')
@@ -34,9 +34,9 @@ def test_folding_preserves_the_output_and_gives_the_plain_network(library, netwo
     shared = evaluating(randomise_norms(backbone(**network)))
     x = picture()
     before = shared(x)
-    assert len(shared_convs(shared)) > 1
-    fold_convs(shared)
-    assert not shared_convs(shared)
+    assert len(shared_layers(shared)) > 1
+    fold_layers(shared)
+    assert not shared_layers(shared)
     assert difference(shared(x), before) < 1e-5
     plain = backbone(**{**network, 'bank': None})
     plain.load_state_dict(shared.state_dict(), strict=True)
@@ -47,7 +47,7 @@ def test_folding_preserves_the_output_and_gives_the_plain_network(library, netwo
 @pytest.mark.parametrize('bank', BANKS.values(), ids=BANKS)
 def test_a_shared_conv_is_in_eval_mode_the_conv_that_dense_says(mmpretrain, bank):
     model = evaluating(randomise_norms(backbone(depth=34, bank=bank)))
-    for conv in shared_convs(model):
+    for conv in shared_layers(model):
         x = torch.randn(2, conv.in_channels, 9, 7)
         weight, bias = conv.dense()
         assert weight.shape == (conv.out_channels, conv.in_channels, 3, 3)
@@ -62,9 +62,9 @@ def test_a_shared_tensor_is_stored_once(library, bank):
     pointers = [tensor.data_ptr() for tensor in state.values() if tensor.numel()]
     assert len(set(pointers)) == len(pointers)
     # Under its first conv, where it has parameters at all.
-    names = {conv: name for name, conv in model.named_modules() if isinstance(conv, SharedConv2d)}
+    names = {conv: name for name, conv in model.named_modules() if isinstance(conv, SharedLayer)}
     banks = [each for banks in stage_banks(model).values() for each in banks if [*each.parameters()]]
-    first = [names[each.convs[0]] for each in banks]
+    first = [names[each.layers[0]] for each in banks]
     assert len(first) == (0 if bank.get('width') else 2 * 4)
     assert list(dict.fromkeys(key.partition('.bank.')[0] for key in state if '.bank.' in key)) == first
     assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for _, p in model.named_parameters(
@@ -73,7 +73,7 @@ def test_a_shared_tensor_is_stored_once(library, bank):
 
 def test_the_gradient_of_a_tied_kernel_is_the_sum_over_its_convs(mmpretrain):
     shared = randomise_norms(backbone(groups=['conv2'])).double()
-    plain = fold_convs(copy.deepcopy(shared))
+    plain = fold_layers(copy.deepcopy(shared))
     x = picture().double()
     for model in (shared, plain):
         model(x)[0].square().mean().backward()
@@ -85,10 +85,10 @@ def test_the_gradient_of_a_tied_kernel_is_the_sum_over_its_convs(mmpretrain):
 def test_a_copy_of_a_network_shares_within_itself_alone(mmpretrain):
     model = backbone(depth=34, groups=['conv[12]'], bank=BASIS)
     twin = copy.deepcopy(model)
-    for convs in (shared_convs(model), shared_convs(twin)):
+    for convs in (shared_layers(model), shared_layers(twin)):
         first = [conv for conv in convs if conv.bank is convs[0].bank]
-        assert len(first) == 4 and first == convs[0].bank.convs
-    assert not {id(conv.bank) for conv in shared_convs(model)} & {id(conv.bank) for conv in shared_convs(twin)}
+        assert len(first) == 4 and first == convs[0].bank.layers
+    assert not {id(conv.bank) for conv in shared_layers(model)} & {id(conv.bank) for conv in shared_layers(twin)}
 
 
 def test_bases_start_orthonormal_and_init_weights_leaves_them_so(library):
@@ -109,7 +109,7 @@ def test_the_first_block_and_single_convs_keep_their_own(mmpretrain):
     for name in stage_banks(model):
         stage = model.get_submodule(name)
         assert type(stage[0].conv1) is nn.Conv2d and type(stage[0].conv2) is nn.Conv2d
-        assert all(isinstance(block.conv1, SharedConv2d) for block in list(stage)[1:])
+        assert all(isinstance(block.conv1, SharedLayer) for block in list(stage)[1:])
     mobile = backbone(type='MobileNetV2', groups=['conv.0.conv'])
     # Of the stages of 1, 2, 3, 4, 3, 3 and 1 blocks those with two besides the first share.
     assert list(stage_banks(mobile)) == ['layer3', 'layer4', 'layer5', 'layer6']
@@ -120,20 +120,20 @@ def test_one_pattern_is_one_bank(mmpretrain):
     double = backbone(depth=34, groups=['conv1', 'conv2'], bank=BASIS)
     assert [len(banks) for banks in stage_banks(single).values()] == [1] * 4
     assert [len(banks) for banks in stage_banks(double).values()] == [2] * 4
-    assert [len(banks[0].convs) for banks in stage_banks(single).values()] == [4, 6, 10, 4]
+    assert [len(banks[0].layers) for banks in stage_banks(single).values()] == [4, 6, 10, 4]
 
 
 def test_ranks_grow_with_the_width(mmpretrain):
     model = backbone(depth=34, groups=['conv2'], bank=BASIS)
     shapes = [tuple(banks[0].filters.shape[:2]) for banks in stage_banks(model).values()]
     assert shapes == [(8, 16), (16, 32), (32, 64), (64, 128)]
-    assert [len(banks[0].convs[0].unique) for banks in stage_banks(model).values()] == [1, 2, 4, 8]
+    assert [len(banks[0].layers[0].unique) for banks in stage_banks(model).values()] == [1, 2, 4, 8]
 
 
 @pytest.mark.parametrize('groups, bank, words', [
     (['conv9'], TIED, ["'conv9' forms no group", 'conv1, conv2, conv3']),
     (['conv2', 'downsample.0'], TIED, ["'downsample.0' forms no group"]),
-    (['conv[13]'], TIED, ["'conv[13]'", 'convs that differ', '1x1 from 64 to 16 channels']),
+    (['conv[13]'], TIED, ["'conv[13]'", 'layers that differ', '1x1 from 64 to 16 channels']),
     (['conv('], TIED, ["'conv('", 'no regular expression']),
     ('conv2', TIED, ['groups is a list', "groups=['conv2']"]),
     (['conv2'], dict(BASIS, shared_rank=3), ['shared_rank=3 at 64 channels is 0.75 filters at the 16 channels']),
@@ -160,7 +160,7 @@ def test_what_sharing_lacks_is_said(library):
 
 def test_grouped_convs_are_tied_but_have_no_basis(mmpretrain):
     kwargs = dict(type='ResNeXt', base_channels=64, stem_channels=64)
-    assert shared_convs(backbone(**kwargs))[0].groups == 32
+    assert shared_layers(backbone(**kwargs))[0].groups == 32
     with pytest.raises(SharingError, match='groups=32: use TiedFilters'):
         backbone(bank=BASIS, **kwargs)
 
@@ -168,7 +168,7 @@ def test_grouped_convs_are_tied_but_have_no_basis(mmpretrain):
 def test_convs_that_pad_with_more_than_zeros_are_refused():
     blocks = [nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, padding_mode='reflect')) for _ in range(3)]
     with pytest.raises(SharingError, match="padding_mode='reflect', which cannot be shared"):
-        share_convs(nn.Sequential(*blocks), ['0'], TIED)
+        share_layers(nn.Sequential(*blocks), ['0'], TIED)
 
 
 def test_deformable_convs_are_never_shared(mmdet):
@@ -184,8 +184,8 @@ def test_frozen_stages_freeze_their_banks(library):
     model.train()
     for trained, banks in zip((False, False, True, True), stage_banks(model).values()):
         assert banks[0].filters.requires_grad is trained
-        assert all(conv.norm.training is trained for conv in banks[0].convs)
-    fold_convs(model)
+        assert all(conv.norm.training is trained for conv in banks[0].layers)
+    fold_layers(model)
     assert [stage[1].conv2.weight.requires_grad for stage in (model.layer2, model.layer3)] == [False, True]
 
 
@@ -198,7 +198,7 @@ def norm_and_product(conv, x):
 @pytest.mark.parametrize('bias', [False, True])
 def test_the_norm_of_a_basis_in_one_product_is_a_norm_and_a_product(bias):
     stage = nn.ModuleList(nn.Sequential(nn.Conv2d(8, 6, 3, padding=1, bias=bias)) for _ in range(3)).double()
-    share_convs(stage, ['0'], dict(type='FilterBasis', shared_rank=4, unique_rank=1, base_channels=8), own_blocks=0)
+    share_layers(stage, ['0'], dict(type='FilterBasis', shared_rank=4, unique_rank=1, base_channels=8), own_blocks=0)
     conv = randomise_norms(stage)[1][0]
     twin, x = copy.deepcopy(stage)[1][0], torch.randn(4, 8, 7, 5, dtype=torch.double) + 2
     gradients = []
@@ -219,7 +219,7 @@ def test_the_norm_of_a_basis_in_one_product_is_a_norm_and_a_product(bias):
 @pytest.mark.parametrize('change', ['momentum', 'bfloat16', 'one value'])
 def test_the_norm_of_a_basis_is_itself_where_it_cannot_be_in_one_product(change):
     stage = nn.ModuleList(nn.Sequential(nn.Conv2d(8, 6, 3, padding=1, bias=False)) for _ in range(2))
-    share_convs(stage, ['0'], dict(type='FilterBasis', shared_rank=4, unique_rank=1, base_channels=8), own_blocks=0)
+    share_layers(stage, ['0'], dict(type='FilterBasis', shared_rank=4, unique_rank=1, base_channels=8), own_blocks=0)
     conv, x = stage[0][0], torch.randn(4, 8, 6, 6)
     if change == 'one value':
         with pytest.raises(ValueError, match='more than 1 value per channel'):
@@ -237,7 +237,7 @@ def test_the_norm_of_a_basis_is_itself_where_it_cannot_be_in_one_product(change)
 
 def test_a_conv_on_a_basis_keeps_the_responses_once():
     stage = nn.ModuleList(nn.Sequential(nn.Conv2d(8, 6, 3, padding=1, bias=False)) for _ in range(2))
-    share_convs(stage, ['0'], dict(type='FilterBasis', shared_rank=4, unique_rank=1, base_channels=8), own_blocks=0)
+    share_layers(stage, ['0'], dict(type='FilterBasis', shared_rank=4, unique_rank=1, base_channels=8), own_blocks=0)
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
         stage[0][0](torch.randn(2, 8, 9, 9))
@@ -247,7 +247,7 @@ def test_a_conv_on_a_basis_keeps_the_responses_once():
 def test_norm_eval_holds_for_the_norms_of_a_basis(library):
     model = backbone(depth=34, bank=BASIS, norm_eval=True)
     model.train()
-    assert not any(conv.norm.training for conv in shared_convs(model))
+    assert not any(conv.norm.training for conv in shared_layers(model))
 
 
 def test_a_bank_has_the_layer_decay_of_its_first_conv(mmpretrain):
@@ -278,10 +278,10 @@ def test_checkpointed_blocks_have_the_same_gradients(library, bank):
 
 def test_the_norm_of_a_basis_is_the_kind_that_the_network_uses(library):
     model = backbone(depth=34, bank=BASIS, norm_cfg=dict(type='SyncBN', requires_grad=False, eps=1e-3))
-    norm = shared_convs(model)[0].norm
+    norm = shared_layers(model)[0].norm
     assert isinstance(norm, nn.SyncBatchNorm) and norm.eps == 1e-3 and not norm.weight.requires_grad
     grouped = backbone(depth=34, groups=['conv2'], bank=BASIS, norm_cfg=dict(type='GN', num_groups=4))
-    assert type(shared_convs(grouped)[0].norm) is nn.BatchNorm2d
+    assert type(shared_layers(grouped)[0].norm) is nn.BatchNorm2d
 
 
 def test_sync_norms_come_and_go_by_conversion(mmpretrain):
@@ -289,7 +289,7 @@ def test_sync_norms_come_and_go_by_conversion(mmpretrain):
     x = picture()
     before = model(x)
     synced = convert_sync_batchnorm(model)
-    assert all(isinstance(conv.norm, nn.SyncBatchNorm) for conv in shared_convs(synced))
+    assert all(isinstance(conv.norm, nn.SyncBatchNorm) for conv in shared_layers(synced))
     assert difference(evaluating(revert_sync_batchnorm(synced))(x), before) == 0
 
 
@@ -312,7 +312,7 @@ def test_a_network_can_be_pickled_and_its_class_imported(name):
     model = backbone()
     twin = pickle.loads(pickle.dumps(model))
     assert type(twin) is type(model) is getattr(import_module(f'mmshared.backbones.{name}'), 'SharedResNet')
-    convs = shared_convs(twin)
+    convs = shared_layers(twin)
     assert convs[0].bank is convs[1].bank
 
 
@@ -325,7 +325,7 @@ def test_a_bank_generates_once_in_a_forward_pass(library, monkeypatch):
         model(picture())[-1].sum().backward()
         assert len(made) == len(set(made)) * count == 8 * count
     # Nothing is kept: new parameters give a new kernel, and a conv alone works.
-    conv = shared_convs(model)[0]
+    conv = shared_layers(model)[0]
     before = conv.bank()
     conv.bank.directions.data += 0.1 * torch.randn_like(conv.bank.directions)
     assert not torch.allclose(conv.bank(), before)
@@ -349,7 +349,7 @@ def test_a_basis_of_a_resnext_is_what_the_last_conv_of_a_block_takes(mmpretrain)
     settings = dict(type='SharedBasisResNeXt_CIFAR', depth=50, shared_rank=8, unique_rank=4,
                     sharing=dict(groups=['conv2.shared'], bank=TIED))
     model = evaluating(randomise_norms(MODELS.build(settings)))
-    block, bank = model.layer2[1], model.layer2.banks['conv2.shared']
+    block, bank = model.layer2[1], stage_banks(model)['layer2'][0]
     x = torch.randn(1, block.in_channels, 4, 4)
     inner = F.relu(block.bn1(block.conv1(x)))
     basis = torch.cat([F.conv2d(inner, block.conv2.unique.weight, padding=1, groups=2),
@@ -383,16 +383,16 @@ def test_a_dense_net_shares_in_all_layers_and_folds(mmpretrain):
         type='SharedDenseNet_CIFAR',
         arch=dict(growth_rate=8, depths=[2, 3], init_channels=16),
         sharing=dict(groups=['conv2'], bank=dict(BASIS, base_channels=32))))))
-    assert [len(banks[0].convs) for banks in stage_banks(model).values()] == [2, 3]
+    assert [len(banks[0].layers) for banks in stage_banks(model).values()] == [2, 3]
     x = picture(16)
     before = model(x)
-    fold_convs(model)
-    assert not shared_convs(model) and difference(model(x), before) < 1e-5
+    fold_layers(model)
+    assert not shared_layers(model) and difference(model(x), before) < 1e-5
 
 
-def test_a_backbone_that_masks_its_convs_has_no_twin():
-    from mmshared.backbones import mmpretrain
-    assert hasattr(mmpretrain, 'SharedSEResNet') and not hasattr(mmpretrain, 'SharedSparseResNet')
+def test_masked_convs_are_never_shared(mmpretrain):
+    with pytest.raises(SharingError, match='conv2 is a SparseConv2d, which is never shared'):
+        MODELS.build(dict(type='SharedSparseResNet', depth=50, sharing=dict(groups=['conv2'], bank=TIED)))
 
 
 @pytest.mark.parametrize('bank', BANKS.values(), ids=BANKS)
@@ -401,7 +401,7 @@ def test_a_bank_in_mixed_precision_runs_in_that_precision(mmpretrain, bank):
     x = picture()
     exact = model(x)
     with torch.autocast('cpu', torch.bfloat16):
-        assert shared_convs(model)[0](torch.randn(1, 16, 8, 8)).dtype == torch.bfloat16
+        assert shared_layers(model)[0](torch.randn(1, 16, 8, 8)).dtype == torch.bfloat16
         assert 1e-6 < difference([each.float() for each in model(x)], exact) < 0.1
 
 
@@ -412,8 +412,8 @@ class TestFit:
         blocks = [nn.Sequential(nn.Conv2d(width, width, 3, padding=1, bias=False)) for _ in range(count + 1)]
         stage = nn.Sequential(*blocks)
         kernels = [block[0].weight.detach().clone() for block in list(stage)[1:]]
-        share_convs(stage, ['0'], bank)
-        return stage.banks['0'].eval(), kernels
+        share_layers(stage, ['0'], bank)
+        return banks(stage)[0].eval(), kernels
 
     def test_tied_filters_are_the_least_squares_fit(self):
         bank, kernels = self.group(TIED)
@@ -425,7 +425,7 @@ class TestFit:
     def test_a_basis_of_full_rank_loses_nothing(self):
         bank, kernels = self.group(dict(BASIS, shared_rank=192, unique_rank=4))  # 48 = 3 x 16 filters
         bank.fit(kernels)
-        for conv, kernel in zip(bank.convs, kernels):
+        for conv, kernel in zip(bank.layers, kernels):
             torch.testing.assert_close(conv.eval().dense()[0], kernel, rtol=0, atol=1e-5)
             assert conv.dense()[1].abs().max() < 1e-6
 
@@ -434,7 +434,7 @@ class TestFit:
         bank.fit(kernels)
         rows = torch.cat([kernel.flatten(1) for kernel in kernels])
         tail = torch.linalg.svdvals(rows)[8:].square().sum()  # Eckart and Young
-        error = sum((conv.eval().dense()[0] - kernel).square().sum() for conv, kernel in zip(bank.convs, kernels))
+        error = sum((conv.eval().dense()[0] - kernel).square().sum() for conv, kernel in zip(bank.layers, kernels))
         torch.testing.assert_close(error, tail, rtol=1e-4, atol=0)
 
     def test_own_filters_lower_the_error_and_are_orthogonal_to_the_shared_ones(self):
@@ -443,40 +443,40 @@ class TestFit:
             torch.manual_seed(0)
             bank, kernels = self.group(dict(BASIS, shared_rank=32, unique_rank=unique_rank))
             bank.fit(kernels)
-            errors.append(sum((conv.eval().dense()[0] - k).norm() for conv, k in zip(bank.convs, kernels)).item())
-            for conv in bank.convs:
+            errors.append(sum((conv.eval().dense()[0] - k).norm() for conv, k in zip(bank.layers, kernels)).item())
+            for conv in bank.layers:
                 assert (conv.unique.flatten(1) @ bank.filters.flatten(1).T).abs().max() < 1e-5 if unique_rank else True
         assert errors[0] > errors[1] > errors[2]
 
 
 def test_a_new_method_is_two_classes(mmpretrain):
 
-    class ScaledConv2d(SharedConv2d):
+    class ScaledLayer(SharedLayer):
 
-        def __init__(self, conv, bank, norm=None):
-            super().__init__(conv, bank, norm)
+        def __init__(self, layer, bank, norm=None):
+            super().__init__(layer, bank, norm)
             self.scale = nn.Parameter(torch.ones(()))
 
         def dense(self):
             return self.bank() * self.scale, self.bias
 
     class ScaledFilters(Bank):
-        conv_class = ScaledConv2d
+        layer_class = ScaledLayer
 
-        def __init__(self, convs):
+        def __init__(self, layers):
             super().__init__()
-            self.filters = nn.Parameter(convs[0].weight.detach().clone())
+            self.filters = nn.Parameter(layers[0].weight.detach().clone())
 
         def generate(self):
             return self.filters
 
     MODELS.register_module(module=ScaledFilters, force=True)
     model = evaluating(randomise_norms(backbone(bank=dict(type='ScaledFilters'))))
-    for conv in shared_convs(model):
+    for conv in shared_layers(model):
         conv.scale.data.uniform_(0.5, 2)
     x = picture()
     before = model(x)
-    assert difference(fold_convs(model)(x), before) < 1e-5
+    assert difference(fold_layers(model)(x), before) < 1e-5
 
 
 def test_public_names():

@@ -13,7 +13,7 @@ from mmengine.runner import Runner
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from mmshared import SharingError, ShortestPaths, shared_stages
+from mmshared import SharingError, ShortestPaths, banks
 from mmshared.analysis.complexity import parameter_count
 from mmshared.analysis.models import build_model, build_plain
 
@@ -110,10 +110,9 @@ def test_the_score_is_that_of_made_predictions_and_leaves_empty_ranges_out(mmpre
 def test_the_three_networks_differ_in_what_they_share_alone():
     models = {name: build_model(Config.fromfile(path)) for name, path in CONFIGS.items()}
     plain, templates, recurrent = models.values()
-    banks = {name: shared_stages(model) for name, model in models.items()}
-    assert [len(stages) for stages in banks.values()] == [0, 1, 1]
+    assert [len({bank.stage for bank in banks(model)}) for model in models.values()] == [0, 1, 1]
     for model, name in ((templates, 'shared-flat-resnet33-t4'), (recurrent, 'shared-flat-resnet33-recurrent')):
-        convs = [conv for bank in banks[name]['backbone.layer1'].values() for conv in bank.convs]
+        convs = [conv for bank in banks(model) for conv in bank.layers]
         assert len(convs) == 30  # all but those of the stem and the first block
         twin = build_plain(Config.fromfile(CONFIGS[name]))
         assert {key: value.shape for key, value in twin.state_dict().items()} == \

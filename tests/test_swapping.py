@@ -2,6 +2,7 @@
 import re
 import subprocess
 import sys
+from importlib import import_module
 
 import pytest
 import torch
@@ -14,8 +15,9 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
-from mmshared import OrthogonalityLossHook, SharedConv2d, SharingError, shared_stages
-from mmshared.analysis.sweep import GROUPS, Outcome, count, pattern_for, swap_backbones, sweep_config
+from mmshared import OrthogonalityLossHook, SharedLayer, SharingError, banks, repeated_layers, share_layers
+from mmshared.analysis.models import build_empty
+from mmshared.analysis.sweep import Outcome, Sweep, count, tie_all
 from mmshared.cli import config_path
 
 # A config of each kind, and the size of its pictures where that matters.
@@ -33,11 +35,15 @@ DETECTORS = {
     'resnest/faster-rcnn_s50_fpn_syncbn-backbone+head_ms-range-1x_coco.py': {},
     'tridentnet/tridentnet_r50-caffe_1x_coco.py': {},
     'yolo/yolov3_mobilenetv2_8xb24-320-300e_coco.py': {},
+    'swin/retinanet_swin-t-p4-w7_fpn_1x_coco.py': {},
+    'pvt/retinanet_pvtv2-b0_fpn_1x_coco.py': {},
+    'rtmdet/rtmdet_tiny_8xb32-300e_coco.py': {},
 }
 CLASSIFIERS = ['resnet/resnet18_8xb16_cifar10.py', 'resnet/resnetv1d50_8xb32_in1k.py',
                'resnext/resnext50-32x4d_8xb32_in1k.py', 'regnet/regnetx-400mf_8xb128_in1k.py',
                'res2net/res2net50-w14-s8_8xb32_in1k.py', 'seresnet/seresnet50_8xb32_in1k.py',
-               'mobilenet_v2/mobilenet-v2_8xb32_in1k.py', 'shufflenet_v1/shufflenet-v1-1x_16xb64_in1k.py']
+               'mobilenet_v2/mobilenet-v2_8xb32_in1k.py', 'shufflenet_v1/shufflenet-v1-1x_16xb64_in1k.py',
+               'convnext/convnext-tiny_32xb128_in1k.py', 'hrnet/hrnet-w18_4xb32_in1k.py']
 
 
 def swapped(name):
@@ -45,7 +51,7 @@ def swapped(name):
     init_default_scope(cfg.default_scope)
     for each in (cfg.model, cfg.model.get('backbone', {})):
         each.pop('init_cfg', None)  # no downloads
-    assert swap_backbones(cfg.model)
+    assert tie_all(cfg.model, cfg.default_scope)
     model = MODELS.build(cfg.model)
     for module in model.modules():
         if isinstance(module, TridentConv):  # whose weights are memory as it was found
@@ -57,9 +63,8 @@ def gradients_reach_every_bank(model, losses):
     total, log = model.parse_losses(losses)
     assert total.isfinite() and log['loss'] > 0
     total.backward()
-    banks = [bank for banks in shared_stages(model).values() for bank in banks.values()]
-    assert banks
-    for bank in banks:
+    assert banks(model)
+    for bank in banks(model):
         assert all(not p.requires_grad or p.grad.abs().max() > 0 for p in bank.parameters())
 
 
@@ -86,47 +91,84 @@ def test_a_stock_classifier_trains_with_its_backbone_swapped(name):
     gradients_reach_every_bank(model, model(picture(64), samples, mode='loss'))
 
 
-def test_every_twin_has_a_pattern(library):
-    twins = [name for name in vars(__import__(f'mmshared.backbones.{library}', fromlist=['x'])) if 'Shared' in name]
-    for name in twins:
-        if name not in ('SharedBackboneMixin', 'SharedResNeXt_CIFAR'):
-            assert pattern_for(dict(type=name[len('Shared'):]))
-    readme = (ROOT / 'README.md').read_text()
-    for kinds, pattern in GROUPS.items():
-        assert f"| {kinds} | `{pattern}` |" in readme.replace('\\|', '|')
+# Of each row of README's table of patterns: the library, and what its first backbone needs.
+ROWS = {
+    'ResNet34': ('mmpretrain', dict(type='ResNet', depth=34)),
+    'ResNet50': ('mmpretrain', dict(type='ResNet', depth=50)),
+    'ResNet101': ('mmpretrain', dict(type='ResNet', depth=101)),
+    'ResNeXt101': ('mmpretrain', dict(type='ResNeXt', depth=101)),
+    'Res2Net50': ('mmpretrain', dict(type='Res2Net', depth=50, scales=4, base_width=26)),
+    'ResNeSt50': ('mmpretrain', dict(type='ResNeSt', depth=50)),
+    'MobileNetV2': ('mmpretrain', dict(type='MobileNetV2')),
+    'ShuffleNetV1': ('mmpretrain', dict(type='ShuffleNetV1')),
+    'Swin-S': ('mmpretrain', dict(type='SwinTransformer', arch='small')),
+    'ViT-B': ('mmpretrain', dict(type='VisionTransformer', arch='b')),
+    'ConvNeXt-S': ('mmpretrain', dict(type='ConvNeXt', arch='small')),
+    'MLP-Mixer-B': ('mmpretrain', dict(type='MlpMixer', arch='b')),
+    'HRNet-W18': ('mmpretrain', dict(type='HRNet', arch='w18')),
+    'CSPDarknet-l': ('mmdet', dict(type='CSPDarknet', deepen_factor=1., widen_factor=1.)),
+    'PVTv2-B2': ('mmdet', dict(type='PyramidVisionTransformerV2', embed_dims=64, num_layers=[3, 4, 6, 3])),
+}
+
+
+def test_the_patterns_of_the_readme_save_what_it_says():
+    rows = dict(re.findall(r'^\| (\S+) \| (.*?) \|$', (ROOT / 'README.md').read_text(), re.M))
+    for name, (library, backbone) in ROWS.items():
+        patterns, saved, most = rows[name].split(' | ')
+        network = build_empty(Config(dict(model=backbone, default_scope=library)))
+        before = sum(p.numel() for p in network.parameters())
+        repeated = sum((len(group.layers) - 1) * group.parameters for group in repeated_layers(network, own_blocks=0))
+        share_layers(network, groups=re.findall('`(.*?)`', patterns), bank=TIED)
+        after = sum(p.numel() for p in network.parameters())
+        assert (saved, most) == (f'{1 - after / before:.0%}', f'{repeated / before:.0%}'), name
+
+
+@pytest.mark.parametrize('name, module', [
+    ('SharedFPN', 'mmdet'), ('SharedRetinaHead', 'mmdet'), ('SharedFasterRCNN', 'mmdet'), ('SharedDINO', 'mmdet'),
+    ('SharedSwinTransformer', 'mmdet'), ('SharedStandardRoIHead', 'mmdet'), ('SharedCSPDarknet', 'mmdet'),
+    ('SharedImageClassifier', 'mmpretrain'), ('SharedVisionTransformer', 'mmpretrain'), ('SharedHRFuseScales', 'mmpretrain'),
+    ('SharedStackedLinearClsHead', 'mmpretrain')])
+def test_backbones_necks_heads_and_whole_models_have_twins(name, module):
+    twin = getattr(import_module(f'mmshared.backbones.{module}'), name)
+    assert import_module(module).registry.MODELS.get(name) is twin
+    assert issubclass(twin, twin.plain) and name == f'Shared{twin.plain.__name__}'
 
 
 class TestSweep:
 
     def write(self, tmp_path, text):
         (tmp_path / 'config.py').write_text(text)
-        return sweep_config(tmp_path / 'config.py')
+        return Sweep().config(tmp_path / 'config.py')
 
     def test_each_kind_of_outcome(self, tmp_path, monkeypatch):
-        base = "_base_ = 'mmpretrain::resnet/resnet50_8xb32_in1k.py'\n"
-        assert self.write(tmp_path, base) == Outcome('built')
-        weird = self.write(tmp_path, base + "model = dict(backbone=dict(conv_cfg=dict(type='ConvWS')))")
-        assert weird.result == 'refused' and 'conv2 is a ConvWS2d, which is never shared' in weird.reason
-        assert self.write(tmp_path, "_base_ = 'mmpretrain::vgg/vgg11_8xb32_in1k.py'") == Outcome('no seam', 'VGG')
+        base = "_base_ = 'mmpretrain::resnet/resnet18_8xb16_cifar10.py'\n"
+        built = self.write(tmp_path, base)
+        assert built[:3] == ('built', '', 5) and round(built.saved, 3) == 0.284
+        assert self.write(tmp_path, "_base_ = 'mmpretrain::lenet/lenet5_mnist.py'") == Outcome('no repeated layer', 'LeNet5')
         assert self.write(tmp_path, "_base_ = 'none.py'").result == 'not here'
+        assert self.write(tmp_path, 'x = 1') == Outcome('no backbone')
         absent = self.write(tmp_path, base + "model = dict(head=dict(type='NoSuchHead'))")
         assert absent.result == 'not here' and 'NoSuchHead' in absent.reason
-        monkeypatch.setattr('mmshared.backbones.shared_backbone.check_groups', lambda *_: 1 / 0)
-        assert self.write(tmp_path, base) == Outcome('failed', 'ZeroDivisionError: division by zero')
+        monkeypatch.setattr('mmshared.analysis.sweep.fold_layers', lambda network: network.apply(
+            lambda module: nn.init.ones_(module.bias) if isinstance(module, nn.BatchNorm2d) else None))
+        differs = self.write(tmp_path, base)
+        assert differs.result == 'failed' and 'the folded network differs' in differs.reason
+        monkeypatch.setattr('mmshared.backbones.twins.share_layers', lambda *_, **__: 1 / 0)
+        assert self.write(tmp_path, base)[:2] == ('failed', 'ZeroDivisionError: division by zero')
 
     def test_the_totals_count_outcomes_and_reasons(self):
-        outcomes = dict(a=Outcome('built'), b=Outcome('refused', 'x'), c=Outcome('built'), d=Outcome('refused', 'x'),
-                        e=Outcome('refused', 'y'))
-        assert count(outcomes) == dict(refused=[3, [('x', 2), ('y', 1)]], built=[2, []])
+        outcomes = dict(a=Outcome('built'), b=Outcome('failed', 'x'), c=Outcome('built'), d=Outcome('failed', 'x'),
+                        e=Outcome('failed', 'y'))
+        assert count(outcomes) == dict(failed=[3, [('x', 2), ('y', 1)]], built=[2, []])
 
     def test_the_command_prints_config_by_config(self):
-        command = [sys.executable, 'tools/misc/sweep_configs.py', 'mmpretrain', '--match', 'seresnet']
+        command = [sys.executable, 'tools/misc/sweep_configs.py', 'mmpretrain', '--match', 'resnet18_8xb16']
         result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
         lines = result.stdout.splitlines()
         built = [line for line in lines if line.startswith('built')]
-        assert result.returncode == 0 and len(built) == 4, result.stdout
-        assert 'built    mmpretrain::seresnet/seresnet50_8xb32_in1k.py' in built
-        assert re.search(r'4 configs in \d+ s', result.stdout) and '    4 built' in lines
+        assert result.returncode == 0 and len(built) == 1, result.stdout
+        assert built[0].startswith('built    mmpretrain::resnet/resnet18_8xb16_cifar10.py 28.4%')
+        assert re.search(r'1 configs in \d+ s', result.stdout) and '    1 built' in lines
         nothing = subprocess.run([*command[:-1], 'nosuch'], capture_output=True, text=True, cwd=ROOT)
         assert nothing.returncode == 1 and "has 'nosuch' in its name" in nothing.stderr
 
@@ -150,9 +192,8 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(mmpretrain, tmp_path
     for name, batch, steps in (('halves', 2, 2), ('whole', 4, 1)):
         torch.manual_seed(0)
         network = small(norm_eval=True)
-        for banks in shared_stages(network).values():
-            for bank in banks.values():
-                bank.filters.data += 0.1 * torch.randn_like(bank.filters)
+        for bank in banks(network):
+            bank.filters.data += 0.1 * torch.randn_like(bank.filters)
         optimizer = dict(optimizer=dict(type='SGD', lr=0.1), accumulative_counts=steps)
         model, seen = train(network, tmp_path / name, [OrthogonalityLossHook()], iterations=steps, batch_size=batch,
                             optim_wrapper=optimizer)
@@ -167,7 +208,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(mmpretrain, tmp_path
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.half], ids=['bf16', 'fp16'])
 def test_mixed_precision_trains_towards_the_same(mmpretrain, name, dtype):
     model = evaluating(randomise_norms(backbone(depth=18, groups=['conv[12]'], bank=BANKS[name])))
-    banks, x, grads = [banks[0] for banks in stage_banks(model).values()], picture(), []
+    x, grads = picture(), []
     for enabled in (False, True):
         with torch.autocast('cpu', dtype, enabled=enabled):
             # Scaled as a gradient scaler does: half precision ends at 65,504.
@@ -175,7 +216,7 @@ def test_mixed_precision_trains_towards_the_same(mmpretrain, name, dtype):
         grads.append([p.grad.clone() for p in model.parameters()])
         assert all(grad.dtype == torch.float32 and grad.isfinite().all() for grad in grads[-1])
         model.zero_grad()
-    shared = {id(p) for each in banks for p in each.parameters()}
+    shared = {id(p) for each in banks(model) for p in each.parameters()}
     for parameter, a, b in zip(model.parameters(), *grads):
         if id(parameter) in shared and a.numel():
             assert 0.98 * a.norm() * b.norm() < (a * b).sum() < 1.02 * a.norm() * b.norm()
@@ -214,7 +255,7 @@ def test_settings_by_name_hold_for_what_is_shared_once(mmpretrain):
     groups = {id(p): group for group in wrapper.param_groups for p in group['params']}
     assert sum(len(group['params']) for group in wrapper.param_groups) == len(groups)
     assert all(id(p) in groups for p in model.parameters())
-    convs = [module for module in model.modules() if isinstance(module, SharedConv2d)]
+    convs = [module for module in model.modules() if isinstance(module, SharedLayer)]
     assert all(groups[id(conv.bank.filters)]['lr'] == 0.5 for conv in convs)
     assert all(groups[id(conv.coefficients)]['weight_decay'] == 0 for conv in convs)
     assert all(groups[id(conv.unique)]['weight_decay'] == 1 == groups[id(conv.unique)]['lr'] for conv in convs)

@@ -5,6 +5,6 @@ model = dict(
         type='SharedRotMNISTCNN',
         widen_factor=2 * 2**0.5,
         sharing=dict(
-            groups=['.*'],
+            layers='.*',
             bank=dict(type='RepeatedKernel', transform=dict(type='swish'), width=2 * 2**0.5, input_channels=1))),
     head=dict(in_channels=256))

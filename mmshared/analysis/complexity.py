@@ -7,8 +7,8 @@ from mmengine.config import Config
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..sharing import Bank, SharedConv2d, fold_convs, shared_stages
-from ..sharing.base import generate_once
+from ..sharing import SharedLayer, banks, fold_layers, named_banks
+from ..sharing.bank import generate_once
 from .export import feature_maps
 from .models import build_empty, build_plain
 
@@ -33,9 +33,8 @@ def count_multiply_adds(model: nn.Module, size: Tuple[int, ...]) -> Dict[str, in
     picture = torch.zeros(1, *(3, *size)[-3:], device=next(model.parameters()).device)
     training = model.training
     model.eval()
-    banks = [module for module in model.modules() if isinstance(module, Bank)]
-    with torch.no_grad(), generate_once(banks):
-        for bank in banks:
+    with torch.no_grad(), generate_once(model):
+        for bank in banks(model):
             bank()
         with FlopCounterMode(display=False) as counter:
             feature_maps(model, picture)
@@ -68,26 +67,26 @@ def sharing_groups(model: nn.Module, size: Tuple[int, ...]) -> List[dict]:
         size (tuple[int, ...]): The size of the picture that multiply-adds are counted for.
 
     Returns:
-        list[dict]: For each group its stage, pattern, bank, the convs by their names in the stage, the parameters
+        list[dict]: For each group its stage, group, bank, the layers by their names in the stage, the parameters
         that they share, that they have of their own and that they would have without sharing, and the multiply-adds
         of them all, shared and plain.
     """
     macs = count_multiply_adds(model, size)
-    plain_macs = count_multiply_adds(fold_convs(copy.deepcopy(model)), size)
-    names = {conv: name for name, conv in model.named_modules() if isinstance(conv, SharedConv2d)}
+    plain_macs = count_multiply_adds(fold_layers(copy.deepcopy(model)), size)
+    names = {layer: name for name, layer in model.named_modules() if isinstance(layer, SharedLayer)}
     rows = []
-    for stage, banks in shared_stages(model).items():
-        for pattern, bank in banks.items():
-            shared, convs = parameter_count(bank), [names[conv] for conv in bank.convs]
-            rows.append(dict(
-                stage=stage,
-                pattern=pattern,
-                bank=type(bank).__name__,
-                convs=[name[len(stage) + 1:] for name in convs],
-                shared=shared,
-                own=sum(parameter_count(conv) for conv in bank.convs) - shared,
-                plain=sum(conv.dense()[0].numel() + (0 if conv.bias is None else conv.bias.numel())
-                          for conv in bank.convs),
-                macs=sum(macs[name] for name in convs),
-                plain_macs=sum(plain_macs[name] for name in convs)))
+    for name, bank in named_banks(model).items():
+        stage = '' if bank.stage is None else name.removesuffix(bank.group).rstrip('.')
+        shared, layers = parameter_count(bank), [names[layer] for layer in bank.layers]
+        rows.append(dict(
+            stage=stage,
+            group=bank.group,
+            bank=type(bank).__name__,
+            layers=[layer.removeprefix(f'{stage}.') for layer in layers],
+            shared=shared,
+            own=sum(parameter_count(layer) for layer in bank.layers) - shared,
+            plain=sum(layer.shape.numel() + (0 if layer.bias is None else layer.bias.numel())
+                      for layer in bank.layers),
+            macs=sum(macs.get(layer, 0) for layer in layers),
+            plain_macs=sum(plain_macs.get(layer, 0) for layer in layers)))
     return rows

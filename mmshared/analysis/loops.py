@@ -1,5 +1,6 @@
 """Template banks as loops: layers that are alike, the patterns they repeat, the network that runs them."""
 import copy
+import re
 from typing import Dict, Hashable, List, NamedTuple, Sequence, Tuple
 
 import torch
@@ -8,8 +9,8 @@ from sklearn.cluster import AgglomerativeClustering
 from torch import Tensor, nn
 
 from ..hooks import layer_similarity
-from ..sharing import LoopedTemplates, SharedConv2d, SharingError, TemplateBank, shared_stages
-from ..sharing.loading import Conversion, share_state_dict
+from ..sharing import Bank, LoopedTemplates, SharedLayer, SharingError, TemplateBank, banks
+from ..sharing.state_dict import Conversion, share_state_dict
 from .export import drop_hooks
 from .models import build_model
 
@@ -75,12 +76,12 @@ def stage_programs(model: nn.Module) -> Dict[str, str]:
     """What each stage of a network that shares runs, as a line of text: convs by their names in the stage, those that
     run one kernel by the name of the first of them."""
     programs = {}
-    for stage in shared_stages(model):
+    for stage in dict.fromkeys(_stage_of(model, bank) for bank in banks(model)):
         names: Dict[tuple, str] = {}
         sequence = []
         for name, conv in model.get_submodule(stage).named_modules():
-            if isinstance(conv, (nn.Conv2d, SharedConv2d)):
-                looped = isinstance(conv, SharedConv2d) and isinstance(conv.bank, LoopedTemplates)
+            if isinstance(conv, (nn.Conv2d, SharedLayer)):
+                looped = isinstance(conv, SharedLayer) and isinstance(conv.bank, LoopedTemplates)
                 kernel = (conv.bank, conv.kernel) if looped else (conv, 0)
                 sequence.append(names.setdefault(kernel, name))
         programs[stage] = '; '.join(
@@ -109,25 +110,14 @@ def fold_loops(cfg: Config, model: nn.Module, threshold: float) -> Tuple[Config,
     Raises:
         SharingError: If the model has no template bank.
     """
-    banks = [bank for banks in shared_stages(model).values() for bank in banks.values()]
-    if not any(isinstance(bank, TemplateBank) for bank in banks):
+    template_banks = [bank for bank in banks(model) if isinstance(bank, TemplateBank)]
+    if not template_banks:
         raise SharingError('The network of this config has no TemplateBank whose layers could be folded into loops.')
-    kernels = {bank: similar_layers(layer_similarity(bank), threshold)
-               for bank in banks if isinstance(bank, TemplateBank)}
+    kernels = {bank: similar_layers(layer_similarity(bank), threshold) for bank in template_banks}
     kernels = {bank: numbers for bank, numbers in kernels.items() if len(set(numbers)) < len(numbers)}
 
-    sharing = model.backbone.sharing
-    configs = []
-    for i, stage in enumerate(model.backbone._stages):
-        config = sharing['bank'][i] if isinstance(sharing['bank'], (list, tuple)) else sharing['bank']
-        config = config if isinstance(config, (list, tuple)) else [config] * len(sharing['groups'])
-        configs.append([dict(item) for item in config])
-        for j, pattern in enumerate(sharing['groups']):
-            bank = stage.banks.get(pattern)
-            if bank in kernels:
-                configs[i][j] = dict(type='LoopedTemplates', kernels=kernels[bank], num_templates=len(bank.templates))
     folded_cfg = drop_hooks(Config(copy.deepcopy(cfg.to_dict())))
-    folded_cfg.model.backbone.sharing.bank = [config[0] if len(config) == 1 else config for config in configs]
+    folded_cfg.model.backbone.sharing = _folded_sharing(model.backbone, kernels)
 
     keys = folded_cfg.get('optim_wrapper', {}).get('paramwise_cfg', {}).get('custom_keys', {})
     if 'coefficients' in keys:  # the factors of the convs are as little to be decayed as coefficients
@@ -136,7 +126,7 @@ def fold_loops(cfg: Config, model: nn.Module, threshold: float) -> Tuple[Config,
     # The plain kernels of what is folded: the looped banks are fitted to them as to any plain checkpoint.
     state_dict = model.state_dict()
     for name, conv in model.named_modules():
-        if isinstance(conv, SharedConv2d) and conv.bank in kernels:
+        if isinstance(conv, SharedLayer) and conv.bank in kernels:
             for key in conv.state_dict():
                 if key != 'bias':
                     del state_dict[f'{name}.{key}']
@@ -145,3 +135,36 @@ def fold_loops(cfg: Config, model: nn.Module, threshold: float) -> Tuple[Config,
     conversions = share_state_dict(folded, state_dict)
     folded.load_state_dict(state_dict, strict=True)
     return folded_cfg, folded.eval(), conversions
+
+
+def _folded_sharing(network: nn.Module, kernels: Dict[Bank, List[int]]) -> List[dict]:
+    """The sharing of a network with loops in place of those banks that have numbers of kernels: an entry for each
+    group of each stage."""
+    sharings = network.sharing if isinstance(network.sharing, (list, tuple)) else [network.sharing]
+    folded = []
+    for bank in banks(network):
+        key = 'groups' if bank.stage is not None else 'layers'
+        sharing = next(each for each in sharings if bank.group in _patterns(each, key)
+                       and re.fullmatch(each.get('stages') or '.*', bank.stage or ''))
+        config = sharing['bank']
+        if isinstance(config, (list, tuple)):
+            config = config[_patterns(sharing, key).index(bank.group)]
+        if bank in kernels:
+            config = dict(type='LoopedTemplates', kernels=kernels[bank], num_templates=len(bank.templates))
+        place = {} if bank.stage is None else dict(stages=re.escape(bank.stage))
+        own = {name: sharing[name] for name in ('own_blocks', ) if name in sharing}
+        folded.append({**place, key: [bank.group], **own, 'bank': dict(config)})
+    return folded
+
+
+def _patterns(sharing: dict, key: str) -> List[str]:
+    patterns = sharing.get(key) or []
+    return [patterns] if isinstance(patterns, str) else list(patterns)
+
+
+def _stage_of(model: nn.Module, bank: Bank) -> str:
+    """The name of a bank's stage in a model, or of the parent of its first layer."""
+    name = next(name for name, module in model.named_modules() if module is bank.layers[0])
+    if bank.stage is None:
+        return name.rpartition('.')[0]
+    return (name.removesuffix(bank.names[0]) + bank.stage).rstrip('.')

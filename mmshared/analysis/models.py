@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..checkpoint import load_checkpoint_file, state_dict_of
 from ..sharing import SharingError
-from ..sharing.loading import share_state_dict
+from ..sharing.state_dict import share_state_dict
 
 
 def build_model(cfg: Config) -> nn.Module:
@@ -36,7 +36,8 @@ def plain_twin(cfg: Any) -> Any:
     if isinstance(cfg, dict):
         twin = type(cfg)({key: plain_twin(value) for key, value in cfg.items() if key != 'sharing'})
         if 'sharing' in cfg:
-            twin['type'] = cfg['type'].replace('Shared', '', 1)
+            kind = cfg['type']
+            twin['type'] = kind.replace('Shared', '', 1) if isinstance(kind, str) else kind.plain
         return twin
     return [plain_twin(item) for item in cfg] if isinstance(cfg, list) else cfg
 

@@ -1,45 +1,42 @@
-"""Every stock config of a library with its backbone swapped for the shared twin."""
-import copy
-from collections import Counter
-from pathlib import Path
-from typing import Dict, Iterator, List, NamedTuple
+"""Every stock config of a library with the repeated layers of its backbone tied."""
+from __future__ import annotations
 
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+from unittest.mock import patch
+
+import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-from ..sharing import SharingError
-from .models import build_model
+from ..sharing import RepeatedLayers, SharedLayer, SharingError, fold_layers, repeated_layers
+from .export import relative_difference
+from .models import build_empty
 
-#: The pattern for the 3x3 convs of a backbone's blocks (for those of MobileNetV2 and ShuffleNet, their expansions).
-GROUPS = {
-    'ResNet, ResNetV1c, ResNetV1d, SEResNet, ResNet_CIFAR of 18 or 34 layers': 'conv[12]',
-    'ResNet, ResNetV1c, ResNetV1d, SEResNet, ResNet_CIFAR of 50 layers or more': 'conv2',
-    'ResNeXt, SEResNeXt, RegNet, TridentResNet, DetectoRS_ResNet, DetectoRS_ResNeXt': 'conv2',
-    'Res2Net': r'convs.\d',
-    'ResNeSt': 'conv2.conv',
-    'MobileNetV2': '(expand_conv|conv.0).conv',
-    'ShuffleNetV1': 'g_conv_1x1_expand.conv',
-}
+TIED = dict(type='TiedFilters')
 
 
 class Outcome(NamedTuple):
     """What became of a config.
 
     Attributes:
-        result (str): ``built``; ``refused``, by mmshared; ``no seam``, the backbone does not build its stages in one
-            method; ``not here``, the plain model cannot be built either; ``failed``.
+        result (str): ``built``, with the repeated layers of its backbone tied; ``no repeated layer``; ``no backbone``;
+            ``not here``, the plain model cannot be built either; ``failed``.
         reason (str): Of what is not built.
+        groups (int): Number of groups.
+        saved (float): The share of the backbone's parameters that tying saves.
     """
 
     result: str
     reason: str = ''
-
-
-def pattern_for(backbone: dict) -> str:
-    """The pattern of :data:`GROUPS` for a backbone's config."""
-    name = backbone['type'].rpartition('.')[2]
-    rows = {kind: pattern for kinds, pattern in GROUPS.items() for kind in kinds.split(' of ')[0].split(', ')}
-    return 'conv[12]' if backbone.get('depth') in (18, 34) and rows[name] == 'conv2' else rows[name]
+    groups: int = 0
+    saved: float = 0.
 
 
 def backbones_of(model: object) -> Iterator[dict]:
@@ -55,51 +52,140 @@ def backbones_of(model: object) -> Iterator[dict]:
             yield from backbones_of(value)
 
 
-def swap_backbones(model: dict) -> int:
-    """Swap the backbones that have a shared twin in the current scope, in place; returns how many there are."""
-    swapped = 0
-    for backbone in list(backbones_of(model)):
-        library, dot, name = backbone['type'].rpartition('.')
-        with MODELS.switch_scope_and_registry(library or None) as registry:
-            twin = registry.get(f'Shared{name}')
-        if twin is not None:
-            backbone['sharing'] = dict(groups=[pattern_for(backbone)], bank=dict(type='TiedFilters'))
-            backbone['type'] = f'{library}{dot}Shared{name}'
-            swapped += 1
-    return swapped
+def tie(backbone: dict, groups: list[RepeatedLayers]) -> None:
+    """Turn the config of a backbone into that of its twin with groups tied, in place."""
+    library, dot, name = backbone['type'].rpartition('.')
+    backbone['type'] = f'{library}{dot}Shared{name}'
+    backbone['sharing'] = [dict(stages=re.escape(group.stage), groups=[re.escape(group.group)], bank=TIED, own_blocks=0)
+                           for group in groups]
 
 
-def sweep_config(path: Path) -> Outcome:
-    """Build the model of a config with its backbones swapped."""
-    try:
-        cfg = Config.fromfile(path)
-    except Exception as error:
-        return Outcome('not here', _sentence(error))
-    if 'model' not in cfg:
-        return Outcome('no seam', 'the config has no model')
-    init_default_scope(cfg.get('default_scope', 'mmpretrain'))
-    swapped = copy.deepcopy(cfg)
-    if not swap_backbones(swapped.model):
-        kinds = [backbone['type'] for backbone in backbones_of(cfg.model)]
-        return Outcome('no seam', ', '.join(dict.fromkeys(kinds)) or 'no backbone')
-    try:
-        build_model(swapped)
-    except SharingError as error:
-        return Outcome('refused', _sentence(error))
-    except Exception as error:
+def tie_all(model: dict, scope: str) -> int:
+    """Tie what repeats in all backbones of a model's config, in place; returns the number of groups."""
+    found = [(backbone, repeated_layers(build_backbone(backbone, scope), own_blocks=0))
+             for backbone in backbones_of(model)]
+    for backbone, groups in found:
+        if groups:
+            tie(backbone, groups)
+    return sum(len(groups) for _, groups in found)
+
+
+def build_backbone(backbone: dict, scope: str) -> nn.Module:
+    """Build a backbone without numbers."""
+    return build_empty(Config(dict(model=backbone, default_scope=scope)))
+
+
+class Sweep:
+    """Builds configs with what repeats in their backbones tied, and tries each distinct backbone once with numbers."""
+
+    def __init__(self) -> None:
+        self.listed: dict[str, tuple[list[RepeatedLayers], int]] = {}
+        self.tried: dict[str, str] = {}
+
+    def config(self, path: Path) -> Outcome:
+        """Build the model of a config without numbers, and its backbone once with numbers."""
         try:
-            build_model(cfg)
-        except Exception as plain_error:
-            return Outcome('not here', _sentence(plain_error))
-        return Outcome('failed', _sentence(error))
-    return Outcome('built')
+            cfg = Config.fromfile(path)
+        except Exception as error:
+            return Outcome('not here', _sentence(error))
+        backbones = list(backbones_of(cfg.get('model')))
+        if not backbones:
+            return Outcome('no backbone')
+        scope = cfg.get('default_scope') or 'mmpretrain'
+        init_default_scope(scope)
+        try:
+            for backbone in backbones:
+                backbone.pop('init_cfg', None)
+                self._list(backbone, scope)
+        except Exception as error:
+            return Outcome('not here', _sentence(error))
+        found = [(backbone, *self.listed[_key(backbone, scope)]) for backbone in backbones]
+        total, groups = sum(count for _, _, count in found), sum(len(groups) for _, groups, _ in found)
+        if not groups:
+            return Outcome('no repeated layer', ', '.join(dict.fromkeys(each['type'] for each in backbones)))
+        failures = [self._try(backbone, scope, groups) for backbone, groups, _ in found if groups]
+        saved = sum((len(group.layers) - 1) * group.parameters for _, groups, _ in found for group in groups)
+        try:
+            build_empty(Config(dict(model=cfg.to_dict()['model'], default_scope=scope)))
+        except Exception as error:
+            return Outcome('not here', _sentence(error))
+        for backbone, each, _ in found:
+            if each:
+                tie(backbone, each)
+        try:
+            build_empty(cfg)
+        except Exception as error:
+            return Outcome('failed', _sentence(error))
+        reason = next(filter(None, failures), '')
+        return Outcome('failed' if reason else 'built', reason, groups, saved / total)
+
+    def _list(self, backbone: dict, scope: str) -> None:
+        key = _key(backbone, scope)
+        if key not in self.listed:
+            network = build_backbone(backbone, scope)
+            self.listed[key] = repeated_layers(network, own_blocks=0), sum(p.numel() for p in network.parameters())
+
+    def _try(self, backbone: dict, scope: str, groups: list[RepeatedLayers]) -> str:
+        key = _key(backbone, scope)
+        if key not in self.tried:
+            shared = json.loads(json.dumps(backbone))
+            tie(shared, groups)
+            try:
+                with patch.object(nn.init, 'trunc_normal_', nn.init.normal_):  # which is slow, and not what is tried
+                    network = MODELS.build(shared)
+                self.tried[key] = try_network(network)
+            except Exception as error:
+                self.tried[key] = _sentence(error)
+        return self.tried[key]
+
+
+def try_network(network: nn.Module) -> str:
+    """Run a shared backbone forward and backward, fold it and run it again. Returns what went wrong, '' for nothing."""
+    size = next((each for each in (64, 224, *_own_sizes(network)) if _takes(network, each)), None)
+    if size is None:
+        return 'takes no image'
+    x = torch.randn(2, 3, size, size)
+    network.train()
+    outputs = _run(network, x)
+    sum(output.float().square().mean() for output in outputs if output.requires_grad).backward()
+    layers = [module for module in network.modules() if isinstance(module, SharedLayer)]
+    if not any(parameter.grad is not None for layer in layers for parameter in layer.bank.parameters()):
+        return 'no gradient reaches a bank'
+    network.eval()
+    with torch.no_grad():
+        expected = [output.clone() for output in _run(network, x)]
+        found = _run(fold_layers(network), x)
+    difference = relative_difference(found, expected)
+    return '' if difference < 1e-4 else f'the folded network differs by a relative {difference:.2g}'
+
+
+def _own_sizes(network: nn.Module) -> list[int]:
+    sizes = [getattr(module, name, None) for module in network.modules() for name in ('img_size', 'init_out_size')]
+    return [each[0] if isinstance(each, (list, tuple)) else each for each in sizes if each]
+
+
+def _run(network: nn.Module, x: Tensor) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(network(x)) if isinstance(leaf, Tensor)]
+
+
+def _takes(network: nn.Module, size: int) -> bool:
+    network.eval()
+    try:
+        with torch.no_grad():
+            return bool(_run(network, torch.randn(2, 3, size, size)))
+    except Exception:
+        return False
+
+
+def _key(backbone: dict, scope: str) -> str:
+    return json.dumps([scope, backbone], sort_keys=True, default=str)
 
 
 def _sentence(error: Exception) -> str:
     return str(error) if isinstance(error, SharingError) else f'{type(error).__name__}: {error}'.split('\n')[0][:300]
 
 
-def count(outcomes: Dict[str, Outcome]) -> Dict[str, List]:
+def count(outcomes: dict[str, Outcome]) -> dict[str, list]:
     """For each result its number, and the reasons with theirs, most frequent first."""
     return {result: [number, Counter(o.reason for o in outcomes.values() if o.result == result and o.reason)
                      .most_common()]

@@ -1,7 +1,7 @@
 from . import cifar, conv_chain, eca, mmdet, mmpretrain, path_net, steerable, wide_resnet
-from .shared_backbone import SharedBackboneMixin, share_backbones
+from .twins import SharingMixin, make_twins
 
 __all__ = [
-    'SharedBackboneMixin', 'cifar', 'conv_chain', 'eca', 'mmdet', 'mmpretrain', 'path_net', 'share_backbones',
-    'steerable', 'wide_resnet'
+    'SharingMixin', 'cifar', 'conv_chain', 'eca', 'make_twins', 'mmdet', 'mmpretrain', 'path_net', 'steerable',
+    'wide_resnet'
 ]

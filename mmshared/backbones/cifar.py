@@ -8,7 +8,7 @@ from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
 from ..sharing import SharingError
-from .shared_backbone import SharedBackboneMixin, share_backbones
+from .twins import SharingMixin, make_twins
 
 
 class PadShortcut(nn.Module):
@@ -133,18 +133,14 @@ class DenseNet_CIFAR(DenseNet):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.stem = nn.Conv2d(self.stem[0].in_channels, self.init_channels, 3, padding=1, bias=False)
-        for stage in self.stages:
-            stage.block = self.make_layer(stage.block)
         self._freeze_stages()
-
-    def make_layer(self, layers: nn.ModuleList) -> nn.ModuleList:
-        return layers
 
 
 @MODELS.register_module()
-class SharedDenseNet_CIFAR(SharedBackboneMixin, DenseNet_CIFAR):
-    """``DenseNet_CIFAR`` with shared filters: all of its arguments, and ``sharing``."""
+class SharedDenseNet_CIFAR(SharingMixin, DenseNet_CIFAR):
+    """``DenseNet_CIFAR`` whose layers share parameters: all of its arguments, and ``sharing``."""
 
+    plain = DenseNet_CIFAR
     own_blocks = 0  # the transitions change width and resolution, and all layers between them share
 
 
@@ -201,4 +197,4 @@ class MobileNetV2_CIFAR(MobileNetV2):
 
 
 globals().update(
-    share_backbones([ResNetA_CIFAR, ResNeXt_CIFAR, BasisResNeXt_CIFAR, MobileNetV2_CIFAR], MODELS, __name__))
+    make_twins([ResNetA_CIFAR, ResNeXt_CIFAR, BasisResNeXt_CIFAR, MobileNetV2_CIFAR], MODELS, __name__))

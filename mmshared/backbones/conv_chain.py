@@ -5,13 +5,13 @@ from mmpretrain.models.backbones.base_backbone import BaseBackbone
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
-from ..sharing.base import SharingError
-from .shared_backbone import SharedBackboneMixin
+from ..sharing import SharingError
+from .twins import make_twins
 
 
 class ConvChain(BaseBackbone):
-    """Convs one behind the other, each with a batch norm and an activation. All of them are one block, so that
-    patterns name them: ``conv2_1``.
+    """Convs one behind the other, each with a batch norm and an activation. They are named
+    outright to share: ``layers=['.*conv2_1']``.
 
     Args:
         convs (dict[str, nn.Conv2d]): The convs by their names, which begin with ``conv``.
@@ -30,10 +30,7 @@ class ConvChain(BaseBackbone):
             block.add_module(name.replace('conv', 'act'), activation(inplace=True))
             if name in pooled:
                 block.add_module(name.replace('conv', 'pool'), nn.MaxPool2d(2))
-        self.features = self.make_layer(nn.Sequential(block))
-
-    def make_layer(self, stage: nn.Module) -> nn.Module:
-        return stage
+        self.features = nn.Sequential(block)
 
     def forward(self, x: Tensor) -> Tuple[Tensor]:
         return self.features(x),
@@ -59,13 +56,6 @@ class VGG_CIFAR(ConvChain):
 
 
 @MODELS.register_module()
-class SharedVGG_CIFAR(SharedBackboneMixin, VGG_CIFAR):
-    """``VGG_CIFAR`` with shared filters: all of its arguments, and ``sharing``."""
-
-    own_blocks = 0  # all convs are one block
-
-
-@MODELS.register_module()
 class RotMNISTCNN(ConvChain):
     """The CNN for rotated MNIST of models/group_equivariant.py of https://github.com/transmuteAI/RepeatNet: a 7x7 and
     five 5x5 convs, and ELUs.
@@ -86,8 +76,4 @@ class RotMNISTCNN(ConvChain):
         super().__init__(convs, ('conv2', 'conv4'), nn.ELU, init_cfg)
 
 
-@MODELS.register_module()
-class SharedRotMNISTCNN(SharedBackboneMixin, RotMNISTCNN):
-    """``RotMNISTCNN`` with shared filters: all of its arguments, and ``sharing``."""
-
-    own_blocks = 0  # all convs are one block
+globals().update(make_twins([VGG_CIFAR, RotMNISTCNN], MODELS, __name__))

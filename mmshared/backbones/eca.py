@@ -3,7 +3,7 @@ from mmpretrain.models.backbones import MobileNetV2
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
-from .shared_backbone import share_backbones
+from .twins import make_twins
 
 
 class ECALayer(nn.Module):
@@ -39,4 +39,4 @@ class ECAMobileNetV2(MobileNetV2):
         return stage
 
 
-globals().update(share_backbones([ECAMobileNetV2], MODELS, __name__))
+globals().update(make_twins([ECAMobileNetV2], MODELS, __name__))

@@ -1,7 +1,7 @@
-"""MMPretrain's backbones with shared filters: ``SharedResNet`` and so on."""
-from mmpretrain.models import backbones
+"""MMPretrain's networks with shared layers: ``SharedResNet``, ``SharedImageClassifier`` and so on."""
+from mmpretrain.models import backbones, classifiers, heads, necks
 from mmpretrain.registry import MODELS
 
-from .shared_backbone import share_backbones
+from .twins import classes_of, make_twins
 
-globals().update(share_backbones(vars(backbones).values(), MODELS, __name__))
+globals().update(make_twins(classes_of(backbones, necks, heads, classifiers), MODELS, __name__))

@@ -7,7 +7,7 @@ from mmengine.model import BaseModel
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
-from .shared_backbone import share_backbones
+from .twins import make_twins
 from .wide_resnet import PreActBlock, WideResNet_CIFAR
 
 
@@ -59,4 +59,4 @@ class PathNet(BaseModel):
         return logits
 
 
-globals().update(share_backbones([FlatResNet], MODELS, __name__))
+globals().update(make_twins([FlatResNet], MODELS, __name__))

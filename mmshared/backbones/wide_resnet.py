@@ -8,7 +8,7 @@ from mmpretrain.models.backbones import ResNet_CIFAR
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
-from .shared_backbone import share_backbones
+from .twins import make_twins
 
 
 class PreActBlock(BaseModule):
@@ -92,4 +92,4 @@ class WideResNet_CIFAR(ResNet_CIFAR):
         return maps
 
 
-globals().update(share_backbones([WideResNet_CIFAR], MODELS, __name__))
+globals().update(make_twins([WideResNet_CIFAR], MODELS, __name__))

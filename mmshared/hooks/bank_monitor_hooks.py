@@ -12,8 +12,8 @@ from mmengine.registry import HOOKS
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
-from ..sharing import SharingError, TemplateBank, shared_stages
-from ..sharing.surgery import bases_by_space
+from ..sharing import SharingError, TemplateBank, banks, named_banks
+from ..sharing.bank import bases_by_space
 from .recurrence_loss_hook import layer_similarity, template_banks
 
 
@@ -37,7 +37,7 @@ class BankMonitorHook(Hook):
             raise SharingError(f'{type(self).__name__} cannot see the parameters that FSDP shards: take it out of '
                                'custom_hooks.')
         self.model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        if not shared_stages(self.model):
+        if not banks(self.model):
             raise SharingError(f'{type(self).__name__} found no bank in the model: give the backbone one by '
                                'sharing=dict(...), or take the hook out of custom_hooks.')
 
@@ -81,9 +81,13 @@ class IterationMonitorHook(BankMonitorHook):
 
 
 def basis_spaces(model: nn.Module) -> Dict[str, Tensor]:
-    """The filters that are to be orthogonal to each other, by stage and patterns: (N, ...) for each space."""
-    return {f'{stage}.{"+".join(bases)}': torch.cat(list(bases.values())).detach()
-            for stage, banks in shared_stages(model).items() for bases in bases_by_space(banks).values()}
+    """The filters that are to be orthogonal to each other, by stage and groups: (N, ...) for each space."""
+    spaces = {}
+    for space in bases_by_space(named_banks(model)):
+        first, *others = space
+        name = '+'.join([first, *(space[other].group for other in others)])
+        spaces[name] = torch.cat([bank.basis() for bank in space.values()]).detach()
+    return spaces
 
 
 @torch.no_grad()
@@ -182,8 +186,8 @@ class GradientFlowHook(BankMonitorHook):
         if not hasattr(runner.optim_wrapper, 'optimizer'):
             raise SharingError('GradientFlowHook watches one optimizer, and this config has several: take it out of '
                                'custom_hooks.')
-        if not any(list(bank.parameters()) for banks in shared_stages(self.model).values() for bank in banks.values()):
-            raise SharingError('GradientFlowHook watches what convs have in common, and here each repeats a kernel of '
+        if not any(list(bank.parameters()) for bank in banks(self.model)):
+            raise SharingError('GradientFlowHook watches what layers have in common, and here each repeats a kernel of '
                                'its own: take it out of custom_hooks.')
         steps = 0
 
@@ -200,12 +204,11 @@ class GradientFlowHook(BankMonitorHook):
     def figures(self, scale: float) -> Dict[str, Dict[str, float]]:
         """``mean`` and ``max`` of the absolute gradients of each bank over a scale, frozen ones left out."""
         figures = {}
-        for stage, banks in shared_stages(self.model).items():
-            for pattern, bank in banks.items():
-                grads = [p.grad.abs().flatten() for p in bank.parameters() if p.grad is not None]
-                grad = torch.cat(grads) / scale if grads else torch.empty(0)
-                if grad.numel():
-                    figures[f'{stage}.{pattern}'] = dict(mean=grad.mean().item(), max=grad.max().item())
+        for name, bank in named_banks(self.model).items():
+            grads = [p.grad.abs().flatten() for p in bank.parameters() if p.grad is not None]
+            grad = torch.cat(grads) / scale if grads else torch.empty(0)
+            if grad.numel():
+                figures[name] = dict(mean=grad.mean().item(), max=grad.max().item())
         return figures
 
     def after_train(self, runner) -> None:

@@ -6,7 +6,7 @@ from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 
-from ..sharing.surgery import check_units
+from ..sharing.bank import SharingError, check_units
 
 
 class BankLossHook(Hook):
@@ -23,6 +23,8 @@ class BankLossHook(Hook):
     name: str
 
     def __init__(self, loss_weight: float):
+        if not loss_weight >= 0:
+            raise SharingError(f'{type(self).__name__} has loss_weight={loss_weight}: give a factor of 0 or more.')
         self.loss_weight = loss_weight
 
     def find(self, model: nn.Module) -> Any:

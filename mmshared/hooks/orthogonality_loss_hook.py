@@ -6,8 +6,8 @@ import torch
 from mmengine.registry import HOOKS
 from torch import Tensor, nn
 
-from ..sharing import Bank, SharingError, shared_stages
-from ..sharing.surgery import bases_by_space
+from ..sharing import Bank, SharingError, named_banks
+from ..sharing.bank import bases_by_space
 from .loss_hook import BankLossHook
 
 
@@ -21,9 +21,9 @@ def orthogonality_spaces(model: nn.Module) -> List[List[List[Bank]]]:
         list[list[list[Bank]]]: For each mean its spaces, for each space its banks.
     """
     means: Dict[str, List[List[Bank]]] = {}
-    for banks in shared_stages(model).values():
-        for bases in bases_by_space(banks).values():
-            means.setdefault(next(iter(bases)), []).append([banks[pattern] for pattern in bases])
+    for space in bases_by_space(named_banks(model)):
+        banks = list(space.values())
+        means.setdefault(banks[0].group, []).append(banks)
     return list(means.values())
 
 

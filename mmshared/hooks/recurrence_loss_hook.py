@@ -6,14 +6,13 @@ import torch.nn.functional as F
 from mmengine.registry import HOOKS
 from torch import Tensor, nn
 
-from ..sharing import SharingError, TemplateBank, shared_stages
+from ..sharing import SharingError, TemplateBank, named_banks
 from .loss_hook import BankLossHook
 
 
 def template_banks(model: nn.Module) -> Dict[str, TemplateBank]:
-    """The template banks of a model, by stage and pattern."""
-    return {f'{stage}.{pattern}': bank for stage, banks in shared_stages(model).items()
-            for pattern, bank in banks.items() if isinstance(bank, TemplateBank)}
+    """The template banks of a model, by stage and group."""
+    return {name: bank for name, bank in named_banks(model).items() if isinstance(bank, TemplateBank)}
 
 
 def layer_similarity(bank: TemplateBank) -> Tensor:
@@ -41,7 +40,7 @@ def recurrence_loss(banks: Dict[str, TemplateBank]) -> Tensor:
     """
     total = torch.zeros(())
     for bank in banks.values():
-        if any(conv.coefficients.requires_grad for conv in bank.convs):
+        if any(layer.coefficients.requires_grad for layer in bank.layers):
             dissimilarity = 1 - layer_similarity(bank)
             total = total.to(dissimilarity) + dissimilarity.triu(1).sum()
     return total

@@ -1,13 +1,16 @@
-from .base import Bank, SharedConv2d, SharingError
+from .bank import Bank, SharedLayer, SharingError, banks, named_banks
 from .deployment import deploy
-from .filter_basis import FilterBasis, OrthonormalFilterBasis, TiedFilters
+from .filter_basis import FilterBasis, OrthonormalFilterBasis
+from .kernel_transforms import KERNEL_TRANSFORMS, KernelTransform
 from .looped_templates import LoopedTemplates
-from .repeated_kernel import KERNEL_TRANSFORMS, KernelTransform, RepeatedKernel
-from .surgery import fold_convs, share_convs, shared_stages
+from .relaxed_tie import RelaxedTie
+from .repeated_kernel import RepeatedKernel
+from .surgery import RepeatedLayers, fold_layers, repeated_layers, share_layers
 from .template_bank import TemplateBank
+from .tied_filters import TiedFilters
 
 __all__ = [
     'Bank', 'FilterBasis', 'KERNEL_TRANSFORMS', 'KernelTransform', 'LoopedTemplates', 'OrthonormalFilterBasis',
-    'RepeatedKernel', 'SharedConv2d', 'SharingError', 'TemplateBank', 'TiedFilters', 'deploy', 'fold_convs',
-    'share_convs', 'shared_stages'
+    'RelaxedTie', 'RepeatedKernel', 'RepeatedLayers', 'SharedLayer', 'SharingError', 'TemplateBank', 'TiedFilters',
+    'banks', 'deploy', 'fold_layers', 'named_banks', 'repeated_layers', 'share_layers'
 ]

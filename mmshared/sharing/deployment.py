@@ -1,80 +1,108 @@
 """A trained network as one for inference."""
+from __future__ import annotations
+
 import copy
 import time
-from typing import Dict, Optional, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils._pytree import tree_leaves
 
-from .base import Bank, SharedConv2d, SharingError, generate_once
-from .surgery import following_norm
+from .attention import put
+from .bank import SharedLayer, SharingError, generate_once
+from .surgery import take_hooks, is_channels_last
+
+#: The largest relative difference that rounding may bring, by the type of the outputs.
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.half: 0.05, torch.bfloat16: 0.1}
 
 
 @torch.no_grad()
-def deploy(model: nn.Module, pictures: Tensor) -> nn.Module:
-    """Make a network for inference: plain convs in place of shared ones, batch norms fused into the convs before them
+def deploy(model: nn.Module, images: Tensor) -> nn.Module:
+    """Make a network for inference: plain layers in place of shared ones, batch norms fused into the convs before them
     where these are plain.
 
-    Each shared conv becomes the fastest of its :meth:`SharedConv2d.forms` for an input of the size that these pictures
-    give it, on their device. So the choice is made once, here, and not in a forward pass.
+    Each shared layer becomes the fastest of its :meth:`SharedLayer.forms` for an input of the size that these images
+    give it, on their device. So the choice is made once, here, and not in a forward pass. It is made by the clock:
+    another call may choose other forms, whose state dict has other keys. Keep the module (``torch.save`` of a trusted
+    file, ``torch.export``), or the state dict of the shared network, not that of a deployed one.
 
     Args:
-        model (nn.Module): A network of pictures: a backbone or a classifier. It stays as it is.
-        pictures (Tensor): Examples of its input, (N, 3, H, W).
+        model (nn.Module): A network of images: a backbone or a classifier. It stays as it is.
+        images (Tensor): Examples of its input, (N, 3, H, W).
 
     Returns:
         nn.Module: A copy of the network in eval mode.
 
     Raises:
-        SharingError: If the outputs for these pictures are not the same.
+        SharingError: If the outputs for these images are not the same.
     """
     network = copy.deepcopy(model)
     network.eval()
-    inputs: Dict[nn.Module, Tensor] = {}
-    handles = [conv.register_forward_pre_hook(lambda conv, args: inputs.__setitem__(conv, args[0]))
-               for conv in network.modules() if isinstance(conv, SharedConv2d)]
-    expected = network(pictures)
+    last = torch.channels_last if is_channels_last(network) else torch.contiguous_format
+    inputs, outputs, norms, handles = {}, {}, {}, []
+    parents = {child: parent for parent in network.modules() for child in parent.children()}
+
+    def see_layer(layer: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
+        inputs[layer], outputs[layer] = args[0], (output, output._version)
+
+    def see_norm(norm: nn.Module, args: tuple[Tensor]) -> None:
+        # The same tensor in the same module, and nothing written into it meanwhile: an activation in place, for example.
+        norms.update({layer: norm for layer, seen in outputs.items() if seen[0] is args[0]
+                      and seen[1] == args[0]._version and parents[layer] is parents[norm]})
+
+    for module in network.modules():
+        if isinstance(module, SharedLayer) or type(module) is nn.Conv2d:
+            handles.append(module.register_forward_hook(see_layer))
+        elif isinstance(module, _BatchNorm) and module.track_running_stats:
+            handles.append(module.register_forward_pre_hook(see_norm))
+    expected = tree_leaves(network(images))
     for handle in handles:
         handle.remove()
-    choice: Dict[tuple, int] = {}
-    with generate_once(module for module in network.modules() if isinstance(module, Bank)):
+    choice: dict[tuple, int] = {}
+    with generate_once(network):
         for parent in list(network.modules()):
-            vars(parent).pop('banks', None)
-            for name, conv in list(parent.named_children()):
-                norm = following_norm(parent, name) if isinstance(conv, (SharedConv2d, nn.Conv2d)) else None
-                fused = norm is not None and norm.track_running_stats
-                if isinstance(conv, SharedConv2d):
-                    convs = _form(conv, inputs.get(conv), norm if fused else None, choice)
-                elif type(conv) is nn.Conv2d:
-                    convs = nn.Sequential(conv)
+            for name, layer in list(parent.named_children()):
+                norm = norms.get(layer)
+                if isinstance(layer, SharedLayer):
+                    form = _form(layer, inputs.get(layer), norm, choice).to(memory_format=last)
+                elif type(layer) is nn.Conv2d:
+                    form = nn.Sequential(layer)
                 else:
                     continue
-                if fused and type(convs[-1]) is nn.Conv2d:
-                    convs[-1] = fuse_conv_bn_eval(convs[-1], norm)
-                    # In its place, as the network calls it by its name.
-                    place = next(key for key, child in parent.named_children() if child is norm)
-                    setattr(parent, place, nn.Identity())
-                setattr(parent, name, convs if len(convs) > 1 else convs[0])
-    deployed = network(pictures)
-    pairs = zip(tree_leaves(deployed), tree_leaves(expected))
-    difference = max((a - b).abs().max() / b.abs().max() for a, b in pairs)
-    if not difference < 0.1:  # what half precision may bring
-        raise SharingError(f'The network cannot be deployed: its outputs would differ by a relative {difference:.2g}, '
-                           'as it does not call its batch norms behind the convs that are before them.')
+                if norm is not None and type(form[-1]) is nn.Conv2d:
+                    form[-1] = fuse_conv_bn_eval(form[-1], norm)
+                    _remove(network, norm)
+                put(parent, name, form if len(form) > 1 else form[0])
+    take_hooks(network)
+    found = tree_leaves(network(images))
+    for a, b in zip(found, expected):
+        difference = ((a - b).abs().max() / b.abs().max()).item()
+        if not difference < TOLERANCE[b.dtype]:
+            raise SharingError(f'The network cannot be deployed: its outputs would differ by a relative {difference:.2g} '
+                               'from those of the network that was trained.')
     return network
 
 
-def _form(conv: SharedConv2d, x: Optional[Tensor], norm: Optional[nn.Module], choice: Dict[tuple, int]
-          ) -> nn.Sequential:
-    """The fastest form of a conv for an input, with the norm behind it where that cannot be fused; convs that are
-    alike have one choice. A conv without an input, which the network does not call, is folded."""
-    forms = [form.eval() for form in conv.forms()]
+def _remove(network: nn.Module, norm: nn.Module) -> None:
+    """Put the identity in the place of a norm."""
+    for parent in list(network.modules()):
+        for name, child in parent.named_children():
+            if child is norm:
+                setattr(parent, name, nn.Identity())
+
+
+def _form(layer: SharedLayer, x: Tensor | None, norm: nn.Module | None, choice: dict[tuple, int]) -> nn.Sequential:
+    """The fastest form of a layer for an input, with the norm behind it where that cannot be fused; layers that are
+    alike have one choice. A layer without an input, which the network does not call, is folded."""
+    forms = [form.eval() for form in layer.forms()]
     if x is None:
         return forms[0]
     weights = [weight.shape for form in forms for weight in form.parameters()]
-    alike = (x.shape, conv.stride, conv.padding, conv.dilation, norm is None, *weights)
+    geometry = [getattr(layer, name, None) for name in ('stride', 'padding', 'dilation')]
+    alike = (x.shape, *geometry, norm is None, *weights)
     if alike not in choice:
         choice[alike] = _fastest([form if norm is None or type(form[-1]) is nn.Conv2d else nn.Sequential(form, norm)
                                   for form in forms], x)

@@ -1,5 +1,7 @@
 """Deeply shared filter bases (Kang and Kim, NeurIPS 2021, https://arxiv.org/abs/2006.05066)."""
-from typing import List, Optional, Sequence, Tuple
+from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -8,43 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .base import Bank, SharedConv2d, SharingError
-
-
-class TiedConv2d(SharedConv2d):
-    """A conv whose kernel is the kernel of its group."""
-
-    def dense(self) -> Tuple[Tensor, Optional[Tensor]]:
-        return self.bank(), self.bias
-
-
-@MODELS.register_module()
-class TiedFilters(Bank):
-    """One kernel that all convs of the group use as it is.
-
-    The sharing of the paper's ResNet-50, ResNet-101 and MobileNetV2: the convs that stay unshared before and
-    behind take the part of the coefficients. The kernel is initialised orthogonally.
-
-    Args:
-        convs (Sequence[nn.Conv2d]): The plain convs of the group.
-    """
-
-    conv_class = TiedConv2d
-
-    def __init__(self, convs: Sequence[nn.Conv2d]):
-        super().__init__()
-        self.filters = nn.Parameter(torch.empty_like(convs[0].weight))  # (O, I / groups, k, k)
-        nn.init.orthogonal_(self.filters)
-
-    def generate(self) -> Tensor:
-        return self.filters
-
-    @torch.no_grad()
-    def fit(self, kernels: Sequence[Tensor]) -> None:
-        self.filters.copy_(torch.stack(list(kernels)).mean(0))
-
-    def basis(self) -> Tensor:
-        return self.filters
+from .bank import Bank, SharedLayer, SharingError
 
 
 class CombineNormalised(torch.autograd.Function):
@@ -91,29 +57,31 @@ class CombineNormalised(torch.autograd.Function):
         return grad_responses, grad_scale * inverse, grad_shift, grad_rows[:, :, None, None], None
 
 
-class BasisConv2d(SharedConv2d):
-    """A conv that combines the responses to its own and to the shared filters.
+class BasisLayer(SharedLayer):
+    """A layer that combines the responses to its own and to the shared filters.
 
-    With B the U own filters stacked on the S shared ones it computes ``coefficients . BN(B * x)``: a convolution,
+    With B the U own filters stacked on the S shared ones a conv computes ``coefficients . BN(B * x)``: a convolution,
     a batch norm of its own and a 1x1 convolution, with no non-linearity between. In eval mode, with the batch norm
     as ``r -> scale r + shift``, this is the conv of kernel ``(coefficients scale) . B`` and bias
-    ``coefficients . shift``.
+    ``coefficients . shift``. A linear has no batch norm.
     """
 
-    def __init__(self, conv: nn.Conv2d, bank: 'FilterBasis', norm: Optional[nn.Module] = None):
-        super().__init__(conv, bank, norm)
-        like = dict(device=conv.weight.device, dtype=conv.weight.dtype)
+    def __init__(self, layer: nn.Conv2d | nn.Linear, bank: FilterBasis, norm: nn.Module | None = None):
+        super().__init__(layer, bank, norm)
+        like = dict(device=layer.weight.device, dtype=layer.weight.dtype)
         rank = bank.unique_rank + bank.shared_rank
-        self.unique = nn.Parameter(torch.empty(bank.unique_rank, *conv.weight.shape[1:], **like))  # (U, I, k, k)
-        # The kind of norm that the network itself uses here, SyncBN say, frozen where that one is.
-        if not bank.with_norm:
+        self.unique = nn.Parameter(torch.empty(bank.unique_rank, *self.shape[1:], **like))  # (U, I, k, k)
+        # The kind of norm that the network itself uses here, SyncBN for example, frozen where that one is.
+        self.with_norm = bank.with_norm and self.is_conv
+        if not self.with_norm:
             self.norm = nn.Identity()
         elif isinstance(norm, _BatchNorm):
             self.norm = type(norm)(rank, norm.eps, norm.momentum).to(**like)
             self.norm.requires_grad_(all(p.requires_grad for p in norm.parameters()))
         else:
             self.norm = nn.BatchNorm2d(rank, **like)
-        self.coefficients = nn.Parameter(torch.empty(self.out_channels, rank, 1, 1, **like))  # (O, U + S, 1, 1)
+        size = [1] * len(self.shape[2:])
+        self.coefficients = nn.Parameter(torch.empty(self.shape[0], rank, *size, **like))  # (O, U + S, 1, 1)
         for filters in (self.unique, self.coefficients):
             if filters.numel():
                 nn.init.kaiming_normal_(filters, mode='fan_out', nonlinearity='relu')
@@ -123,17 +91,18 @@ class BasisConv2d(SharedConv2d):
         return torch.cat([self.unique, self.bank()])
 
     def responses(self, x: Tensor) -> Tensor:
-        """The responses to all filters, (N, U + S, H, W)."""
-        geometry = dict(stride=self.stride, padding=self.padding, dilation=self.dilation)
+        """The responses to all filters, (N, U + S, H, W) or (..., U + S)."""
         sets = self.unique, self.bank()
-        if self.training and all(map(len, sets)) and x[:, 0].numel() < sets[0][0].numel():
+        if self.is_conv and self.training and all(map(len, sets)) and x[:, 0].numel() < sets[0][0].numel():
             # Where the responses are smaller than the filters, they are what is concatenated.
-            return torch.cat([F.conv2d(x, filters, **geometry) for filters in sets], 1)
-        return F.conv2d(x, torch.cat(sets), **geometry)
+            return torch.cat([self.compute(x, filters) for filters in sets], 1)
+        return self.compute(x, torch.cat(sets))
 
     def forward(self, x: Tensor) -> Tensor:
         x, norm = self.responses(x), self.norm
-        if not norm.training or not self.bank.with_norm:
+        if not self.is_conv:
+            return F.linear(x, self.coefficients, self.bias)  # (..., O)
+        if not norm.training or not self.with_norm:
             return F.conv2d(x, *self.combination())  # (N, O, H, W)
         count = x.numel() // x.shape[1]
         if type(norm) is not nn.BatchNorm2d or norm.momentum is None or norm.weight.dtype.itemsize < 4 or count < 2:
@@ -144,30 +113,34 @@ class BasisConv2d(SharedConv2d):
         norm.running_var.lerp_(variance * (count / (count - 1)), norm.momentum)
         return x if self.bias is None else x + self.bias[:, None, None]
 
-    def combination(self) -> Tuple[Tensor, Optional[Tensor]]:
-        """The 1x1 conv that follows the filters in eval mode, the batch norm in it: weight (O, U + S, 1, 1), bias."""
+    def combination(self) -> tuple[Tensor, Tensor | None]:
+        """What follows the filters in eval mode, the batch norm in it: weight (O, U + S, 1, 1) or (O, U + S), bias."""
         norm, coefficients, bias = self.norm, self.coefficients, self.bias
-        if self.bank.with_norm:
+        if self.with_norm:
             scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)  # (U + S, )
             shift = coefficients.flatten(1) @ (norm.bias - norm.running_mean * scale)  # (O, )
             coefficients, bias = coefficients * scale[:, None, None], shift if bias is None else shift + bias
         return coefficients, bias
 
-    def forms(self) -> List[nn.Sequential]:
-        rank = len(self.coefficients[0])
-        basis = nn.Conv2d(
-            self.in_channels, rank, self.kernel_size, self.stride, self.padding, self.dilation, bias=False)
-        combination = nn.Conv2d(rank, self.out_channels, 1)
-        basis.weight = nn.Parameter(self.filters().detach())
+    def forms(self) -> list[nn.Sequential]:
         weight, bias = self.combination()
-        combination.weight = nn.Parameter(weight.detach())
-        combination.bias = None if bias is None else nn.Parameter(bias.detach())
-        return [*super().forms(), nn.Sequential(basis, combination)]
+        rank = weight.shape[1]
+        if self.is_conv:
+            first = nn.utils.skip_init(nn.Conv2d, self.in_channels, rank, self.kernel_size, self.stride, self.padding,
+                                       self.dilation, bias=False)
+            second = nn.utils.skip_init(nn.Conv2d, rank, self.out_channels, 1)
+        else:
+            first = nn.utils.skip_init(nn.Linear, self.in_features, rank, bias=False)
+            second = nn.utils.skip_init(nn.Linear, rank, self.out_features)
+        first.weight = nn.Parameter(self.filters().detach())
+        second.weight = nn.Parameter(weight.detach())
+        second.bias = None if bias is None else nn.Parameter(bias.detach())
+        return [*super().forms(), nn.Sequential(first, second)]
 
-    def dense(self) -> Tuple[Tensor, Optional[Tensor]]:
+    def dense(self) -> tuple[Tensor, Tensor | None]:
         coefficients, bias = self.combination()
         weight = coefficients.flatten(1) @ self.filters().flatten(1)  # (O, I k k)
-        return weight.view(self.out_channels, self.in_channels, *self.kernel_size), bias
+        return weight.view(self.shape), bias
 
 
 def leading_directions(rows: Tensor, rank: int) -> Tensor:
@@ -183,7 +156,7 @@ class FilterBasis(Bank):
     and they grow with the width of the stage. The basis is initialised orthogonally.
 
     Args:
-        convs (Sequence[nn.Conv2d]): The plain convs of the group.
+        layers (Sequence[nn.Conv2d | nn.Linear]): The plain layers of the group.
         shared_rank (int): Number S of shared filters at ``base_channels`` input channels.
         unique_rank (int): Number U of filters that each conv has of its own at ``base_channels`` input channels.
         base_channels (int): The width at which the ranks are given: 64, and 16 for the CIFAR-10 networks.
@@ -196,34 +169,36 @@ class FilterBasis(Bank):
             than the space they are to span has dimensions, or if the convs are grouped.
     """
 
-    conv_class = BasisConv2d
+    layer_class = BasisLayer
+    orthogonal_start = True
 
     def __init__(self,
-                 convs: Sequence[nn.Conv2d],
+                 layers: Sequence[nn.Module],
                  shared_rank: int,
                  unique_rank: int,
                  base_channels: int = 64,
                  with_norm: bool = True):
         super().__init__()
         self.with_norm = with_norm
-        conv = convs[0]
-        if conv.groups > 1:
-            raise SharingError(f'FilterBasis shares ungrouped convs alone, and these have groups={conv.groups}: '
-                               'use TiedFilters for them.')
+        weight = layers[0].weight
+        groups, width, dims = getattr(layers[0], 'groups', 1), weight.shape[1], weight[0].numel()
+        if groups > 1:
+            raise SharingError(f'FilterBasis shares only ungrouped convs, and these have groups={groups}: use '
+                               'TiedFilters for them.')
         for name, rank in dict(shared_rank=shared_rank, unique_rank=unique_rank).items():
-            if rank < 0 or rank * conv.in_channels % base_channels:
+            if rank < 0 or rank * width % base_channels:
                 raise SharingError(
-                    f'{name}={rank} at {base_channels} channels is {rank * conv.in_channels / base_channels:g} '
-                    f'filters at the {conv.in_channels} channels of a stage: give a rank that is a whole number '
+                    f'{name}={rank} at {base_channels} channels is {rank * width / base_channels:g} '
+                    f'filters at the {width} channels of a stage: give a rank that is a whole number '
                     'there.')
-            setattr(self, name, rank * conv.in_channels // base_channels)
-        rank, dims = self.shared_rank + self.unique_rank, conv.weight[0].numel()
+            setattr(self, name, rank * width // base_channels)
+        rank = self.shared_rank + self.unique_rank
         if not 0 < rank <= dims:
             raise SharingError(
-                f'shared_rank={shared_rank} and unique_rank={unique_rank} make {rank} filters at {conv.in_channels} '
+                f'shared_rank={shared_rank} and unique_rank={unique_rank} make {rank} filters at {width} '
                 f'channels, where filters have {dims} dimensions: give ranks that make at least one filter and no '
                 'more than that.')
-        self.filters = nn.Parameter(conv.weight.new_empty(self.shared_rank, *conv.weight.shape[1:]))  # (S, I, k, k)
+        self.filters = nn.Parameter(weight.new_empty(self.shared_rank, *weight.shape[1:]))  # (S, I, k, k)
         nn.init.orthogonal_(self.filters)
 
     def generate(self) -> Tensor:
@@ -242,24 +217,24 @@ class FilterBasis(Bank):
         shared = leading_directions(torch.cat(rows), self.shared_rank)  # (S, I k k)
         parameter, = self.parameters()
         parameter.copy_(shared.view_as(parameter))
-        for conv, row in zip(self.convs, rows):
+        for layer, row in zip(self.layers, rows):
             on_shared = row @ shared.T  # (O, S)
             rest = row - on_shared @ shared
             unique = leading_directions(rest, self.unique_rank)  # (U, I k k)
-            conv.unique.copy_(unique.view_as(conv.unique))
+            layer.unique.copy_(unique.view_as(layer.unique))
             coefficients = torch.cat([rest @ unique.T, on_shared], 1)  # (O, U + S)
-            if self.with_norm:
-                conv.norm.reset_running_stats()
-                nn.init.ones_(conv.norm.weight)
-                nn.init.zeros_(conv.norm.bias)
-                coefficients *= (1 + conv.norm.eps)**0.5  # by which a fresh batch norm divides in eval mode
-            conv.coefficients.copy_(coefficients.view_as(conv.coefficients))
+            if layer.with_norm:
+                layer.norm.reset_running_stats()
+                nn.init.ones_(layer.norm.weight)
+                nn.init.zeros_(layer.norm.bias)
+                coefficients *= (1 + layer.norm.eps)**0.5  # by which a fresh batch norm divides in eval mode
+            layer.coefficients.copy_(coefficients.view_as(layer.coefficients))
 
-    def basis(self) -> Optional[Tensor]:
+    def basis(self) -> Tensor | None:
         return self.filters if self.shared_rank else None
 
     def own_filters(self) -> Tensor:
-        return torch.stack([conv.unique for conv in self.convs])
+        return torch.stack([layer.unique for layer in self.layers])
 
 
 @MODELS.register_module()

@@ -1,30 +1,32 @@
 """The loops that a template bank folds into (Savarese and Maire, https://arxiv.org/abs/1902.09701)."""
-from typing import Optional, Sequence, Tuple
+from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from .base import Bank, SharedConv2d, SharingError
+from .bank import Bank, SharedLayer, SharingError
 from .filter_basis import leading_directions
 from .template_bank import make_templates
 
 
-class LoopedConv2d(SharedConv2d):
+class LoopedLayer(SharedLayer):
     """A conv that runs one of the kernels of its group.
 
     The first conv of a kernel runs it as it is. Each later one is a further pass of the loop, with a factor of its own
     for the kernel, its ``scale``.
     """
 
-    def __init__(self, conv: nn.Conv2d, bank: 'LoopedTemplates', norm: Optional[nn.Module] = None):
-        super().__init__(conv, bank, norm)
-        position = len(bank.convs) - 1
+    def __init__(self, layer: nn.Module, bank: 'LoopedTemplates', norm: nn.Module | None = None):
+        super().__init__(layer, bank, norm)
+        position = len(bank.layers) - 1
         self.kernel = bank.kernels[position]
         first = self.kernel not in bank.kernels[:position]
-        self.scale = None if first else nn.Parameter(conv.weight.new_ones(()))
+        self.scale = None if first else nn.Parameter(layer.weight.new_ones(()))
 
-    def dense(self) -> Tuple[Tensor, Optional[Tensor]]:
+    def dense(self) -> tuple[Tensor, Tensor | None]:
         kernel = self.bank()[self.kernel]
         return kernel if self.scale is None else self.scale * kernel, self.bias
 
@@ -39,7 +41,7 @@ class LoopedTemplates(Bank):
     :class:`TemplateBank`.
 
     Args:
-        convs (Sequence[nn.Conv2d]): The plain convs of the group.
+        layers (Sequence[nn.Conv2d | nn.Linear]): The plain layers of the group.
         kernels (Sequence[int]): For each conv the number of its kernel, from 0: ``[0, 1, 0, 1, 0, 1]`` is a loop over
             two convs that is run three times.
         num_templates (int): Number K of templates, of which no more are made than there are kernels.
@@ -49,25 +51,25 @@ class LoopedTemplates(Bank):
             to be less than one template.
     """
 
-    conv_class = LoopedConv2d
+    layer_class = LoopedLayer
 
-    def __init__(self, convs: Sequence[nn.Conv2d], kernels: Sequence[int], num_templates: int):
+    def __init__(self, layers: Sequence[nn.Module], kernels: Sequence[int], num_templates: int):
         super().__init__()
         self.kernels = list(kernels)
         count = len(set(self.kernels))
-        if len(self.kernels) != len(convs) or set(self.kernels) != set(range(count)):
-            raise SharingError(f'kernels={self.kernels} is no list of kernels for a group of {len(convs)} convs: give '
+        if len(self.kernels) != len(layers) or set(self.kernels) != set(range(count)):
+            raise SharingError(f'kernels={self.kernels} is no list of kernels for a group of {len(layers)} convs: give '
                                'each conv the number of its kernel, and number the kernels from 0.')
         if num_templates < 1:
             raise SharingError(f'num_templates={num_templates} makes no kernel: give 1 or more.')
-        self.shape = convs[0].weight.shape
-        self.templates = make_templates(min(num_templates, count), convs[0].weight)
+        self.shape = layers[0].weight.shape
+        self.templates = make_templates(min(num_templates, count), layers[0].weight)
         self.coefficients = None
         if num_templates < count:
             coefficients = self.templates.new_empty(count, num_templates)  # (G, K)
             self.coefficients = nn.Parameter(nn.init.orthogonal_(coefficients))
 
-    def generate(self) -> Tuple[Tensor, ...]:
+    def generate(self) -> tuple[Tensor, ...]:
         kernels = self.templates
         if self.coefficients is not None:
             kernels = self.coefficients @ kernels.flatten(1)  # (G, O I k k)
@@ -88,7 +90,7 @@ class LoopedTemplates(Bank):
             first = sizes[0] if sizes[0].abs() > 1e-6 * sizes.abs().max() else 1e-6 * sizes.abs().max()
             fitted.append(first * direction)
             for i, size in zip(members[1:], sizes[1:]):
-                self.convs[i].scale.copy_(size / first if first else first)
+                self.layers[i].scale.copy_(size / first if first else first)
         fitted = torch.stack(fitted)  # (G, O I k k)
         if self.coefficients is None:
             templates = fitted

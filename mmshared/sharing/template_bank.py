@@ -1,11 +1,13 @@
 """Implicitly recurrent CNNs (Savarese and Maire, ICLR 2019, https://arxiv.org/abs/1902.09701)."""
-from typing import Optional, Sequence, Tuple
+from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from .base import Bank, SharedConv2d, SharingError
+from .bank import Bank, SharedLayer, SharingError
 from .filter_basis import leading_directions
 
 
@@ -20,15 +22,15 @@ def make_templates(number: int, kernel: Tensor) -> nn.Parameter:
     return templates
 
 
-class TemplateConv2d(SharedConv2d):
-    """A conv whose kernel is a linear combination of the templates of its group."""
+class TemplateLayer(SharedLayer):
+    """A layer whose weight is a linear combination of the templates of its group."""
 
-    def __init__(self, conv: nn.Conv2d, bank: 'TemplateBank', norm: Optional[nn.Module] = None):
-        super().__init__(conv, bank, norm)
-        self.position = len(bank.convs) - 1
-        self.coefficients = nn.Parameter(bank.start[self.position].to(conv.weight, copy=True))  # (K, )
+    def __init__(self, layer: nn.Module, bank: 'TemplateBank', norm: nn.Module | None = None):
+        super().__init__(layer, bank, norm)
+        self.position = len(bank.layers) - 1
+        self.coefficients = nn.Parameter(bank.start[self.position].to(layer.weight, copy=True))  # (K, )
 
-    def dense(self) -> Tuple[Tensor, Optional[Tensor]]:
+    def dense(self) -> tuple[Tensor, Tensor | None]:
         if self.bank.generates_once:
             return self.bank()[self.position], self.bias
         # Its own kernel alone, where blocks are recomputed say.
@@ -46,28 +48,28 @@ class TemplateBank(Bank):
     initialised as kernels are, from a normal distribution (Kaiming, fan in).
 
     Args:
-        convs (Sequence[nn.Conv2d]): The plain convs of the group.
+        layers (Sequence[nn.Conv2d | nn.Linear]): The plain layers of the group.
         num_templates (int): Number K of templates.
 
     Raises:
         SharingError: If there is to be less than one template.
     """
 
-    conv_class = TemplateConv2d
+    layer_class = TemplateLayer
 
-    def __init__(self, convs: Sequence[nn.Conv2d], num_templates: int):
+    def __init__(self, layers: Sequence[nn.Module], num_templates: int):
         super().__init__()
         if num_templates < 1:
             raise SharingError(f'num_templates={num_templates} makes no kernel: give 1 or more.')
-        self.shape = convs[0].weight.shape
-        self.templates = make_templates(num_templates, convs[0].weight)
-        self.start = nn.init.orthogonal_(torch.empty(len(convs), num_templates))  # (convs, K)
+        self.shape = layers[0].weight.shape
+        self.templates = make_templates(num_templates, layers[0].weight)
+        self.start = nn.init.orthogonal_(torch.empty(len(layers), num_templates))  # (convs, K)
 
     def coefficients(self) -> Tensor:
         """The coefficients of all convs, (convs, K)."""
-        return torch.stack([conv.coefficients for conv in self.convs])
+        return torch.stack([layer.coefficients for layer in self.layers])
 
-    def generate(self) -> Tuple[Tensor, ...]:
+    def generate(self) -> tuple[Tensor, ...]:
         # One product for all convs; unbound, so that the gradients of all kernels are stacked once.
         kernels = self.coefficients() @ self.templates.flatten(1)  # (convs, O I k k)
         return kernels.view(-1, *self.shape).unbind()
@@ -79,6 +81,6 @@ class TemplateBank(Bank):
         rows = torch.stack([kernel.flatten() for kernel in kernels])  # (convs, O I k k)
         templates = leading_directions(rows, min(len(self.templates), len(rows)))
         self.templates[:len(templates)] = templates.view(-1, *self.templates.shape[1:])
-        for conv, row in zip(self.convs, rows):
-            conv.coefficients.zero_()
-            conv.coefficients[:len(templates)] = templates @ row
+        for layer, row in zip(self.layers, rows):
+            layer.coefficients.zero_()
+            layer.coefficients[:len(templates)] = templates @ row

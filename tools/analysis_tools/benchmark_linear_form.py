@@ -13,7 +13,7 @@ from mmshared.analysis.complexity import count_multiply_adds
 from mmshared.analysis.models import build_model
 from mmshared.analysis.speed import Step, inference_of, time_in_turn
 from mmshared.cli import add_shape, errors_in_a_sentence, load_config
-from mmshared.sharing.repeated_kernel import Linear
+from mmshared.sharing.kernel_transforms import Linear
 
 
 @errors_in_a_sentence()
@@ -35,7 +35,7 @@ def main() -> None:
         if not copies:
             raise SharingError(f'The network of {config} has no plain copies: give one whose transform is linear.')
         for transform in copies:
-            transform.conv2d = partial(KernelTransform.conv2d, transform)
+            transform.compute = partial(KernelTransform.compute, transform)
         networks = dict(direct=direct, fast=fast)
         cells = [f'{count_multiply_adds(network, args.shape)[""]:,}' for network in networks.values()]
         for work in (Step, inference_of):

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from mmshared import SharingError, deploy, shared_stages
+from mmshared import SharingError, banks, deploy
 from mmshared.analysis.export import inner
 from mmshared.analysis.models import build_model, build_plain
 from mmshared.analysis.speed import (Step, checkpoint_bytes, draw_growth, inference_of, load_reference, peak_bytes,
@@ -69,7 +69,7 @@ class Benchmark:
     def __init__(self, cfg: Config, args: argparse.Namespace):
         self.args = args
         self.networks = {'plain': build_plain(cfg), 'shared': build_model(cfg)}
-        if not shared_stages(self.networks['shared']):
+        if not banks(self.networks['shared']):
             raise SharingError('The model of this config shares nothing: there is nothing to compare.')
         if args.reference:
             self.networks['reference'] = load_reference(*args.reference)

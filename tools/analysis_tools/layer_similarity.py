@@ -4,7 +4,7 @@ import argparse
 
 import torch
 
-from mmshared import SharingError, layer_similarity, shared_stages
+from mmshared import SharingError, layer_similarity
 from mmshared.analysis.banks import draw_similarities
 from mmshared.analysis.loops import similar_layers
 from mmshared.analysis.models import load_model
@@ -27,11 +27,10 @@ def main() -> None:
     model = load_model(load_config(args.config), args.checkpoint)
     if not template_banks(model):
         raise SharingError('The model of this config has no TemplateBank.')
-    names = {conv: name for name, conv in model.named_modules()}
     with torch.no_grad():
         similarities = {title: layer_similarity(bank) for title, bank in template_banks(model).items()}
-    layers = {f'{stage}.{pattern}': [names[conv][len(stage) + 1:] for conv in bank.convs]
-              for stage, banks in shared_stages(model).items() for pattern, bank in banks.items()}
+    layers = {title: [name.removeprefix(f'{bank.stage}.') for name in bank.names]
+              for title, bank in template_banks(model).items()}
     draw_similarities(similarities, layers, args.out)
     for title, similarity in similarities.items():
         pairs = similarity[tuple(torch.triu_indices(*similarity.shape, 1))]

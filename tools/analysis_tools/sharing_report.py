@@ -1,4 +1,4 @@
-"""Print which convs of a config's model share what: parameters and multiply-adds by group, and against the plain
+"""Print which layers of a config's model share what: parameters and multiply-adds by group, and against the plain
 network."""
 import argparse
 import json
@@ -23,12 +23,12 @@ def main() -> None:
     groups, totals = sharing_groups(build_model(cfg), args.shape), complexity(cfg, args.shape)
 
     table = Table(title=Path(args.config).stem, caption='parameters, and multiply-adds in millions')
-    for name in ('stage', 'group', 'bank', 'convs'):
+    for name in ('stage', 'group', 'bank', 'layers'):
         table.add_column(name, overflow='fold')
     for name in ('shared', 'own', 'plain', 'M', 'plain M'):
         table.add_column(name, justify='right')
     for row in groups:
-        table.add_row(row['stage'], row['pattern'], row['bank'], ' '.join(row['convs']),
+        table.add_row(row['stage'], row['group'], row['bank'], ' '.join(row['layers']),
                       *[f'{row[key]:,}' for key in ('shared', 'own', 'plain')],
                       *[f'{row[key] / 1e6:,.0f}' for key in ('macs', 'plain_macs')])
     Console(width=max(110, Console().width)).print(table)

@@ -1,7 +1,8 @@
-"""Build every stock config of mmdet and mmpretrain with its backbone swapped for the shared twin.
+"""Build every stock config of mmdet and mmpretrain with the repeated layers of its backbone tied.
 
-Prints, config by config, whether it was built, was refused and why, has a backbone that cannot be swapped, cannot be
-built here even as it is, or failed; then the totals. Fails if a config failed.
+The whole model is built without numbers; each distinct backbone once with numbers, run forward and backward, folded
+and run again. Prints, config by config, whether it was built, has no repeated layer, cannot be built here even as it
+is, or failed; then the totals. Fails if a config failed.
 """
 import argparse
 import json
@@ -16,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from mmshared import SharingError
-from mmshared.analysis.sweep import count, sweep_config
+from mmshared.analysis.sweep import Sweep, count
 from mmshared.cli import LIBRARIES, config_path, errors_in_a_sentence, output_file
 
 
@@ -48,10 +49,11 @@ def main() -> None:
 
     # mmcv's synchronised batch norms ask for a process group when they are made.
     torch.distributed.init_process_group('gloo', store=torch.distributed.HashStore(), rank=0, world_size=1)
-    start, outcomes = time.perf_counter(), {}
+    start, outcomes, sweep = time.perf_counter(), {}, Sweep()
     for name, path in tqdm(configs.items(), unit='config', disable=None):
-        outcomes[name] = sweep_config(path)
-        tqdm.write(f'{outcomes[name].result:8} {name} {outcomes[name].reason}'.rstrip())
+        outcomes[name] = sweep.config(path)
+        saved = f'{outcomes[name].saved:.1%}' if outcomes[name].groups else ''
+        tqdm.write(f'{outcomes[name].result:8} {name} {saved} {outcomes[name].reason}'.rstrip())
     seconds = time.perf_counter() - start
 
     print(f'\n{len(outcomes)} configs in {seconds:.0f} s')

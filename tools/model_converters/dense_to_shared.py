@@ -9,11 +9,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from mmshared import SharingError, shared_stages
+from mmshared import SharingError, banks
 from mmshared.analysis.models import build_model, load_whole
 from mmshared.checkpoint import converted, load_checkpoint_file, save_checkpoint, state_dict_of
 from mmshared.cli import check_files, errors_in_a_sentence, load_config, output_file
-from mmshared.sharing.loading import Conversion, share_state_dict
+from mmshared.sharing.state_dict import Conversion, share_state_dict
 
 
 def rank_for_energy(conversion: Conversion, energy: float) -> int:
@@ -36,7 +36,7 @@ def main() -> None:
         parser.error(f'--rank-for-energy {args.rank_for_energy}: give a share above 0 and up to 1')
     check_files(parser, args.config, args.src, args.dst)
     model = build_model(load_config(args.config))
-    if not shared_stages(model):
+    if not banks(model):
         raise SharingError('The network of this config shares nothing: give a config whose backbone shares.')
     state_dict = state_dict_of(load_checkpoint_file(args.src))
     prefix = 'backbone.' if any(key.startswith('backbone.') for key in state_dict) else ''
@@ -54,7 +54,7 @@ def main() -> None:
         table.add_column(name, justify='left' if name in ('stage', 'bank') else 'right')
     for conversion in conversions:
         filters = conversion.bank.basis()
-        cells = [conversion.stage, type(conversion.bank).__name__, str(len(conversion.kernels)),
+        cells = [conversion.name, type(conversion.bank).__name__, str(len(conversion.kernels)),
                  '' if filters is None else str(len(filters)), str(conversion.kernels[0][0].numel()),
                  f'{1 - conversion.error**2:.1%}', f'{conversion.error:.4f}']
         table.add_row(*cells, *([str(rank_for_energy(conversion, args.rank_for_energy))] if wanted else []))

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 
 import torch
 
-from mmshared import SharingError, fold_convs, shared_stages
+from mmshared import SharingError, banks, fold_layers
 from mmshared.analysis.export import export_onnx, feature_maps, relative_difference, stock_config, to_torchvision
 from mmshared.analysis.models import build_model, load_model
 from mmshared.checkpoint import converted, save_checkpoint
@@ -46,9 +46,9 @@ def main() -> None:
     args = parse_args()
     cfg = load_config(args.config)
     shared = load_model(cfg, args.checkpoint)
-    if not shared_stages(shared):
+    if not banks(shared):
         raise SharingError('The network of this config shares nothing: there is nothing to fold.')
-    folded = fold_convs(copy.deepcopy(shared))
+    folded = fold_layers(copy.deepcopy(shared))
     stock = stock_config(cfg)
     plain = build_model(stock)
     plain.load_state_dict(folded.state_dict(), strict=True)

@@ -15,11 +15,11 @@ import torch
 from mmengine.config import DictAction
 from torch import Tensor, nn
 
-from mmshared import RepeatedKernel, SharingError, shared_stages
+from mmshared import RepeatedKernel, SharingError, banks
 from mmshared.analysis.models import build_model
 from mmshared.checkpoint import load_checkpoint_file, save_checkpoint, state_dict_of
 from mmshared.cli import check_files, errors_in_a_sentence, load_config, merge_options, output_file
-from mmshared.sharing.repeated_kernel import RepeatedConv2d
+from mmshared.sharing.repeated_kernel import RepeatedLayer
 from mmshared.sharing.surgery import following_norm
 
 
@@ -52,8 +52,7 @@ def rescale(model: nn.Module, small: Dict[str, Tensor]) -> Tuple[Dict[str, Tenso
     Raises:
         SharingError: If the model has no such kernels, or if the small network is another.
     """
-    banks = [bank for stage in shared_stages(model).values() for bank in stage.values()]
-    modes = {bank.mode if isinstance(bank, RepeatedKernel) else None for bank in banks}
+    modes = {bank.mode if isinstance(bank, RepeatedKernel) else None for bank in banks(model)}
     if len(modes) != 1 or not modes <= {'intra', 'inter'}:
         raise SharingError("The network of the config does not repeat kernels within its layers or between them: it "
                            "needs the bank RepeatedKernel with mode='intra' or mode='inter'.")
@@ -94,7 +93,7 @@ def _within_layers(model: nn.Module, small: Dict[str, Tensor]) -> Dict[str, Tens
     A 1x1 conv that the small network does not have, beside a shortcut of its own, becomes the identity, and the batch
     norm behind it too. What transforms the copies stays as it is in the model.
     """
-    convs = {name: conv for name, conv in model.named_modules() if isinstance(conv, RepeatedConv2d)}
+    convs = {name: conv for name, conv in model.named_modules() if isinstance(conv, RepeatedLayer)}
     state_dict, rest, made = {}, dict(small), set()
     for key, own in model.state_dict().items():
         name, _, part = key.rpartition('.')

@@ -1,0 +1,90 @@
+"""Twins of the libraries' classes that share: one mixin, made into ``Shared<Name>`` for each of them."""
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from types import ModuleType
+from typing import Any
+
+import torch
+from mmengine.registry import Registry
+from torch import nn
+
+from ..sharing import SharingError, banks, share_layers
+
+_KEYS = {'groups', 'bank', 'stages', 'layers', 'own_blocks'}
+
+
+class SharingMixin:
+    """Shares layers of a network of a library once that has been built.
+
+    Args:
+        sharing (dict | list[dict]): The arguments of :func:`mmshared.share_layers`, or a list of such, which are taken
+            one after the other.
+        *args, **kwargs: The arguments of the plain class.
+
+    Attributes:
+        own_blocks (int): Number of blocks at the start of a stage that keep their own layers, unless ``sharing`` says
+            otherwise.
+    """
+
+    own_blocks = 1
+
+    def __init__(self, *args: Any, sharing: dict | list[dict] | None = None, **kwargs: Any):
+        sharings = list(sharing) if isinstance(sharing, (list, tuple)) else [sharing]
+        for each in sharings:
+            if not isinstance(each, dict) or not {'bank'} < set(each) <= _KEYS:
+                raise SharingError(f'{type(self).__name__} needs sharing=dict(groups=[...], bank=dict(type=...)), with '
+                                   'stages or own_blocks if you want them or with layers in place of groups, or a list '
+                                   f'of such, and got sharing={sharing}.')
+        super().__init__(*args, **kwargs)
+        self.sharing = sharing
+        for each in sharings:
+            share_layers(self, **{'own_blocks': self.own_blocks, **each})
+
+    def init_weights(self) -> None:
+        """Initialise the plain network. What is shared keeps the start of its bank, whatever the library draws over
+        all parameters of two dimensions, unless a checkpoint is loaded into it."""
+        found = banks(self)
+        starts = [(bank, parameter, parameter.detach().clone()) for bank in found for parameter in _shared(bank)]
+        for bank in found:
+            bank.loaded = False
+        super().init_weights()
+        with torch.no_grad():
+            for bank, parameter, start in starts:
+                if not bank.loaded:
+                    parameter.copy_(start)
+
+
+def _shared(bank: nn.Module) -> list[nn.Parameter]:
+    """The parameters of a bank and its layers. The biases of the layers are the library's."""
+    return [*bank.parameters(), *(parameter for layer in bank.layers for name, parameter in layer.named_parameters()
+                                  if name != 'bias' and not name.startswith('bank.'))]
+
+
+def make_twins(networks: Iterable[Any], registry: Registry, module: str) -> dict[str, type]:
+    """Make and register ``Shared<Name>`` for each network.
+
+    Args:
+        networks (Iterable): Classes of networks; what is something else is left out, and what a registry does not
+            know by its name.
+        registry (Registry): The registry of their library.
+        module (str): Name of the module that is to hold the classes.
+
+    Returns:
+        dict[str, type]: The classes by name.
+    """
+    twins = {}
+    for parent in networks:
+        if inspect.isclass(parent) and issubclass(parent, nn.Module) and hasattr(parent, 'init_weights') \
+                and registry.module_dict.get(parent.__name__) is parent and not issubclass(parent, SharingMixin):
+            name = f'Shared{parent.__name__}'
+            doc = f'``{parent.__name__}`` whose layers share parameters: all of its arguments, and ``sharing``.'
+            twins[name] = type(name, (SharingMixin, parent), {'__doc__': doc, '__module__': module, 'plain': parent})
+            registry.register_module(module=twins[name])
+    return twins
+
+
+def classes_of(*packages: ModuleType) -> list[Any]:
+    """What packages export."""
+    return list({id(each): each for package in packages for each in vars(package).values()}.values())

@@ -1,0 +1,40 @@
+"""The input projection of ``nn.MultiheadAttention``, a bare parameter of three weights in one, as a layer."""
+from torch import Tensor, nn
+
+from .bank import SharedLayer
+
+PROJECTION = 'in_proj'
+
+
+class SharedMultiheadAttention(nn.MultiheadAttention):
+    """An ``nn.MultiheadAttention`` whose packed input projection is the shared layer ``in_proj``, without its bias."""
+
+    @property
+    def in_proj_weight(self) -> Tensor:
+        return self.in_proj.weight
+
+
+def packed_projection(attention: nn.MultiheadAttention) -> nn.Linear:
+    """The packed input projection of an attention as a linear without bias. They have the weight in common."""
+    outputs, inputs = attention.in_proj_weight.shape
+    linear = nn.Linear(inputs, outputs, bias=False, device='meta')
+    linear.weight = attention.in_proj_weight
+    return linear.train(attention.training)
+
+
+def is_packed(parent: nn.Module, name: str) -> bool:
+    return name == PROJECTION and isinstance(parent, nn.MultiheadAttention)
+
+
+def put(parent: nn.Module, name: str, layer: nn.Module) -> None:
+    """Put a layer, shared or plain, in the place of the child ``name`` of a module."""
+    if not is_packed(parent, name):
+        setattr(parent, name, layer)
+    elif isinstance(layer, SharedLayer):
+        parent.in_proj_weight = None  # keeps its place among the parameters
+        parent.__class__ = SharedMultiheadAttention
+        parent.in_proj = layer
+    else:
+        del parent.in_proj
+        parent.__class__ = nn.MultiheadAttention
+        parent.in_proj_weight = layer.weight

@@ -1,0 +1,284 @@
+"""The one idea: every way of sharing parameters is a way to parameterise an ordinary layer."""
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class SharingError(ValueError):
+    """What the user asked for cannot be shared, or loaded into what is shared."""
+
+
+class SharedLayer(nn.Module):
+    """One layer of a group, a conv or a linear, made of the group's bank and of what is its own.
+
+    A subclass has one law to keep: :meth:`dense` returns the weight and the bias of a plain layer, and in eval mode
+    the module computes exactly that layer. A subclass that computes it in another way (through a basis, for example)
+    overrides :meth:`forward` too.
+
+    It is no ``nn.Conv2d`` or ``nn.Linear``, so that the ``init_cfg`` of a library leaves it as it is, but it has the
+    geometry of one under the same names, and a ``weight`` to read.
+
+    Args:
+        layer (nn.Conv2d | nn.Linear): The plain layer that this one stands for. Its geometry is taken over, and its
+            bias (the parameter itself) where it has one.
+        bank (Bank): The bank of the group.
+        norm (nn.Module, optional): The batch norm behind the layer, where there seems to be one: its kind.
+
+    Attributes:
+        shape (torch.Size): The shape of the weight.
+        is_conv (bool): Whether it is a conv.
+    """
+
+    def __init__(self, layer: nn.Conv2d | nn.Linear, bank: Bank, norm: nn.Module | None = None):
+        super().__init__()
+        self.kind = type(layer)
+        self.is_conv = isinstance(layer, nn.Conv2d)
+        for name in layer.__constants__:
+            setattr(self, name, getattr(layer, name))
+        self.shape = layer.weight.shape
+        self.bias = layer.bias
+        if bank.layers:
+            # The bank is a child of its first layer only. The others hold a reference that nn.Module does not see, so
+            # that state_dict, optimizers and EMA meet each shared tensor once.
+            vars(self)['bank'] = bank
+        else:
+            self.bank = bank
+        bank.layers.append(self)
+
+    def dense(self) -> tuple[Tensor, Tensor | None]:
+        """The plain layer that this module equals in eval mode.
+
+        Returns:
+            tuple: The weight, of the shape :attr:`shape`: (out_channels, in_channels / groups, kernel height, kernel
+            width) or (out_features, in_features). The bias, of shape (out_channels, ), or None.
+        """
+        raise NotImplementedError
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight of the plain layer, for code that reads it; made once in a forward pass."""
+        return self.bank.once(lambda: self.dense()[0], self)
+
+    def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Apply a weight and a bias to an input, with the geometry of this layer."""
+        if self.is_conv:
+            return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        return F.linear(x, weight, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.compute(x, *self.dense())
+
+    def plain(self, weight: Tensor, bias: Tensor | None) -> nn.Conv2d | nn.Linear:
+        """Make a plain layer of this geometry, and of the class that this one stands for."""
+        arguments = inspect.signature(self.kind).parameters
+        options = {name: getattr(self, name) for name in self.kind.__constants__ if name in arguments}
+        layer = nn.utils.skip_init(self.kind, **options, bias=bias is not None, device=weight.device,
+                                   dtype=weight.dtype)
+        layer.weight = nn.Parameter(weight.detach().clone())
+        layer.bias = None if bias is None else nn.Parameter(bias.detach().clone())
+        return layer
+
+    def fold(self) -> nn.Conv2d | nn.Linear:
+        """Make the plain layer that this module equals in eval mode."""
+        layer = self.plain(*self.dense())
+        trained = any(p.requires_grad for p in (*self.parameters(), *self.bank.parameters()))
+        return layer.train(self.training).requires_grad_(trained)
+
+    def forms(self) -> list[nn.Sequential]:
+        """The chains of modules that this one equals in eval mode: :meth:`fold`, and what may be faster. Norms are
+        fused only into a last ``nn.Conv2d``."""
+        return [nn.Sequential(self.fold())]
+
+    def extra_repr(self) -> str:
+        geometry = f', stride={self.stride}' if self.is_conv else ''
+        own = 'own bank' if 'bank' in self._modules else 'bank above'
+        return f'{tuple(self.shape)}{geometry}, {own}, {len(self.bank.layers)} layers share it'
+
+
+class Bank(nn.Module):
+    """The parameters that a group of layers has in common.
+
+    A new method of sharing is a subclass of this and one of :class:`SharedLayer`. The bank is registered in mmengine's
+    ``MODELS`` and chosen by config; its constructor gets the plain layers of the group as ``layers``. The shared
+    layers get what :meth:`generate` makes of its parameters by ``bank()``: made once in a forward pass of the network.
+
+    Attributes:
+        layer_class (type): The class of the layers that it makes.
+        same_shape (bool): Whether the layers of a group have to be alike. Where they need not be, a group may be of one
+            layer, and the first blocks of a stage share too.
+        orthogonal_start (bool): Whether :meth:`basis` is a parameter that starts orthogonal, also to the bases of the
+            same space in its stage.
+        layers (list[SharedLayer]): Its layers, in the order of the network. The first of them is its parent module.
+        stage (str | None): The name of the stage, of the network that was shared; None of a group named outright.
+        group (str): The pattern of the group.
+        names (tuple[str, ...]): The names of the layers in the network that was shared.
+        loaded (bool): Whether a checkpoint was loaded into it.
+    """
+
+    layer_class: type[SharedLayer]
+    same_shape = True
+    orthogonal_start = False
+    stage: str | None = None
+    group = ''
+    names: tuple[str, ...] = ()
+    loaded = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers: list[SharedLayer] = []
+        self._made: dict[tuple, Any] | None = None
+        self._pass: object = None
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, '_made': None, '_pass': None}  # what is made in a pass is neither copied nor kept
+
+    def generate(self) -> Any:
+        """Make what the layers of the group take from the bank: a kernel, a basis, the kernels of all of them."""
+        raise NotImplementedError
+
+    @property
+    def generates_once(self) -> bool:
+        """Whether what :meth:`generate` makes is kept for the other layers, as within a forward pass."""
+        return self._made is not None and not torch.compiler.is_compiling()
+
+    def once(self, make, *key) -> Any:
+        """What ``make()`` gives, called once for a key in a forward pass, and each time outside of one."""
+        made = self._made
+        # A compiler makes one of equal products itself, and traces no dict.
+        if made is None or torch.compiler.is_compiling():
+            return make()
+        # Reentrant checkpointing runs a forward pass without gradients within one with them; losses leave autocast.
+        key = (*key, torch.is_grad_enabled(), torch.is_autocast_enabled('cpu'), torch.is_autocast_enabled('cuda'))
+        if key not in made:
+            made[key] = make()
+        return made[key]
+
+    def forward(self) -> Any:
+        return self.once(self.generate)
+
+    def begin(self, owner: object) -> None:
+        """Begin a forward pass of an owner, unless another's is going on. (An interrupted one begins anew.)"""
+        if self._pass is None or self._pass is owner:
+            self._made, self._pass = {}, owner
+
+    def end(self, owner: object) -> None:
+        """End the forward pass of an owner."""
+        if self._pass is owner:
+            self._made = self._pass = None
+
+    def make_layer(self, layer: nn.Conv2d | nn.Linear, norm: nn.Module | None = None) -> SharedLayer:
+        """Make the layer that takes the place of ``layer``, which the batch norm ``norm`` seems to follow."""
+        return self.layer_class(layer, self, norm)
+
+    def fit(self, kernels: Sequence[Tensor]) -> None:
+        """Set the bank and its layers so that their weights come as close to given ones as they can.
+
+        Args:
+            kernels (Sequence[Tensor]): For each of :attr:`layers` a weight of its shape. Close is meant in the sum of
+                squares.
+        """
+        raise SharingError(f'{type(self).__name__} cannot be started from the weights of a plain network: load a '
+                           'checkpoint that was shared in the same way, or train from random weights.')
+
+    def basis(self) -> Tensor | None:
+        """The filters that are to be orthogonal to each other, (N, ...), or None where the method has none."""
+        return None
+
+    def own_filters(self) -> Tensor | None:
+        """The filters of the same space that each layer has of its own, (layers, U, ...), or None."""
+        return None
+
+
+def banks(network: nn.Module) -> list[Bank]:
+    """The banks of a network, in its order."""
+    return [module for module in network.modules() if isinstance(module, Bank)]
+
+
+def named_banks(network: nn.Module) -> dict[str, Bank]:
+    """The banks of a network by names like ``backbone.layer1.conv2``: stage and group, in this network."""
+    named = {}
+    for place, bank in network.named_modules():
+        if isinstance(bank, Bank):
+            parts = [place.removesuffix(f'{bank.names[0]}.bank').rstrip('.'), bank.stage, bank.group]
+            named['.'.join(part for part in parts if part)] = bank
+    return named
+
+
+def bases_by_space(banks: dict[str, Bank]) -> list[dict[str, Bank]]:
+    """Sort banks with a basis by the space that their filters are of: filters of one shape in one stage.
+
+    Args:
+        banks (dict[str, Bank]): What :func:`named_banks` returns.
+
+    Returns:
+        list[dict[str, Bank]]: For each space its banks by name.
+    """
+    spaces: dict[tuple, dict[str, Bank]] = {}
+    for name, bank in banks.items():
+        basis = bank.basis()
+        if basis is not None:
+            stage = name if bank.stage is None else name.removesuffix(bank.group)
+            spaces.setdefault((stage, *basis.shape[1:]), {})[name] = bank
+    return list(spaces.values())
+
+
+@contextmanager
+def generate_once(network: nn.Module) -> Iterator[None]:
+    """Within this context each bank of a network generates once what its layers take from it."""
+    owner, found = object(), banks(network)
+    for bank in found:
+        bank.begin(owner)
+    try:
+        yield
+    finally:
+        for bank in found:
+            bank.end(owner)
+
+
+class ForwardPass:
+    """The hooks by which the forward passes of a network begin and end for its banks.
+
+    The recomputation of checkpointed blocks, outside of a pass, generates for each layer. It is to be reentrant then,
+    as ``with_cp`` is in mmdet and mmpretrain: the other kind wants the recomputation to save what the first pass did.
+
+    Args:
+        banks (Iterable[Bank]): The banks.
+    """
+
+    def __init__(self, banks: Iterable[Bank]):
+        self.banks = list(banks)
+        self.checked = False
+
+    def begin(self, network: nn.Module, args: tuple) -> None:
+        if torch.compiler.is_compiling():
+            return
+        if not self.checked:
+            check_units(network)
+            self.checked = True
+        for bank in self.banks:
+            bank.begin(self)
+
+    def end(self, network: nn.Module, args: tuple, output: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
+        for bank in self.banks:
+            bank.end(self)
+
+
+def check_units(network: nn.Module) -> None:
+    """Raise a :class:`SharingError` if FSDP holds a bank or a shared layer of a network in a unit of its own: the bank
+    is not there while another unit is computed."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+    for name, unit in network.named_modules():
+        if unit is not network and isinstance(unit, FullyShardedDataParallel) and any(
+                isinstance(child, (Bank, SharedLayer)) for child in unit.modules()):
+            raise SharingError(f'FSDP makes {name} a unit of its own, and other layers share parameters with it: leave '
+                               'out auto_wrap_policy, so that the whole model is one unit, or give one that wraps no '
+                               'part of the shared network.')

@@ -1,0 +1,198 @@
+"""What RepeatNet makes of a small kernel (Chavan et al., ICIP 2021, https://github.com/transmuteAI/RepeatNet)."""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from mmengine.registry import Registry
+from torch import Tensor, nn
+
+from .bank import SharingError
+
+KERNEL_TRANSFORMS = Registry('kernel transform')
+
+
+class KernelTransform(nn.Module):
+    """Makes the kernel of a conv of a smaller one: tiles it, and transforms the tiles.
+
+    As many whole tiles as there is room for are laid along outputs and inputs, and transformed. Output channels that
+    remain are a copy of the first ones of that, then input channels that remain are one of the first columns; each
+    copy is transformed by learned values of its own. A subclass overrides :meth:`transform`, or :meth:`forward`.
+
+    Args:
+        small (Sequence[int]): Shape of the small kernel, (o, i, k, k).
+        shape (Sequence[int]): Shape of the kernel to make, (O, I, k, k).
+
+    Attributes:
+        affine (bool): Whether the kernel is an affine function of the small one, each of its values of one of them:
+            what fitting to given kernels takes. False unless a subclass says so.
+    """
+
+    affine = False
+
+    def __init__(self, small: Sequence[int], shape: Sequence[int]):
+        super().__init__()
+        self.small, self.shape = tuple(small), tuple(shape)
+        (self.r_out, self.e_out), (self.r_in, self.e_in) = (divmod(shape[axis], small[axis]) for axis in (0, 1))
+        whole, all_rows = slice(shape[1] - self.e_in), slice(None)
+        # The tiles, the rows that remain, the columns that remain: places in the kernel.
+        self.regions = [(slice(shape[0] - self.e_out), whole), (slice(shape[0] - self.e_out, None), whole),
+                        (all_rows, slice(shape[1] - self.e_in, None))]
+
+    def transform(self, part: Tensor, region: int) -> Tensor:
+        """Transform the part of the kernel that comes to ``regions[region]``."""
+        raise NotImplementedError
+
+    def forward(self, kernel: Tensor) -> Tensor:
+        o, i, *size = self.small
+        tiles = kernel.reshape(1, o, 1, i, *size).expand(self.r_out, o, self.r_in, i, *size)
+        kernel = self.transform(tiles.reshape(self.r_out * o, self.r_in * i, *size), 0)  # (r_out o, r_in i, k, k)
+        if self.e_out:
+            kernel = torch.cat([kernel, self.transform(kernel[:self.e_out], 1)])  # (O, r_in i, k, k)
+        if self.e_in:
+            kernel = torch.cat([kernel, self.transform(kernel[:, :self.e_in], 2)], 1)  # (O, I, k, k)
+        return kernel
+
+    def compute(self, apply: Callable[..., Tensor], x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
+        """What a layer with the kernel that the small one makes gives for x; ``apply(x, weight, bias)`` computes a
+        layer of its geometry."""
+        return apply(x, self(kernel), bias)
+
+    def extra_repr(self) -> str:
+        return f'{self.r_out} x {self.r_in} tiles, {self.e_out} rows and {self.e_in} columns more'
+
+
+@KERNEL_TRANSFORMS.register_module('linear')
+class Linear(KernelTransform):
+    """All tiles are alike.
+
+    Such a kernel acts on the sum of its input tiles, and its output repeats: it is computed so, exactly, with the
+    multiply-adds of the small kernel.
+    """
+
+    affine = True
+
+    def transform(self, part: Tensor, region: int) -> Tensor:
+        return part
+
+    def compute(self, apply: Callable[..., Tensor], x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
+        axis = 1 - len(self.shape)  # of the channels: (N, C, H, W) or (..., C)
+        y = self._add_tiles(x, axis)
+        if self.r_out == 1 and not self.e_out:
+            return apply(y, kernel, bias)
+        y = apply(y, kernel, None)  # (N, o, H, W)
+        y = torch.cat([y] * self.r_out + [y.narrow(axis, 0, self.e_out)] * bool(self.e_out), axis)  # (N, O, H, W)
+        return y if bias is None else y.add_(bias.to(y.dtype).view(-1, *[1] * (-1 - axis)))
+
+    def _add_tiles(self, x: Tensor, axis: int) -> Tensor:
+        """The sum of the parts of the channels that each tile of a row of tiles takes, (N, i, H, W)."""
+        if self.r_in == 1 and not self.e_in:
+            return x
+        i = self.small[1]
+        if self.e_in:
+            x = F.pad(x, (0, 0) * (-1 - axis) + (0, -x.shape[axis] % i))
+        if x.dim() == 4 and axis == -3 and x.is_contiguous(memory_format=torch.channels_last):  # and stays so
+            return x.movedim(1, 3).unflatten(3, (-1, i)).sum(3, dtype=x.dtype).movedim(3, 1)
+        return x.unflatten(axis, (-1, i)).sum(axis - 1, dtype=x.dtype)
+
+
+@KERNEL_TRANSFORMS.register_module('swish')
+class Swish(KernelTransform):
+    r"""Tile W becomes :math:`\alpha W \sigma(-\beta W)`, with a pair of learned numbers for each tile, one for the
+    rows and one for the columns that remain."""
+
+    def __init__(self, small: Sequence[int], shape: Sequence[int]):
+        super().__init__(small, shape)
+        for name in ('alpha', 'beta'):
+            values = nn.init.xavier_uniform_(torch.empty(1, self.r_out * self.r_in))
+            self.register_parameter(name, nn.Parameter(values.view(self.r_out, self.r_in)))
+            rest = torch.rand(bool(self.e_out) + bool(self.e_in))  # rows, columns
+            self.register_parameter(f'rest_{name}', nn.Parameter(rest) if len(rest) else None)
+
+    def transform(self, part: Tensor, region: int) -> Tensor:
+        if region:
+            index = region - 1 if self.e_out else 0
+            return self.swish(part, self.rest_alpha[index], self.rest_beta[index])
+        tiles = part.view(self.r_out, self.small[0], self.r_in, *self.small[1:])
+        ones = [1] * len(self.small[1:])
+        alpha, beta = (values.view(self.r_out, 1, self.r_in, *ones) for values in (self.alpha, self.beta))
+        return self.swish(tiles, alpha, beta).view_as(part)
+
+    @staticmethod
+    def swish(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
+        return alpha * x * torch.sigmoid(-beta * x)
+
+
+class StraightThroughSign(torch.autograd.Function):
+    """The sign, with the gradient of clamping to [-1, 1]."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.sign()
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        x, = ctx.saved_tensors
+        return grad * (x.abs() <= 1)
+
+
+def positive_mask(shape: Sequence[int]) -> nn.Parameter:
+    """What signs are learned by, all of them plus at the start."""
+    return nn.Parameter(torch.rand(tuple(shape)) * 0.001)
+
+
+@KERNEL_TRANSFORMS.register_module('bireal')
+class BiReal(KernelTransform):
+    """Each value of the tiled kernel has a learned sign, that of a parameter with a straight-through gradient."""
+
+    affine = True
+
+    def __init__(self, small: Sequence[int], shape: Sequence[int]):
+        super().__init__(small, shape)
+        self.mask = positive_mask(shape)  # (O, I, k, k)
+
+    def transform(self, part: Tensor, region: int) -> Tensor:
+        return part * StraightThroughSign.apply(self.mask[self.regions[region]])
+
+
+@KERNEL_TRANSFORMS.register_module('static_drop')
+class StaticDrop(KernelTransform):
+    """Each value of the tiled kernel is kept or zero for good, as drawn at the start.
+
+    Args:
+        small (Sequence[int]): Shape of the small kernel.
+        shape (Sequence[int]): Shape of the kernel to make.
+        drop_rate (float): The probability of a zero. Defaults to 0.5. What is kept is not scaled up.
+    """
+
+    affine = True
+
+    def __init__(self, small: Sequence[int], shape: Sequence[int], drop_rate: float = 0.5):
+        super().__init__(small, shape)
+        if not (isinstance(drop_rate, (int, float)) and 0 <= drop_rate < 1):
+            raise SharingError(f'drop_rate={drop_rate!r} is no share of a kernel to drop: give one from 0 to below 1.')
+        self.register_buffer('kept', torch.rand(tuple(shape)) >= drop_rate)  # (O, I, k, k)
+
+    def transform(self, part: Tensor, region: int) -> Tensor:
+        return part * self.kept[self.regions[region]]
+
+
+@KERNEL_TRANSFORMS.register_module('random_bireal')
+class RandomBiReal(KernelTransform):
+    """No tiles: the small kernel's filters, k x k each, then as many random ones as there is room for, which stay as
+    they are drawn. Each value has a learned sign, as in :class:`BiReal`."""
+
+    affine = True
+
+    def __init__(self, small: Sequence[int], shape: Sequence[int]):
+        super().__init__(small, shape)
+        self.mask = positive_mask(shape)  # (O, I, k, k)
+        random = torch.empty(shape[0] * shape[1] - small[0] * small[1], 1, *shape[2:])
+        self.register_buffer('random', nn.init.kaiming_uniform_(random, a=math.sqrt(5))[:, 0])  # (O I - o i, k, k)
+
+    def forward(self, kernel: Tensor) -> Tensor:
+        filters = torch.cat([kernel.flatten(0, 1), self.random.to(kernel.dtype)])  # (O I, k, k)
+        return filters.view(self.shape) * StraightThroughSign.apply(self.mask)

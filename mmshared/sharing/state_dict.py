@@ -1,0 +1,241 @@
+"""A checkpoint of the plain network, loaded into the shared one; one that fits neither way, refused."""
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+from mmengine.logging import print_log
+from torch import Tensor, nn
+
+from .attention import is_packed
+from .bank import Bank, SharedLayer, SharingError
+
+_WANTED = ('Nothing of it was loaded into the shared network. Give a checkpoint of the same network, either plain or '
+           'shared by the same groups and bank; tools/model_converters has what makes others fit.')
+
+
+class Conversion(NamedTuple):
+    """A group of plain weights that became a bank.
+
+    Attributes:
+        name (str): The name of the stage, or of the group if it was named outright.
+        layers (list[str]): The names of the layers of the group within the stage.
+        bank (Bank): The bank fitted to their weights, a copy of the network's own.
+        kernels (list[Tensor]): The weights, each of the shape of its layer's.
+        error (float): ``|weights - fitted| / |weights|`` in the Frobenius norm.
+    """
+
+    name: str
+    layers: list[str]
+    bank: Bank
+    kernels: list[Tensor]
+    error: float
+
+    def __str__(self) -> str:
+        return (f'{self.name}: the weights of {", ".join(self.layers)} became one {type(self.bank).__name__}, '
+                f'relative error {self.error:.4f}')
+
+
+class _Group(NamedTuple):
+    """The layers of a bank in a module: their names there, the name of their stage, and those of their plain weights."""
+
+    bank: Bank
+    layers: dict[str, SharedLayer]
+    stage: str | None
+    plain: list[str]
+
+    @property
+    def inside(self) -> str:
+        return f'{self.stage}.' if self.stage else ''
+
+    def keys(self) -> list[str]:
+        """What a shared checkpoint has for it."""
+        return [f'{name}.{key}' for name, layer in self.layers.items() for key in layer.state_dict()]
+
+
+def load_shared(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """The hook by which a network that shares loads a checkpoint: see :func:`share_state_dict`."""
+    for conversion in share_state_dict(module, state_dict, prefix):
+        print_log(str(conversion), logger='current')
+
+
+@torch.no_grad()
+def share_state_dict(module: nn.Module, state_dict: dict[str, Tensor], prefix: str = '') -> list[Conversion]:
+    """Make a state dict that is to be loaded into a shared network fit it, in place, or refuse it.
+
+    The weights of a plain network become the parameters of the shared one (:meth:`Bank.fit`). What is shared as the
+    network is stays as it is. A state dict that has nothing of any stage that shares is left to the loader.
+
+    Args:
+        module (nn.Module): The shared network, or a part of it.
+        state_dict (dict): The state dict. What it holds or lacks outside the stages that share, and tensors that it
+            knows of no block at all, are as ever a matter of the loader.
+        prefix (str): What comes before the keys of the network in the state dict.
+
+    Returns:
+        list[Conversion]: The groups that were plain.
+
+    Raises:
+        SharingError: If the shared stages fit neither way. Nothing is changed then.
+    """
+    given = {key[len(prefix):]: value for key, value in state_dict.items()
+             if isinstance(key, str) and key.startswith(prefix)}
+    if len(given) < len(state_dict) and not all(isinstance(key, str) for key in state_dict):
+        raise SharingError(f'The checkpoint has names that are no strings. {_WANTED}')
+    groups, parts = _groups(module)
+    for name, plain in parts.items():
+        if plain in given:
+            raise SharingError(f'{plain} is a weight of {name}, which shares with layers outside of what is loaded '
+                               f'here: load it into the whole network. {_WANTED}')
+    # What the checkpoint would be with each plain group as a shared one.
+    plain_groups = [group for group in groups if all(key in given for key in group.plain)]
+    theirs = set(given).difference(*(group.plain for group in plain_groups)).union(
+        *(group.keys() for group in plain_groups))
+    if not any(_touches(group, given) for group in groups):
+        return []
+    own, blocks = module.state_dict(), _Blocks(groups)
+    for group in groups:
+        _check_values(group, given)
+        _check_stage(group, own, [key for each in groups for key in each.plain], given)
+        _check_layers(group, given)
+    _check_rest(groups, own, theirs, blocks)
+    conversions, added = [], {}
+    for group in plain_groups:
+        kernels = [given[key].float().cpu() for key in group.plain]
+        fitted, error = _fit(group.bank, kernels)
+        added.update({f'{name}.{key}': value for name, layer in zip(group.layers, fitted.layers)
+                      for key, value in layer.state_dict().items() if key != 'bias'})
+        names = [name.removeprefix(group.inside) for name in group.layers]
+        conversions.append(Conversion(group.bank.group if group.stage is None else group.stage, names, fitted, kernels,
+                                      error))
+    for group in groups:
+        group.bank.loaded = True
+    for group in plain_groups:
+        for key in group.plain:
+            del state_dict[prefix + key]
+    state_dict.update({prefix + key: value for key, value in added.items()})
+    return conversions
+
+
+def _groups(module: nn.Module) -> tuple[list[_Group], dict[str, str]]:
+    """The groups of a module whose layers are all in it; of the others the names of the layers in it, with those of
+    their plain weights."""
+    names, plain = {}, {}
+    for parent_name, parent in module.named_modules():
+        for child, layer in parent.named_children():
+            if isinstance(layer, SharedLayer):
+                name = f'{parent_name}.{child}'.lstrip('.')
+                names[layer] = name
+                plain[name] = f'{name}_weight' if is_packed(parent, child) else f'{name}.weight'
+    groups, parts = {}, {}
+    for layer, name in names.items():
+        bank = layer.bank
+        if bank in groups:
+            continue
+        if all(each in names for each in bank.layers):
+            layers = {names[each]: each for each in bank.layers}
+            groups[bank] = _Group(bank, layers, _stage_in(bank, name), [plain[each] for each in layers])
+        else:
+            parts[name] = plain[name]
+    return list(groups.values()), parts
+
+
+def _stage_in(bank: Bank, first: str) -> str | None:
+    """The name of a bank's stage in a module in which its first layer has a name; None if it has no stage there."""
+    if bank.stage is None:
+        return None
+    there = bank.names[0]
+    if first.endswith(there):  # the network itself, or one around it
+        return (first[:-len(there)] + bank.stage).rstrip('.')
+    outside = there[:-len(first)]  # a part of the network
+    return bank.stage[len(outside):] if f'{bank.stage}.'.startswith(outside) else None
+
+
+class _Blocks:
+    """The names of tensors within their blocks."""
+
+    def __init__(self, groups: Iterable[_Group]):
+        self.stages = sorted({group.inside for group in groups if group.stage is not None}, key=len, reverse=True)
+
+    def within(self, key: str) -> str | None:
+        """The name of a tensor within its block of a stage that shares, or None outside of these."""
+        stage = next((inside for inside in self.stages if key.startswith(inside)), None)
+        return None if stage is None else key[len(stage):].partition('.')[2]
+
+
+def _touches(group: _Group, given: dict[str, Any]) -> bool:
+    """Whether a checkpoint has anything of a group, or of its stage."""
+    if group.stage is None:
+        return any(key in given for key in (*group.plain, *group.keys()))
+    return any(key.startswith(group.inside) for key in given)
+
+
+def _check_values(group: _Group, given: dict[str, Any]) -> None:
+    """Raise if what a checkpoint has of a group's stage is no tensor of finite numbers."""
+    keys = {*group.plain, *group.keys()}
+    for key, value in given.items():
+        if key in keys or group.stage is not None and key.startswith(group.inside):
+            if not isinstance(value, Tensor) or value.layout is not torch.strided:
+                kind = f'sparse ({value.layout})' if isinstance(value, Tensor) else f'a {type(value).__name__}'
+                raise SharingError(f'The checkpoint is damaged: {key} is {kind}, not a plain tensor. {_WANTED}')
+            if not value.is_meta and not value.isfinite().all():
+                raise SharingError(f'The checkpoint holds numbers that are not finite in {key}. {_WANTED}')
+
+
+def _check_stage(group: _Group, own: dict[str, Tensor], plain: list[str], given: dict[str, Tensor]) -> None:
+    """Raise if what a checkpoint has of the stage of a group is of another network."""
+    if group.stage is None:
+        return
+    # Blocks of which a shared checkpoint has something, and those of which a plain one has.
+    there, least, most = ({key[len(group.inside):].partition('.')[0] for key in keys if key.startswith(group.inside)}
+                          for keys in (given, own, [*own, *plain]))
+    if not least <= there <= most:
+        raise SharingError(f'The checkpoint is of another network: {group.stage or "the stage"} has {len(there)} blocks '
+                           f'there and {len(most)} here. {_WANTED}')
+    for key, tensor in given.items():
+        if key.startswith(group.inside) and key in own and own[key].shape != tensor.shape:
+            _raise_shape(key, given, own[key].shape)
+
+
+def _check_layers(group: _Group, given: dict[str, Tensor]) -> None:
+    """Raise unless a checkpoint has what the layers of a group need, shared or plain, and nothing else of them."""
+    missing = [key for key in group.keys() if key not in given and not key.endswith('num_batches_tracked')]
+    if missing and not all(key in given for key in group.plain):
+        raise SharingError(f'The checkpoint fits neither as a plain nor as a shared network: it has no '
+                           f'{next(key for key in group.plain if key not in given)} and no {missing[0]}. {_WANTED}')
+    known = {*group.plain, *group.keys()}
+    for (name, layer), plain in zip(group.layers.items(), group.plain):
+        alien = next((key for key in given if key.startswith(f'{name}.') and key not in known), None)
+        if alien is not None:
+            raise SharingError(f'The checkpoint is shared in another way: it has {alien}, and {name} has no such '
+                               f'tensor here. {_WANTED}')
+        if plain in given and given[plain].shape != layer.shape:
+            _raise_shape(plain, given, layer.shape)
+
+
+def _check_rest(groups: list[_Group], own: dict[str, Tensor], theirs: set[str], blocks: _Blocks) -> None:
+    """Raise if a checkpoint lacks a tensor in some of the blocks that share, and has it in others. One that it has in
+    no block it does not know: offsets of deformable convs, for example."""
+    known = {blocks.within(key) for key in theirs}
+    for key in own:
+        name = blocks.within(key)
+        if name is not None and name in known and key not in theirs and not key.endswith('num_batches_tracked'):
+            raise SharingError(f'The checkpoint is of another network, or damaged: it has no {key}. {_WANTED}')
+
+
+def _raise_shape(key: str, given: dict[str, Tensor], here: tuple) -> None:
+    raise SharingError(f'The checkpoint is of another network, or shared in another way: {key} has the shape '
+                       f'{tuple(given[key].shape)} there and {tuple(here)} here. {_WANTED}')
+
+
+def _fit(bank: Bank, kernels: list[Tensor]) -> tuple[Bank, float]:
+    """A copy of a bank fitted to weights, and the relative error."""
+    fitted = copy.deepcopy(bank)
+    for layer in fitted.layers:  # the first of them holds the bank
+        layer.float().cpu()
+    fitted.fit(kernels)
+    error = sum((layer.dense()[0] - kernel).square().sum() for layer, kernel in zip(fitted.layers, kernels))
+    norm = sum(kernel.square().sum() for kernel in kernels)
+    return fitted, (error / norm).sqrt().item() if norm else 0.

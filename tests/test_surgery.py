@@ -1,0 +1,494 @@
+"""Laws of the one door: any repeated layer of any network, and every promise kept behind it."""
+import copy
+import pickle
+import re
+import warnings
+
+import pytest
+import torch
+from helpers import BASIS, TIED, backbone, difference, evaluating, picture, randomise_norms
+from mmcv.cnn import ConvModule
+from mmcv.cnn.bricks.wrappers import Conv2d, Linear
+from mmengine.registry import MODELS
+from torch import nn
+
+from mmshared import (Bank, SharedLayer, SharingError, banks, deploy, fold_layers, named_banks, repeated_layers,
+                      share_layers)
+
+#: A bank of each kind for three layers of 16 channels, by which nothing is lost if the weights are of its form.
+KINDS = {
+    'tied': TIED,
+    'basis': dict(type='FilterBasis', shared_rank=4, unique_rank=1, base_channels=16),
+    'orthonormal': dict(type='OrthonormalFilterBasis', shared_rank=4, unique_rank=1, base_channels=16),
+    'templates': dict(type='TemplateBank', num_templates=2),
+    'loops': dict(type='LoopedTemplates', kernels=[0, 1, 0], num_templates=2),
+    'repeated': dict(type='RepeatedKernel', width=2, transform=dict(type='linear')),
+    'repeated-bireal': dict(type='RepeatedKernel', width=2, transform=dict(type='bireal')),
+    'repeated-swish': dict(type='RepeatedKernel', width=2, transform=dict(type='swish')),
+    'repeated-random': dict(type='RepeatedKernel', width=2, transform=dict(type='random_bireal')),
+    'relaxed': dict(type='RelaxedTie', rank=2),
+}
+LAYERS = {
+    'conv': lambda: nn.Conv2d(16, 16, 3, padding=1, bias=False),
+    'strided conv': lambda: Conv2d(16, 16, 3, padding=2, dilation=2),
+    'linear': lambda: nn.Linear(16, 16),
+    'linear without bias': lambda: Linear(16, 16, bias=False),
+}
+
+
+class Attention(nn.Module):
+
+    def __init__(self, width):
+        super().__init__()
+        self.norm, self.attn = nn.LayerNorm(width), nn.MultiheadAttention(width, 4, batch_first=True)
+        self.fc1, self.fc2 = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def forward(self, x):
+        y = self.norm(x)
+        x = x + self.attn(y, y, y, need_weights=False)[0]
+        return x + self.fc2(self.fc1(x).relu())
+
+
+class Transformer(nn.Module):
+    """A network of somebody else: six attention blocks and a head."""
+
+    def __init__(self, depth=6, width=16):
+        super().__init__()
+        self.blocks = nn.ModuleList(Attention(width) for _ in range(depth))
+        self.head = nn.Linear(width, 3)
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+
+def chain(make, count=4):
+    """Blocks of one layer each."""
+    return nn.Sequential(*[nn.Sequential(make(), nn.ReLU()) for _ in range(count)])
+
+
+def state_of(model):
+    return {key: tensor.clone() for key, tensor in model.state_dict().items()}
+
+
+def refuses(model, state, words, strict=False):
+    before = state_of(model)
+    with pytest.raises(SharingError, match=words):
+        model.load_state_dict(state, strict=strict)
+    assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize('layer', LAYERS)
+@pytest.mark.parametrize('kind', KINDS)
+def test_every_bank_folds_a_conv_and_a_linear(kind, layer):
+    network = chain(LAYERS[layer])
+    plain = copy.deepcopy(network)
+    share_layers(network, groups=['0'], bank=KINDS[kind])
+    evaluating(randomise_norms(network))
+    x = torch.randn(2, 16, 8, 8) if 'conv' in layer else torch.randn(2, 5, 16)
+    before = network(x)
+    for shared in banks(network)[0].layers:
+        weight, bias = shared.dense()
+        torch.testing.assert_close(shared.weight, weight)
+        y = torch.randn_like(x)
+        torch.testing.assert_close(shared(y), shared.compute(y, weight, bias), rtol=1e-4, atol=1e-5)
+    fold_layers(network)
+    assert [type(module) for module in network.modules()] == [type(module) for module in plain.modules()]
+    torch.testing.assert_close(network(x), before, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('layer', LAYERS)
+@pytest.mark.parametrize('kind', [kind for kind in KINDS if 'swish' not in kind])
+def test_what_is_of_the_form_of_a_bank_is_fitted_without_loss(kind, layer):
+    network = evaluating(chain(LAYERS[layer]))
+    torch.manual_seed(0)
+    share_layers(network, groups=['0'], bank=KINDS[kind])
+    again = copy.deepcopy(network)
+    weights = [shared.weight.detach().clone() for shared in banks(network)[0].layers]
+    for name, parameter in again.named_parameters():
+        if '.transform.' not in name:
+            nn.init.normal_(parameter)
+    banks(again)[0].fit(weights)
+    for shared, weight in zip(banks(again)[0].layers, weights):
+        rows = torch.cat([each.flatten(1) for each in weights])
+        if kind in ('basis', 'orthonormal'):  # own filters of three layers are more than a basis can hold
+            assert (shared.weight - weight).norm() < rows.norm()
+        else:
+            torch.testing.assert_close(shared.weight, weight, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize('layer', ['conv', 'linear'])
+@pytest.mark.parametrize('kind', ['tied', 'basis', 'templates', 'loops', 'repeated', 'relaxed'])
+def test_a_shared_state_dict_is_the_smaller_one(kind, layer):
+    network = chain(LAYERS[layer])
+    before = sum(tensor.numel() for tensor in network.state_dict().values())
+    share_layers(network, groups=['0'], bank=KINDS[kind])
+    state = network.state_dict()
+    assert sum(tensor.numel() for tensor in state.values()) < before
+    pointers = [tensor.data_ptr() for tensor in state.values() if tensor.numel()]
+    assert len(pointers) == len(set(pointers))
+
+
+def test_a_relaxed_tie_is_the_mean_and_the_best_of_its_rank():
+    network = chain(LAYERS['linear'])
+    weights = [block[0].weight.detach().clone() for block in network][1:]
+    bank, = share_layers(network, groups=['0'], bank=dict(type='RelaxedTie', rank=3))
+    assert all(torch.equal(layer.weight, bank.shared) for layer in bank.layers)  # tied at the start
+    bank.fit(weights)
+    mean = torch.stack(weights).mean(0)
+    torch.testing.assert_close(bank.shared.detach(), mean)
+    for layer, weight in zip(bank.layers, weights):
+        tail = torch.linalg.svdvals(weight - mean)[3:].square().sum()  # Eckart and Young
+        torch.testing.assert_close((layer.weight - weight).square().sum(), tail, rtol=1e-4, atol=1e-6)
+    for rank in (0, 17, 2.5):
+        with pytest.raises(SharingError, match=f'rank={rank} is the rank of no weight .* from 1 to 16'):
+            share_layers(chain(LAYERS['linear']), groups=['0'], bank=dict(type='RelaxedTie', rank=rank))
+
+
+def test_listed_layers_are_those_that_the_door_takes():
+    for own_blocks in (0, 1, 2):
+        for make in (Transformer, lambda: backbone(depth=50, bank=None, type='ResNet')):
+            MODELS.switch_scope_and_registry('mmpretrain')
+            network = make() if make is Transformer else MODELS.build(dict(type='mmpretrain.ResNet', depth=50))
+            listed = repeated_layers(network, own_blocks)
+            assert len(listed) == len({name for group in listed for name in group.layers}) / len(listed[0].layers) \
+                or make is not Transformer
+            for group in listed:
+                layer = dict(network.named_modules()).get(group.layers[0])
+                if layer is not None:
+                    assert layer.weight.shape == group.shape and layer.weight.numel() == group.parameters
+                made, = share_layers(network, stages=re.escape(group.stage), groups=[re.escape(group.group)], bank=TIED,
+                                     own_blocks=own_blocks)
+                assert made.names == group.layers and (made.stage, made.group) == (group.stage, re.escape(group.group))
+            assert not repeated_layers(network, own_blocks)
+
+
+def test_the_layers_of_a_resnet_50_that_repeat():
+    # What tying all of them saves is 47 % of the backbone.
+    network = MODELS.build(dict(type='mmpretrain.ResNet', depth=50))
+    saved = sum((len(group.layers) - 1) * group.parameters for group in repeated_layers(network, own_blocks=0))
+    assert saved == 10_969_088
+    assert {group.stage for group in repeated_layers(network)} == {f'layer{i}' for i in range(1, 5)}
+
+
+def test_an_attention_shares_its_packed_projection_and_folds():
+    network = evaluating(Transformer())
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    plain, x = copy.deepcopy(network), torch.randn(2, 5, 16)
+    for group in repeated_layers(network):
+        share_layers(network, stages=group.stage, groups=[group.group], bank=dict(type='RelaxedTie', rank=4))
+    assert {bank.group for bank in banks(network)} == {'attn.in_proj', 'attn.out_proj', 'fc1', 'fc2'}
+    network.load_state_dict(plain.state_dict())
+    with torch.no_grad():
+        fast = network(x)
+    torch.testing.assert_close(fast, network(x), rtol=1e-4, atol=1e-5)
+    network(x).sum().backward()
+    assert all(parameter.grad is not None for bank in banks(network) for parameter in bank.parameters())
+    twin = pickle.loads(pickle.dumps(network))
+    torch.testing.assert_close(twin(x), network(x))
+    fold_layers(network)
+    assert [*network.state_dict()] == [*plain.state_dict()]
+    assert type(network.blocks[1].attn) is nn.MultiheadAttention
+    torch.testing.assert_close(network(x), fast, rtol=1e-4, atol=1e-5)
+    plain.load_state_dict(network.state_dict())
+
+
+def test_promises_hold_for_a_network_of_somebody_else_and_its_copy():
+    plain = Transformer()
+    network = Transformer()
+    for name in ('fc1', 'attn.in_proj'):
+        share_layers(network, groups=[re.escape(name)], bank=TIED)
+    for each in (network, copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
+        each.load_state_dict(plain.state_dict(), strict=False)
+        mean = torch.stack([block.fc1.weight for block in plain.blocks[1:]]).mean(0)
+        torch.testing.assert_close(each.blocks[3].fc1.weight, mean)
+        mean = torch.stack([block.attn.in_proj_weight for block in plain.blocks[1:]]).mean(0)
+        torch.testing.assert_close(each.blocks[2].attn.in_proj_weight, mean)
+        half = {key: value for key, value in plain.state_dict().items() if 'blocks.4.' not in key}
+        refuses(each, half, 'blocks has 5 blocks there and 6 here')
+        for key in ('blocks.4.fc1.weight', 'blocks.4.norm.bias', 'blocks.2.attn.in_proj_weight'):
+            refuses(each, {k: v for k, v in plain.state_dict().items() if k != key}, key)
+
+
+def test_a_part_of_a_network_takes_no_plain_weights_that_others_share():
+    network, plain = Transformer(), Transformer()
+    share_layers(network, groups=['fc1'], bank=TIED)
+    refuses(network.blocks[2], plain.blocks[2].state_dict(), 'shares with layers outside of what is loaded')
+    refuses(network.blocks, {k: v for k, v in plain.blocks.state_dict().items() if '2.fc1' not in k}, 'neither as')
+    network.blocks.load_state_dict(plain.blocks.state_dict())
+    with pytest.raises(SharingError, match='shares with layers of this module and is no part of it'):
+        fold_layers(network.blocks[2])
+
+
+def test_a_bank_generates_once_in_a_pass_of_a_network_of_somebody_else():
+    network, made = Transformer(), []
+    bank, = share_layers(network, groups=['fc1'], bank=dict(type='OrthonormalFilterBasis', shared_rank=32, unique_rank=4))
+    generate = bank.generate
+    bank.generate = lambda: made.append(1) or generate()
+    x = torch.randn(2, 5, 16)
+    for count in (1, 2):
+        network(x).sum().backward()
+        assert len(made) == count
+    # A pass that ends by an error leaves nothing behind, and one that was interrupted begins anew.
+    with pytest.raises(RuntimeError):
+        network(torch.randn(2, 5, 17))
+    assert not bank.generates_once
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    handle = network.blocks[3].register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        network(x)
+    handle.remove()
+    bank.directions.data += 0.1 * torch.randn_like(bank.directions)
+    expected = copy.deepcopy(network)
+    fold_layers(expected)
+    torch.testing.assert_close(network(x), expected(x), rtol=1e-4, atol=1e-5)
+
+
+def test_groups_are_named_outright_across_stages():
+    network = nn.ModuleDict(dict(cls=chain(LAYERS['conv'], 3), reg=chain(LAYERS['conv'], 3)))
+    bank, = share_layers(network, layers=r'(cls|reg)\.[12]\.0', bank=TIED)
+    assert bank.names == ('cls.1.0', 'cls.2.0', 'reg.1.0', 'reg.2.0')
+    assert network['reg'][2][0].weight is bank.filters
+    assert [*named_banks(network)] == [r'(cls|reg)\.[12]\.0']
+
+
+def test_a_group_of_one_is_allowed_where_it_becomes_smaller():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(256, 64))
+    bank, = share_layers(network, layers='1', bank=dict(type='FilterBasis', shared_rank=2, unique_rank=0))
+    assert sum(p.numel() for p in network.parameters()) == 8 * 256 + 64 * 8 + 64
+    weight = torch.randn(64, 8) @ torch.randn(8, 256)
+    network.load_state_dict({'1.weight': weight, '1.bias': torch.zeros(64)})
+    torch.testing.assert_close(network[1].weight, weight, rtol=1e-3, atol=1e-3)
+    for bank in (TIED, dict(type='FilterBasis', shared_rank=60, unique_rank=0)):
+        with pytest.raises(SharingError, match=r'A group of one layer .* for 16,384'):
+            share_layers(nn.Sequential(nn.Linear(256, 64)), layers='0', bank=bank)
+
+
+def test_layers_that_stand_in_several_places_are_replaced_in_all_and_tied_weights_left_alone():
+    tower = chain(LAYERS['conv'], 3)
+    network = nn.ModuleDict(dict(a=tower, b=nn.Sequential(tower[1], nn.ReLU())))
+    share_layers(network, groups=['0'], bank=TIED)
+    assert isinstance(network['b'][0][0], SharedLayer) and network['b'][0][0] is network['a'][1][0]
+    fold_layers(network)
+    assert type(network['b'][0][0]) is nn.Conv2d and network['b'][0][0] is network['a'][1][0]
+    tied = chain(LAYERS['linear'], 4)
+    tied[3][0].weight = tied[2][0].weight
+    assert not repeated_layers(tied)
+
+
+def test_depthwise_and_grouped_convs_are_tied():
+    network = chain(lambda: nn.Conv2d(16, 16, 3, padding=1, groups=16), 3)
+    plain, x = copy.deepcopy(network), torch.randn(1, 16, 5, 5)
+    share_layers(network, groups=['0'], bank=TIED)
+    network.load_state_dict(plain.state_dict())
+    before = network(x)
+    torch.testing.assert_close(fold_layers(network)(x), before)
+
+
+# Bugs of the first edition, by their numbers in its list.
+
+
+@pytest.mark.parametrize('network', [
+    dict(type='SharedDenseNet_CIFAR', arch=dict(growth_rate=8, depths=[2, 3], init_channels=16),
+         sharing=dict(groups=['conv2'], bank=dict(BASIS, base_channels=32))),
+    dict(type='SharedRes2Net', depth=50, scales=4, base_width=26,
+         sharing=dict(groups=[r'convs.\d'], bank=dict(type='FilterBasis', shared_rank=8, unique_rank=2, base_channels=26))),
+    dict(type='SharedWideResNet_CIFAR', depth=16, widen_factor=1,
+         sharing=dict(groups=['conv[12]'], bank=dict(BASIS, base_channels=16, shared_rank=8, unique_rank=1))),
+], ids=lambda network: network['type'])
+def test_1_the_bias_of_a_fold_goes_into_every_norm_that_sees_it(mmpretrain, network):
+    shared = evaluating(randomise_norms(MODELS.build(network)))
+    x = picture()
+    before = shared(x)
+    fold_layers(shared)
+    plain = MODELS.build({**{k: v for k, v in network.items() if k != 'sharing'}, 'type': network['type'][6:]})
+    plain.load_state_dict(shared.state_dict(), strict=True)
+    assert difference(evaluating(plain)(x), before) < 1e-4
+
+
+@pytest.mark.parametrize('order', [('norm', 'conv', 'act'), ('conv', 'norm', 'act')])
+def test_2_a_norm_before_its_conv_is_not_the_norm_behind(order):
+    network = nn.Sequential(*[ConvModule(16, 16, 3, padding=1, norm_cfg=dict(type='BN'), order=order) for _ in range(4)])
+    share_layers(network, groups=['conv'], bank=KINDS['basis'])
+    evaluating(randomise_norms(network))
+    x = torch.randn(2, 16, 8, 8)
+    before = network(x)
+    torch.testing.assert_close(deploy(network, x)(x), before, rtol=1e-4, atol=1e-4)
+    fold_layers(network)
+    torch.testing.assert_close(network(x), before, rtol=1e-4, atol=1e-4)
+    biased = [module.conv.bias is not None for module in network]
+    # Behind the last conv there is no norm: of the others the norm of the next block is behind an activation.
+    assert biased == ([False, True, True, True] if order[0] == 'norm' else [False] * 4)
+
+
+def test_3_a_second_call_keeps_what_the_first_shared(mmpretrain):
+    network = backbone(depth=34, bank=None)
+    share_layers(network, groups=['conv1'], bank=BASIS)
+    share_layers(network, groups=['conv2'], bank=BASIS)
+    assert [*named_banks(network)] == [f'layer{i}.conv{j}' for i in range(1, 5) for j in (1, 2)]
+    twin = backbone(depth=34, groups=['conv1', 'conv2'], bank=BASIS)
+    twin.load_state_dict(network.state_dict(), strict=True)
+
+
+def test_6_channels_last_survives_surgery_fold_and_deploy(mmpretrain):
+    x = picture().contiguous(memory_format=torch.channels_last)
+    for kind in ('tied', 'basis', 'templates', 'repeated', 'relaxed'):
+        network = backbone(depth=34, bank=None).to(memory_format=torch.channels_last)
+        share_layers(network, groups=['conv[12]'], bank=dict(KINDS[kind]))
+        evaluating(randomise_norms(network))
+        before = network(x)
+        for plain in (deploy(network, x), fold_layers(network)):
+            for module in plain.modules():
+                if isinstance(module, nn.Conv2d) and module.kernel_size[0] > 1:
+                    assert module.weight.is_contiguous(memory_format=torch.channels_last)
+            assert difference(plain(x), before) < 1e-4
+
+
+@pytest.mark.parametrize('dtype, allowed', [(torch.float32, False), (torch.bfloat16, True)])
+def test_8_deploy_allows_what_rounding_brings_and_no_more(mmpretrain, dtype, allowed):
+
+    class Odd(nn.Module):
+        """One that differs by 1 % where nothing shares."""
+
+        def __init__(self):
+            super().__init__()
+            self.inner = backbone(depth=18, groups=['conv[12]'], bank=TIED)
+
+        def forward(self, x):
+            return self.inner(x)[0] * (1 if banks(self) else 1.01)
+
+    network = Odd().to(dtype)
+    x = picture().to(dtype)
+    if allowed:
+        deploy(network, x)
+    else:
+        with pytest.raises(SharingError, match='cannot be deployed: its outputs would differ by a relative 0.01'):
+            deploy(network, x)
+
+
+def test_10_a_stage_may_have_children_without_parameters():
+    network = nn.Sequential(*[nn.Sequential(LAYERS['conv'](), nn.ReLU()) for _ in range(3)], nn.MaxPool2d(2))
+    plain = copy.deepcopy(network)
+    share_layers(network, groups=['0'], bank=TIED)
+    copy.deepcopy(network).load_state_dict(network.state_dict(), strict=True)
+    network.load_state_dict(plain.state_dict(), strict=False)
+
+
+def test_11_a_bank_of_somebody_else_keeps_its_own_start():
+
+    class Halves(Bank):
+        layer_class = SharedLayer
+
+        def __init__(self, layers):
+            super().__init__()
+            self.filters = nn.Parameter(torch.full_like(layers[0].weight, 0.5))
+
+        def basis(self):
+            return self.filters
+
+    network = nn.Sequential(*[nn.ModuleDict(dict(a=LAYERS['conv'](), b=LAYERS['conv']())) for _ in range(3)])
+    share_layers(network, groups=['a', 'b'], bank=dict(type=Halves))
+    assert all(bank.filters.eq(0.5).all() for bank in banks(network))
+
+
+def test_12_a_checkpoint_without_anything_shared_is_left_to_torch(mmpretrain):
+    network = MODELS.build(dict(type='ImageClassifier', head=dict(type='LinearClsHead', num_classes=3, in_channels=512),
+                                backbone=dict(type='SharedResNet', depth=18, sharing=dict(
+                                    groups=['conv[12]'], bank=TIED))))
+    head = {'head.fc.weight': torch.ones(3, 512)}
+    network.load_state_dict(head, strict=False)
+    assert network.head.fc.weight.eq(1).all()
+
+
+def test_17_nothing_draws_from_the_global_generator_for_nothing(mmpretrain):
+    network = evaluating(randomise_norms(backbone(depth=34, bank=BASIS)))
+    x = picture()
+    state = torch.get_rng_state()
+    deploy(network, x)
+    fold_layers(network)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize('bank, words', [
+    (dict(type='TiedFiltres'), "There is no bank 'TiedFiltres': there are TiedFilters, "),
+    (dict(type='TemplateBank'), "do not fit TemplateBank: missing a required argument: 'num_templates'"),
+    (dict(type='TemplateBank', num_templates=2, rank=1), "unexpected keyword argument 'rank'"),
+    (dict(type='LN'), 'LN is no bank'),
+])
+def test_20_a_mistake_in_a_bank_is_one_sentence(bank, words):
+    network = Transformer()
+    before = [*network.state_dict()]
+    with pytest.raises(SharingError, match=words):
+        share_layers(network, groups=['fc1'], bank=bank)
+    assert [*network.state_dict()] == before
+
+
+@pytest.mark.parametrize('arguments, words', [
+    (dict(), 'Say which layers are to share'),
+    (dict(groups=['fc1'], layers='.*'), 'Say which layers are to share'),
+    (dict(layers='.*fc1', stages='blocks'), 'leave one of them out'),
+    (dict(groups=['fc1'], stages='encoder'), "stages='encoder' is the name of no stage: there are blocks"),
+    (dict(groups=['fc1'], own_blocks=-1), 'own_blocks=-1 is no number of blocks'),
+    (dict(layers='blocks.1.fc'), r"'blocks.1.fc' in layers matches .* there are blocks.1.fc[12], blocks.1.fc[12]"),
+    (dict(layers='blocks.*'), 'makes one group of layers that differ: linear from'),
+    (dict(groups=['fc1', 'fc2'], bank=[TIED]), 'There are 1 banks for the groups'),
+])
+def test_what_the_door_cannot_do_is_one_sentence_and_changes_nothing(arguments, words):
+    network = Transformer()
+    before = [*network.state_dict()]
+    with pytest.raises(SharingError, match=words):
+        share_layers(network, **{'bank': TIED, **arguments})
+    assert [*network.state_dict()] == before and not network._forward_pre_hooks
+
+
+def test_20_a_bank_that_saves_nothing_warns_with_the_numbers():
+    with pytest.warns(UserWarning, match=r"saves nothing here: the layers of \['fc1'\] have 4,136 parameters for 2,560"):
+        share_layers(Transformer(), groups=['fc1'], bank=dict(type='TemplateBank', num_templates=8))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        share_layers(Transformer(), groups=['fc1'], bank=TIED)
+
+
+@pytest.mark.parametrize('value, words', [
+    (torch.full((32, 16), float('nan')), 'not finite in blocks.2.fc1.weight'),
+    (torch.zeros(32, 16).to_sparse(), 'blocks.2.fc1.weight is sparse'),
+    ([1, 2], 'blocks.2.fc1.weight is a list, not a plain tensor'),
+    (torch.zeros(16, 16), r'blocks.2.fc1.weight has the shape \(16, 16\) there and \(32, 16\) here'),
+])
+def test_a_damaged_tensor_is_refused(value, words):
+    network = Transformer()
+    share_layers(network, groups=['fc1'], bank=TIED)
+    refuses(network, {**Transformer().state_dict(), 'blocks.2.fc1.weight': value}, words)
+    refuses(network, {**Transformer().state_dict(), 5: torch.zeros(2)}, 'names that are no strings')
+
+
+def test_the_start_of_a_bank_is_drawn_after_the_library_has_drawn_over_it(mmdet):
+    # As DETR does: over every parameter with two dimensions or more.
+    from mmengine.model import BaseModule
+
+    from mmshared import SharingMixin
+
+    class Drawing(BaseModule, Transformer):
+
+        def __init__(self):
+            BaseModule.__init__(self)
+            self.blocks = Transformer().blocks
+
+        def init_weights(self):
+            super().init_weights()
+            for parameter in self.parameters():
+                nn.init.constant_(parameter, 7.)
+
+    class SharedDrawing(SharingMixin, Drawing):
+        pass
+
+    network = SharedDrawing(sharing=dict(groups=['fc1'], bank=TIED))
+    start = network.blocks[1].fc1.weight.detach().clone()
+    network.init_weights()
+    assert torch.equal(network.blocks[1].fc1.weight, start) and network.blocks[1].fc2.weight.eq(7).all()
+    assert network.blocks[1].fc1.bias.eq(7).all()
