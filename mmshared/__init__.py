@@ -2,6 +2,7 @@
 # First of all: whatever else is imported here reaches for mmcv's operators.
 from . import compat  # noqa: F401, I001
 from .backbones import SharedBackboneMixin
+from .checkpoint import refuse_pickles
 from .datasets import PathScore, RotatedMNIST, ShortestPaths
 from .hooks import (BasisHealthHook, GradientFlowHook, LayerSimilarityHook, OrthogonalityLossHook, RecurrenceLossHook,
                     TrainOnlyHook, layer_similarity)
@@ -9,6 +10,8 @@ from .sharing import (KERNEL_TRANSFORMS, Bank, FilterBasis, KernelTransform, Loo
                       RepeatedKernel, SharedConv2d, SharingError, TemplateBank, TiedFilters, deploy, fold_convs,
                       share_convs, shared_stages)
 from .version import __version__
+
+refuse_pickles()
 
 __all__ = [
     'Bank', 'BasisHealthHook', 'FilterBasis', 'GradientFlowHook', 'KERNEL_TRANSFORMS', 'KernelTransform',

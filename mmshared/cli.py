@@ -18,7 +18,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS
 
-from .checkpoint import mend_last_checkpoint, refuse_other_networks, refuse_pickles
+from .checkpoint import mend_last_checkpoint, refuse_other_networks
 from .sharing import SharingError
 
 LIBRARIES = ('mmdet', 'mmpretrain')
@@ -213,7 +213,6 @@ def run_tool(script: str, description: str, loaders: List[str]) -> None:
     if args.cfg_options:
         args.cfg_options = merge_options(cfg, args.cfg_options)
     check_data(cfg, loaders)
-    refuse_pickles()
     refuse_other_networks(script)
     if args.launcher == 'pytorch' and not torch.cuda.is_available():
         # mmengine's launcher asks for a GPU in each process: without one they meet here.

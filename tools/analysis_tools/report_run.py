@@ -19,7 +19,6 @@ from mmshared.analysis.complexity import parameter_count
 from mmshared.analysis.detections import draw_detections
 from mmshared.analysis.models import build_plain
 from mmshared.analysis.training import draw_curves, read_scalars
-from mmshared.checkpoint import refuse_pickles
 from mmshared.cli import errors_in_a_sentence, load_config
 
 
@@ -43,7 +42,6 @@ def main() -> None:
                            f'{"config" if not configs else "checkpoint"}.')
     # The run has noted the path that the checkpoint had then: the folder may have been moved since.
     checkpoint = args.work_dir / Path(checkpoint).name
-    refuse_pickles()
     cfg = load_config(str(configs[-1]))
     if cfg.default_scope != 'mmdet':
         raise SharingError(f'{args.work_dir} is of a run of {cfg.default_scope}: the report is about detectors. '
