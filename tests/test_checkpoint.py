@@ -84,7 +84,8 @@ def test_each_number_counts(saved):
     ({'a.weight': torch.tensor([1, float('nan')])}, 'not finite in a.weight'),
     ({'bn.running_var': torch.tensor([1, float('inf')])}, 'not finite in bn.running_var'),
     ({'half': torch.tensor([-float('inf')]).half()}, 'not finite in half'),
-    ({'small': torch.tensor([float('nan')]).to(torch.float8_e4m3fn)}, 'not finite in small|no attribute'),  # torch reads none of the old format
+    # Torch reads no such numbers from a file of the old format.
+    ({'small': torch.tensor([float('nan')]).to(torch.float8_e4m3fn)}, 'not finite in small|no attribute'),
     ({'complex': torch.tensor([complex(0, float('inf'))])}, 'not finite in complex'),
     ({3: torch.zeros(1)}, 'has the key 3'),
     ({'list': [1.0]}, 'list is a list'),
