@@ -51,9 +51,16 @@ def load_checkpoint_file(filename: str, map_location='cpu') -> dict:
     for key in ('state_dict', 'ema_state_dict'):
         if key in checkpoint:
             check_state_dict(checkpoint[key], f'The checkpoint {filename}')
-    if not {'state_dict', 'meta'} & set(checkpoint) and any(isinstance(each, Tensor) for each in checkpoint.values()):
+    if _is_state_dict(checkpoint):
         check_state_dict(checkpoint, f'The checkpoint {filename}')
     return checkpoint
+
+
+def _is_state_dict(checkpoint: dict) -> bool:
+    """Whether a checkpoint is meant as a state dict itself, and not to hold one, under whatever key."""
+    values = checkpoint.values()
+    return not {'state_dict', 'meta'} & set(checkpoint) and any(isinstance(each, Tensor) for each in values) and \
+        not any(isinstance(each, dict) for each in values)
 
 
 def _check_archive(filename: str) -> None:

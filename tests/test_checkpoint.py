@@ -113,6 +113,9 @@ def test_what_stands_beside_the_state_dict_is_not_looked_at(tmp_path):
     best = torch.tensor(float('nan'))
     torch.save(dict(state_dict=state_dict, optimizer={0: best}, best=best, message_hub=[None]), tmp_path / 'model.pth')
     assert load_checkpoint_file(str(tmp_path / 'model.pth'))['state_dict'].keys() == state_dict.keys()
+    torch.save(dict(net_state_dict=state_dict, best=best), tmp_path / 'model.pth')  # as others call it
+    loaded = load_checkpoint_file(str(tmp_path / 'model.pth'))
+    assert state_dict_of(loaded, 'net_state_dict').keys() == state_dict.keys()
     torch.save(dict(state_dict=state_dict, ema_state_dict=dict(weight=best)), tmp_path / 'model.pth')
     with pytest.raises(SharingError, match='not finite in weight'):
         load_checkpoint_file(str(tmp_path / 'model.pth'))
