@@ -2,6 +2,7 @@
 # First of all: whatever else is imported here reaches for mmcv's operators.
 from . import compat  # noqa: F401, I001
 from .backbones import SharingMixin
+from .checkpoint import refuse_pickles
 from .datasets import PathScore, RotatedMNIST, ShortestPaths
 from .hooks import (BasisHealthHook, GradientFlowHook, LayerSimilarityHook, OrthogonalityLossHook, RecurrenceLossHook,
                     TrainOnlyHook, layer_similarity)
@@ -9,6 +10,8 @@ from .sharing import (KERNEL_TRANSFORMS, Bank, FilterBasis, KernelTransform, Loo
                       RelaxedTie, RepeatedKernel, RepeatedLayers, SharedLayer, SharingError, TemplateBank, TiedFilters,
                       banks, deploy, fold_layers, named_banks, repeated_layers, share_layers)
 from .version import __version__
+
+refuse_pickles()
 
 __all__ = [
     'Bank', 'BasisHealthHook', 'FilterBasis', 'GradientFlowHook', 'KERNEL_TRANSFORMS', 'KernelTransform',

@@ -3,53 +3,126 @@ import os
 import os.path as osp
 import re
 from pathlib import Path
-from typing import Dict
+from pickle import UnpicklingError
+from typing import Any, Dict
+from zipfile import BadZipFile, ZipFile
 
 import torch
+from mmengine.logging import HistoryBuffer
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from mmengine.runner import Runner
-from mmengine.runner.checkpoint import CheckpointLoader, get_torch_safe_globals
+from mmengine.runner import checkpoint as mmengine_checkpoint
+from mmengine.runner.checkpoint import CheckpointLoader
+from torch import Tensor
 
 from .sharing import SharingError
+
+# Both keep functions of their own class in their state: a checkpoint asks for them by getattr.
+_FUNCTIONS = {HistoryBuffer: ('min', 'max', 'current', 'mean'),
+              OneCycleParamScheduler: ('_annealing_cos', '_annealing_linear')}
+
+
+def _function_of(owner: Any, name: str) -> Any:
+    """What a checkpoint gets that calls getattr. By getattr itself it could reach every function there is."""
+    if not isinstance(owner, type) or name not in _FUNCTIONS.get(owner, ()):
+        raise UnpicklingError(f'it asks for {name!r:.80} of {owner!r:.80}')
+    return getattr(owner, name)
 
 
 def load_checkpoint_file(filename: str, map_location='cpu') -> dict:
     """Load a checkpoint from a file without running any code that it may carry.
 
     Raises:
-        SharingError: If there is no such file, or if it is damaged, or if it holds more than weights and plain data.
+        SharingError: If there is no such file, or if it is damaged, or if it holds more than weights and plain data,
+            or if its state dict is none that :func:`check_state_dict` lets pass.
     """
     filename = osp.expanduser(filename)
     if not osp.isfile(filename):
         raise SharingError(f'There is no checkpoint {filename}: check the path.')
     try:
-        # A one-cycle schedule keeps one of its own class's functions in its state.
-        with torch.serialization.safe_globals([*get_torch_safe_globals(), OneCycleParamScheduler]):
-            checkpoint = torch.load(filename, map_location=map_location, weights_only=True)
-    except Exception as error:  # torch.load has many ways to say so
+        _check_archive(filename)
+        checkpoint = torch.load(filename, map_location=map_location, weights_only=True)
+    except Exception as error:  # torch.load and zipfile have many ways to say so
         reason = re.split(r'[.\n]\s', str(error).strip())[0] or type(error).__name__
         raise SharingError(f'The checkpoint {filename} cannot be loaded: it is damaged or cut off, or it holds more '
                            f'than weights ({reason}). Copy or download it again.') from None
     if not isinstance(checkpoint, dict):
         raise SharingError(f'The checkpoint {filename} holds a {type(checkpoint).__name__} and no state dict.')
+    for key in ('state_dict', 'ema_state_dict'):
+        if key in checkpoint:
+            check_state_dict(checkpoint[key], f'The checkpoint {filename}')
+    if _is_state_dict(checkpoint):
+        check_state_dict(checkpoint, f'The checkpoint {filename}')
     return checkpoint
 
 
-def state_dict_of(checkpoint: dict, key: str = 'state_dict') -> Dict[str, torch.Tensor]:
+def _is_state_dict(checkpoint: dict) -> bool:
+    """Whether a checkpoint is meant as a state dict itself, and not to hold one, under whatever key."""
+    values = checkpoint.values()
+    return not {'state_dict', 'meta'} & set(checkpoint) and any(isinstance(each, Tensor) for each in values) and \
+        not any(isinstance(each, dict) for each in values)
+
+
+def _check_archive(filename: str) -> None:
+    """Raise if a part of a zip archive is not what its checksum says: torch.load does not look at it."""
+    with open(filename, 'rb') as file:
+        is_archive = file.read(4) == b'PK\x03\x04'  # what torch.load goes by
+    if is_archive:
+        with ZipFile(filename) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise BadZipFile(f'the checksum of {damaged} is wrong')
+
+
+def check_state_dict(state_dict: Any, source: str) -> None:
+    """Check that a state dict is one: dense tensors by their names, and all their numbers finite.
+
+    Args:
+        state_dict (dict): The state dict.
+        source (str): What it is of, as the error begins: ``'The checkpoint a.pth'``.
+
+    Raises:
+        SharingError: If it is something else.
+    """
+    wanted = f'{source} has no state dict: tensors by their names are expected, and'
+    if not isinstance(state_dict, dict):
+        raise SharingError(f'{wanted} it is a {type(state_dict).__name__}.')
+    for key, tensor in state_dict.items():
+        if not isinstance(key, str):
+            raise SharingError(f'{wanted} it has the key {key!r:.80}.')
+        if not isinstance(tensor, Tensor):
+            raise SharingError(f'{wanted} {key} is a {type(tensor).__name__}.')
+        if tensor.layout is not torch.strided or tensor.is_nested:
+            raise SharingError(f'{source} holds {key} as a sparse or nested tensor: save it as a dense one.')
+        try:
+            finite = _is_finite(tensor)
+        except RuntimeError as error:  # it has no numbers, or some that torch cannot compare
+            raise SharingError(f'{source} holds {key} in a form that cannot be read ({str(error).splitlines()[0]}): '
+                               'save it as ordinary numbers.') from None
+        if not finite:
+            raise SharingError(f'{source} holds numbers that are not finite in {key}: take one that was saved before '
+                               'the training went wrong.')
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    if not tensor.is_floating_point() and not tensor.is_complex():
+        return True
+    # There is no isfinite for the formats of 8 bits.
+    return bool((tensor.float() if tensor.dtype.itemsize == 1 else tensor).isfinite().all())
+
+
+def state_dict_of(checkpoint: dict, key: str = 'state_dict') -> Dict[str, Tensor]:
     """The tensors by name that a checkpoint has under a key, or that it is itself.
 
     Raises:
-        SharingError: If that is something else.
+        SharingError: If that is something else, or if :func:`check_state_dict` refuses it.
     """
     state_dict = checkpoint.get(key, checkpoint)
-    if not isinstance(state_dict, dict) or not all(
-            isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in state_dict.items()):
-        raise SharingError(f'The checkpoint has no state dict: tensors by their names are expected, under {key} or as '
-                           'the whole of it.')
+    check_state_dict(state_dict, 'The checkpoint')
     return dict(state_dict)
 
 
-def converted(state_dict: Dict[str, torch.Tensor], checkpoint: str) -> dict:
+def converted(state_dict: Dict[str, Tensor], checkpoint: str) -> dict:
     """A checkpoint of weights that were made of those of another one, with the class names that it has."""
     meta = load_checkpoint_file(checkpoint).get('meta') or {}
     return dict(state_dict=state_dict, meta={key: meta[key] for key in ('dataset_meta', ) if key in meta})
@@ -71,8 +144,24 @@ def save_checkpoint(checkpoint: dict, path: Path) -> None:
 
 
 def refuse_pickles() -> None:
-    """Make mmengine load checkpoints by :func:`load_checkpoint_file`, and PyTorch unpickle none from anywhere."""
-    os.environ.setdefault('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
+    """Make sure that no checkpoint is unpickled in this process or in one that it starts.
+
+    From then on:
+
+    - ``torch.load`` loads weights and plain data only, whoever calls it: also with ``weights_only=False``, which
+      mmengine falls back to, and whatever the environment said before.
+    - A checkpoint may name what mmengine lets it name, wherever it is loaded, except ``getattr``: by that it gets the
+      few functions that mmengine itself saves, and nothing else.
+    - mmengine loads local files by :func:`load_checkpoint_file`.
+
+    It is about ``torch.load``: what reads a pickle by ``pickle.load``, as some data sets do, is left as it is.
+    """
+    os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
+    os.environ.pop('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', None)  # torch.load refuses to load if both are set
+    named = [each for each in mmengine_checkpoint.get_torch_safe_globals() if each is not getattr]
+    torch.serialization.add_safe_globals([*named, *_FUNCTIONS, (_function_of, 'builtins.getattr')])
+    # Its own list has getattr, and would take the rest away after each checkpoint.
+    mmengine_checkpoint.get_torch_safe_globals = list
     CheckpointLoader.register_scheme('', load_checkpoint_file, force=True)
 
 

@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 from contextlib import contextmanager
+from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -16,26 +17,43 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import DATASETS
+from mmengine.registry import DATASETS, MODELS
 
-from .checkpoint import mend_last_checkpoint, refuse_other_networks, refuse_pickles
+from .checkpoint import mend_last_checkpoint, refuse_other_networks
 from .sharing import SharingError
 
 LIBRARIES = ('mmdet', 'mmpretrain')
 DDP = 'MMDistributedDataParallel'
+# Where a launcher says which of its processes this is.
+RANKS = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
 
 
 @contextmanager
 def errors_in_a_sentence() -> Iterator[None]:
-    """End a tool with one sentence where a :class:`SharingError` is raised, or where a file cannot be written."""
+    """End a tool with one sentence where a :class:`SharingError` is raised, or with the whole traceback if
+    ``--traceback`` is among its arguments. It is taken out of them: all tools have it, and no parser knows it."""
+    whole = '--traceback' in sys.argv[1:]
+    if whole:
+        sys.argv.remove('--traceback')
     try:
         yield
     except SharingError as error:
+        if whole:
+            error.__suppress_context__ = False  # what it was made of
+            raise
         raise SystemExit(f'Error: {error}') from None
+
+
+@contextmanager
+def own_files() -> Iterator[None]:
+    """Make a :class:`SharingError` of it where a tool cannot read or write one of its own files. It is not for what
+    reads data sets: an image that is missing there is found by a traceback."""
+    try:
+        yield
     except OSError as error:
         if error.filename is None:
             raise
-        raise SystemExit(f'Error: {error.filename}: {error.strerror}') from None
+        raise SharingError(f'{error.filename} cannot be read or written: {error.strerror}.') from error
 
 
 def config_path(name: str) -> str:
@@ -55,10 +73,13 @@ def config_path(name: str) -> str:
 def load_config(name: str) -> Config:
     """The config of a model, from a path or from the name that a library gives it.
 
+    Its ``custom_imports`` may name modules that lie beside it.
+
     Raises:
         SharingError: If there is no such file, or if it is none.
     """
     path = config_path(name)
+    _find_modules_in(osp.dirname(osp.abspath(path)))
     try:
         cfg = Config.fromfile(path)
     except Exception as error:  # a config is code
@@ -68,6 +89,15 @@ def load_config(name: str) -> Config:
         raise SharingError(f'{name} is no config of a model: it has no '
                            f'{"model" if "model" not in cfg else "default_scope"}.')
     return cfg
+
+
+def _find_modules_in(folder: str) -> None:
+    """Let this process, and those that it starts, import the modules of a folder that have no other's name."""
+    if folder not in sys.path:
+        sys.path.append(folder)
+    inherited = os.environ.get('PYTHONPATH')
+    if folder not in (inherited or '').split(os.pathsep):
+        os.environ['PYTHONPATH'] = f'{inherited}{os.pathsep}{folder}' if inherited else folder
 
 
 def output_file(name: str) -> Path:
@@ -135,7 +165,7 @@ def moved_root(cfg: Config, root: str) -> Dict[str, str]:
                            'the data_root of each of them instead.')
     old = roots.pop()
     return {key: osp.join(root, value[len(old):].lstrip('/')) for key, value in leaves.items()
-            if isinstance(value, str) and value.startswith(old)}
+            if isinstance(value, str) and f'{value}/'.startswith(f'{old}/')}
 
 
 def merge_options(cfg: Config, options: Dict[str, Any]) -> Dict[str, Any]:
@@ -146,6 +176,50 @@ def merge_options(cfg: Config, options: Dict[str, Any]) -> Dict[str, Any]:
         options = {**moved_root(cfg, options.pop('data_root')), **options}
     cfg.merge_from_dict(options)
     return options
+
+
+def check_twins(cfg: Config) -> None:
+    """Stop with one sentence if the model of a config names a shared network that there is not, or gives ``sharing``
+    to one that does not share."""
+    _check_twins(cfg.model, cfg.default_scope)
+
+
+def _check_twins(cfg: Any, scope: str) -> None:
+    if isinstance(cfg, (list, tuple)):
+        for item in cfg:
+            _check_twins(item, scope)
+    elif isinstance(cfg, dict):
+        scope = cfg.get('_scope_', scope)
+        if isinstance(cfg.get('type'), str):
+            _check_twin(cfg, scope)
+        for value in cfg.values():
+            _check_twins(value, scope)
+
+
+def _check_twin(cfg: dict, scope: str) -> None:
+    library, dot, name = cfg['type'].rpartition('.')
+    shared = name.startswith('Shared')
+    if not (shared or 'sharing' in cfg) or dot and library not in LIBRARIES:
+        return
+    with MODELS.switch_scope_and_registry(library or scope) as registry:
+        kind, names = registry.get(name), set()
+        while registry is not None:
+            names |= set(registry.module_dict)
+            registry = registry.parent
+    plain = sorted(each for each in names if f'Shared{each}' in names)
+    if kind is None and shared:
+        nearest = [f'Shared{each}' for each in get_close_matches(name.removeprefix('Shared'), plain)]
+        there = 'the nearest are ' if nearest else 'there are, among others, '
+        there += ', '.join(nearest or [f'Shared{each}' for each in plain[:8]])
+        raise SharingError(f'There is no {cfg["type"]}: {there}.')
+    if kind is not None and 'sharing' in cfg and not _takes_sharing(kind):
+        mend = f': write type={library}{dot}Shared{name}.' if name in plain else f', and there is no Shared{name}.'
+        raise SharingError(f'{cfg["type"]} takes no sharing{mend}')
+
+
+def _takes_sharing(kind: Any) -> bool:
+    """Whether a class, or one that it is made of, has an argument ``sharing``."""
+    return any('sharing' in inspect.signature(base.__init__).parameters for base in getattr(kind, '__mro__', ()))
 
 
 def check_data(cfg: Config, loaders: List[str], download: bool = True) -> None:
@@ -191,8 +265,8 @@ def run_tool(script: str, description: str, loaders: List[str]) -> None:
     """Run ``train.py`` or ``test.py`` of the library that a config is of, with all options of that tool.
 
     Around it: a config may be given by name, mmshared's types are known, ``--cfg-options data_root=FOLDER`` moves
-    the data set, a missing data set and a checkpoint that does not fit end in one sentence, and no checkpoint is
-    unpickled.
+    the data set, and a missing data set, a shared network that there is not and a checkpoint that does not fit end in
+    one sentence.
 
     Args:
         script (str): The tool's file name.
@@ -212,8 +286,15 @@ def run_tool(script: str, description: str, loaders: List[str]) -> None:
     args.config = path
     if args.cfg_options:
         args.cfg_options = merge_options(cfg, args.cfg_options)
+    check_twins(cfg)
     check_data(cfg, loaders)
-    refuse_pickles()
+    with own_files():
+        # As the library's tool chooses it.
+        work_dir = Path(args.work_dir or cfg.get('work_dir') or Path('work_dirs') / Path(path).stem)
+        work_dir.mkdir(parents=True, exist_ok=True)
+        # The other processes wait for the first before they read anything of the folder.
+        if getattr(args, 'resume', None) == 'auto' and os.environ.get(RANKS.get(args.launcher, ''), '0') == '0':
+            mend_last_checkpoint(work_dir)
     refuse_other_networks(script)
     if args.launcher == 'pytorch' and not torch.cuda.is_available():
         # mmengine's launcher asks for a GPU in each process: without one they meet here.
@@ -222,8 +303,6 @@ def run_tool(script: str, description: str, loaders: List[str]) -> None:
             type=DDP, broadcast_buffers=False, find_unused_parameters=cfg.get('find_unused_parameters', False))
         if wrapper.get('type', DDP) == DDP:
             args.cfg_options = {**(args.cfg_options or {}), 'model_wrapper_cfg': {**wrapper, 'device_ids': None}}
-    if getattr(args, 'resume', None) == 'auto':
-        mend_last_checkpoint(Path(args.work_dir or osp.join('work_dirs', osp.splitext(osp.basename(path))[0])))
     tool.parse_args = lambda: args
 
     interrupts = []

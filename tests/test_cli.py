@@ -1,5 +1,9 @@
 """What the tools say of what they cannot take, and that nothing is lost by it."""
 import json
+import os
+import sys
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,11 +11,12 @@ from helpers import ROOT, Classifier, call, small
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from mmshared import SharingError
+from mmshared import SharingError, cli
 from mmshared.analysis.models import build_model
 from mmshared.analysis.training import read_scalars
 from mmshared.checkpoint import load_checkpoint_file, refuse_other_networks, save_checkpoint
-from mmshared.cli import load_config
+from mmshared.cli import (check_twins, errors_in_a_sentence, load_config, merge_options, moved_root, own_files,
+                          run_tool)
 
 SHARED = ROOT / 'configs/shared_resnet/shared-resnet32-s8u1_b256_cifar10.py'
 PLAIN = SHARED.with_name('resnet32_b256_cifar10.py')
@@ -114,3 +119,157 @@ def test_a_log_that_was_cut_off_gives_what_it_has(tmp_path):
 
 def test_a_config_by_name_is_the_librarys():
     assert load_config('mmpretrain::resnet/resnet18_8xb32_in1k.py').model.backbone.depth == 18
+
+
+def raises_in_a_tool(monkeypatch, error: Exception, *arguments) -> None:
+    monkeypatch.setattr(sys, 'argv', ['tool.py', *arguments])
+
+    @errors_in_a_sentence()
+    def main():
+        assert sys.argv == ['tool.py']  # what argparse sees
+        raise error
+
+    main()
+
+
+def test_a_sentence_or_with_an_option_the_whole_traceback(monkeypatch):
+    error = SharingError('This is wrong: mend it.')
+    with pytest.raises(SystemExit, match='^Error: This is wrong: mend it.$'):
+        raises_in_a_tool(monkeypatch, error)
+    with pytest.raises(SharingError, match='This is wrong'):
+        raises_in_a_tool(monkeypatch, error, '--traceback')
+    result = call('model_converters/fold.py', 'none.py', 'none.pth', 'new.pth', '--traceback', '--cannot')
+    assert 'unrecognized arguments: --cannot' in result.stderr
+    with pytest.raises(SharingError, match='There is no config none.py'):
+        call('model_converters/fold.py', 'none.py', 'none.pth', 'new.pth', '--traceback')
+
+
+def test_a_file_of_ones_own_is_a_sentence_and_one_of_a_data_set_a_traceback(monkeypatch, tmp_path):
+    with pytest.raises(FileNotFoundError):
+        raises_in_a_tool(monkeypatch, FileNotFoundError(2, 'No such file', 'image.jpg'))
+    with pytest.raises(SharingError, match='file/new.txt cannot be read or written: Not a directory'), own_files():
+        (tmp_path / 'file').touch()
+        (tmp_path / 'file/new.txt').write_text('')
+
+
+def full_disk(path, *args, **kwargs):
+    raise OSError(28, 'No space left on device', str(path))
+
+
+@pytest.mark.parametrize('tool, arguments', [
+    ('analysis_tools/sharing_report.py', [SHARED, '--shape', '32', '--json', 'new']),
+    ('model_converters/publish_model.py', ['plain.pth', 'new']),
+])
+def test_an_output_that_cannot_be_written_is_one_sentence(files, monkeypatch, tmp_path, tool, arguments):
+    monkeypatch.setattr(Path, 'write_text', full_disk)
+    monkeypatch.setattr(Path, 'write_bytes', full_disk)
+    monkeypatch.chdir(files)
+    arguments = [tmp_path / each if each == 'new' else each for each in arguments]
+    result = call(tool, *arguments)
+    assert result.returncode and 'cannot be read or written: No space left on device.' in result.stderr, result.stderr
+
+
+DIGITS = ROOT / 'configs/small/faster-rcnn_r50-narrow-shared_12e_digits.py'
+
+
+def run(monkeypatch, script, config, *arguments, main=lambda: None):
+    """Calls a tool of a library as run_tool does, what it does replaced."""
+    library_tool = cli._library_tool
+
+    def replaced(library, script):
+        tool = library_tool(library, script)
+        tool.main = main
+        return tool
+
+    monkeypatch.setattr(cli, '_library_tool', replaced)
+    monkeypatch.setattr(cli, 'check_data', lambda *args: None)
+    monkeypatch.setattr(cli, 'refuse_other_networks', lambda script: None)
+    monkeypatch.setattr(sys, 'argv', [script, str(config), *map(str, arguments)])
+    run_tool(script, '', ['train_dataloader'])
+
+
+def test_an_image_that_a_training_lacks_is_no_file_of_ours(monkeypatch, tmp_path):
+
+    def main():
+        open(tmp_path / 'image.jpg')
+
+    with pytest.raises(FileNotFoundError):
+        run(monkeypatch, 'train.py', DIGITS, '--work-dir', tmp_path / 'run', main=main)
+    (tmp_path / 'file').touch()
+    with pytest.raises(SystemExit, match='Error: .*file.* cannot be read or written: Not a directory'):
+        run(monkeypatch, 'train.py', DIGITS, '--work-dir', tmp_path / 'file/run')
+
+
+@pytest.mark.parametrize('way', ['argument', 'config', 'default'])
+def test_the_note_of_the_last_checkpoint_is_mended_once_and_where_the_run_is(monkeypatch, tmp_path, way):
+    monkeypatch.chdir(tmp_path)
+    work_dir = tmp_path / ('work_dirs/own' if way == 'default' else 'elsewhere')
+    work_dir.mkdir(parents=True)
+    (work_dir / 'epoch_1.pth').touch()
+    note = work_dir / 'last_checkpoint'
+    own = f'work_dir = {str(work_dir)!r}\n' if way == 'config' else ''
+    (tmp_path / 'own.py').write_text(f'_base_ = {str(DIGITS)!r}\n{own}')
+    arguments = ['--resume', *(['--work-dir', work_dir] if way == 'argument' else [])]
+    for launcher, rank, mended in (('none', {}, True), ('none', dict(SLURM_PROCID='1'), True),
+                                   ('slurm', dict(SLURM_PROCID='1'), False), ('slurm', dict(SLURM_PROCID='0'), True)):
+        note.write_text('moved/epoch_1.pth')
+        with monkeypatch.context() as patch:
+            for name, value in rank.items():
+                patch.setenv(name, value)
+            run(patch, 'train.py', 'own.py', *arguments, '--launcher', launcher)
+        assert (note.read_text().endswith(f'{work_dir.name}/epoch_1.pth')) == mended, (launcher, rank)
+
+
+def test_only_whole_folders_move_to_another_root():
+    dataset = dict(data_root='data/coco/', ann_file='data/coco/a.json', proposal_file='data/coco_proposals/x.pkl')
+    cfg = Config(dict(train_dataloader=dict(dataset=dataset)))
+    assert moved_root(cfg, 'NEW') == {'train_dataloader.dataset.data_root': 'NEW/',
+                                      'train_dataloader.dataset.ann_file': 'NEW/a.json'}
+
+
+def test_a_module_beside_a_config_is_found(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, 'path', list(sys.path))
+    monkeypatch.setenv('PYTHONPATH', 'first')
+    (tmp_path / 'bank_of_my_own.py').write_text('NAME = 1\n')
+    (tmp_path / 'own.py').write_text(f"_base_ = {str(DIGITS)!r}\n"
+                                     "custom_imports = dict(imports=['mmshared', 'bank_of_my_own'])\n")
+    monkeypatch.chdir(tmp_path.parent)
+    for _ in range(2):
+        load_config(f'{tmp_path.name}/own.py')
+    assert import_module('bank_of_my_own').NAME == 1
+    assert sys.path[-1] == str(tmp_path) and os.environ['PYTHONPATH'] == f'first{os.pathsep}{tmp_path}'
+
+
+@pytest.mark.parametrize('options, words', [
+    ({'model.backbone.type': 'SharedResNt'}, 'There is no SharedResNt: the nearest are SharedResNet'),
+    ({'model.backbone.type': 'SharedRegNt'}, 'There is no SharedRegNt: the nearest are .*SharedRegNet'),
+    ({'model.backbone.type': 'mmpretrain.SharedMobileNtV2'}, 'There is no mmpretrain.SharedMobileNtV2: the nearest'),
+    ({'model.backbone.type': 'SharedQ'}, 'There is no SharedQ: there are, among others, Shared'),
+    ({'model.backbone.type': 'ResNet'}, '^ResNet takes no sharing: write type=SharedResNet.$'),
+    ({'model.backbone.type': 'mmdet.ResNet'}, '^mmdet.ResNet takes no sharing: write type=mmdet.SharedResNet.$'),
+    ({'model.neck.sharing': {}}, 'FPN takes no sharing, and there'),
+])
+def test_a_shared_network_that_there_is_not_is_one_sentence(options, words):
+    cfg = load_config(str(DIGITS))
+    merge_options(cfg, options)
+    with pytest.raises(SharingError, match=words):
+        check_twins(cfg)
+
+
+def test_networks_that_there_are_pass(tmp_path):
+    for config in (DIGITS, SHARED, PLAIN, 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'):
+        check_twins(load_config(str(config)))
+    cfg = load_config(str(DIGITS))
+    for kind in (Classifier, 'mmpretrain.SharedResNet', 'package.of.my.own.SharedNet', 'NetOfMyOwn'):
+        cfg.model.backbone.type = kind
+        check_twins(cfg)
+    cfg.model.roi_head.bbox_head.type = 'Shared4Conv1FCBBoxHead'
+    cfg.model.backbone = dict(_scope_='mmpretrain', type='SharedMobileNetV2', sharing={})
+    check_twins(cfg)
+
+
+def test_the_network_is_looked_at_before_the_data(monkeypatch):
+    monkeypatch.setattr(sys, 'argv', ['train.py', str(DIGITS), '--cfg-options', 'data_root=nowhere',
+                                      'model.backbone.type=SharedResNt'])
+    with pytest.raises(SystemExit, match='There is no SharedResNt'):
+        run_tool('train.py', '', ['train_dataloader'])

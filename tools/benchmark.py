@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from mmshared import SharingError
 from mmshared.analysis.suite import Run, collect, finished, read_suite, write_tables
-from mmshared.cli import errors_in_a_sentence
+from mmshared.cli import errors_in_a_sentence, own_files
 
 TRAIN = Path(__file__).with_name('train.py')
 
@@ -176,10 +176,11 @@ def main() -> None:
     for signum in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, signal.default_int_handler)  # ends the runs too
     suite = read_suite(args.suite, args.work_dir)
-    left = [run for run in suite.runs if not finished(run, suite)]
-    for run in suite.runs:
-        run.config_file.parent.mkdir(parents=True, exist_ok=True)
-        run.config_file.write_text(run.config)
+    with own_files():
+        left = [run for run in suite.runs if not finished(run, suite)]
+        for run in suite.runs:
+            run.config_file.parent.mkdir(parents=True, exist_ok=True)
+            run.config_file.write_text(run.config)
     if args.dry_run:
         for run in suite.runs:
             print('' if run in left else '# finished: ', shlex.join(command_of(run, args.gpus_per_run)), sep='')
@@ -190,7 +191,8 @@ def main() -> None:
     bar = tqdm(total=len(suite.runs), initial=len(suite.runs) - len(left), unit='run', disable=None)
     try:
         for run in left:
-            run.work_dir.mkdir(exist_ok=True)
+            with own_files():
+                run.work_dir.mkdir(exist_ok=True)
             log = run.work_dir / 'run.log'
             waiting[engine.submit(command_of(run, args.gpus_per_run), log)] = run, log
         while waiting:
@@ -217,7 +219,8 @@ def main() -> None:
         raise
     bar.close()
     if any(finished(run, suite) for run in suite.runs):
-        print(write_tables(suite, args.work_dir), end='')
+        with own_files():
+            print(write_tables(suite, args.work_dir), end='')
         print(f'wrote {args.work_dir}/results.json, .csv, .md and .png')
     for run, reason in failures:
         print(f'failed: {run.title}: {reason} ({run.work_dir}/run.log)')

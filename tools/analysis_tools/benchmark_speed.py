@@ -21,7 +21,7 @@ from mmshared.analysis.export import inner
 from mmshared.analysis.models import build_model, build_plain
 from mmshared.analysis.speed import (Step, checkpoint_bytes, draw_growth, inference_of, load_reference, peak_bytes,
                                      rows_of, rows_of_bytes, time_in_turn)
-from mmshared.cli import add_shape, errors_in_a_sentence, load_config, output_file, output_picture
+from mmshared.cli import add_shape, errors_in_a_sentence, load_config, output_file, output_picture, own_files
 from mmshared.hooks import orthogonality_loss, orthogonality_spaces
 
 
@@ -160,6 +160,7 @@ def print_table(rows: List[Dict], title: str) -> None:
 
 
 @errors_in_a_sentence()
+@own_files()
 def main() -> None:
     args = parse_args()
     cfg = load_config(args.config)

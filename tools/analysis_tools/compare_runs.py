@@ -7,10 +7,11 @@ import argparse
 
 from mmshared import SharingError
 from mmshared.analysis.training import add_runs, draw_runs, named_runs, read_scalars
-from mmshared.cli import errors_in_a_sentence
+from mmshared.cli import errors_in_a_sentence, own_files
 
 
 @errors_in_a_sentence()
+@own_files()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_runs(parser, 'runs.png')

@@ -9,12 +9,13 @@ from mmengine.config import Config
 from mmshared import SharingError
 from mmshared.analysis.extrapolation import draw_scores, last_scores, score_table
 from mmshared.analysis.training import add_runs, named_runs, read_scalars
-from mmshared.cli import errors_in_a_sentence
+from mmshared.cli import errors_in_a_sentence, own_files
 
 TITLES = dict(exact='grids without a wrong cell', f1='mean F1 of the cells on shortest paths')
 
 
 @errors_in_a_sentence()
+@own_files()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_runs(parser, 'extrapolation.png')

@@ -9,12 +9,13 @@ import statistics
 from pathlib import Path
 
 from mmshared.analysis.gain import compare, read_accuracies
-from mmshared.cli import errors_in_a_sentence
+from mmshared.cli import errors_in_a_sentence, own_files
 
 METRIC = 'accuracy/top1'
 
 
 @errors_in_a_sentence()
+@own_files()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('work_dir', type=Path, help='the work dir of a suite that tools/benchmark.py ran')

@@ -4,11 +4,12 @@ import argparse
 from mmshared import SharingError
 from mmshared.analysis.banks import draw_gram_matrices
 from mmshared.analysis.models import load_model
-from mmshared.cli import errors_in_a_sentence, load_config, output_picture
+from mmshared.cli import errors_in_a_sentence, load_config, output_picture, own_files
 from mmshared.hooks import basis_health, basis_spaces
 
 
 @errors_in_a_sentence()
+@own_files()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='the config that the checkpoint is of')

@@ -8,11 +8,12 @@ from mmshared import SharingError, layer_similarity
 from mmshared.analysis.banks import draw_similarities
 from mmshared.analysis.loops import similar_layers
 from mmshared.analysis.models import load_model
-from mmshared.cli import errors_in_a_sentence, load_config, output_picture
+from mmshared.cli import errors_in_a_sentence, load_config, output_picture, own_files
 from mmshared.hooks import template_banks
 
 
 @errors_in_a_sentence()
+@own_files()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='the config that the checkpoint is of')

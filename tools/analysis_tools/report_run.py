@@ -19,8 +19,7 @@ from mmshared.analysis.complexity import parameter_count
 from mmshared.analysis.detections import draw_detections
 from mmshared.analysis.models import build_plain
 from mmshared.analysis.training import draw_curves, read_scalars
-from mmshared.checkpoint import refuse_pickles
-from mmshared.cli import errors_in_a_sentence, load_config
+from mmshared.cli import errors_in_a_sentence, load_config, own_files
 
 
 def parse_args() -> argparse.Namespace:
@@ -43,7 +42,6 @@ def main() -> None:
                            f'{"config" if not configs else "checkpoint"}.')
     # The run has noted the path that the checkpoint had then: the folder may have been moved since.
     checkpoint = args.work_dir / Path(checkpoint).name
-    refuse_pickles()
     cfg = load_config(str(configs[-1]))
     if cfg.default_scope != 'mmdet':
         raise SharingError(f'{args.work_dir} is of a run of {cfg.default_scope}: the report is about detectors. '
@@ -58,8 +56,9 @@ def main() -> None:
     with redirect_stdout(StringIO()):  # pycocotools reports every step
         dataset = DATASETS.build(cfg.val_dataloader.dataset)
     pictures = [Path(dataset.get_data_info(i)['img_path']) for i in range(min(args.pictures, len(dataset)))]
+    with own_files():
+        draw_curves(scalars, metric, args.work_dir / 'curves.png')
     draw_detections(model, pictures, args.work_dir / 'detections.png')
-    draw_curves(scalars, metric, args.work_dir / 'curves.png')
 
     for name, curve in scalars.items():
         if metric and name.startswith(metric) and curve[-1][1] >= 0:  # -1: no object of that size

@@ -9,10 +9,11 @@ from rich.table import Table
 
 from mmshared.analysis.complexity import complexity, sharing_groups
 from mmshared.analysis.models import build_model
-from mmshared.cli import add_shape, errors_in_a_sentence, load_config, output_file
+from mmshared.cli import add_shape, errors_in_a_sentence, load_config, output_file, own_files
 
 
 @errors_in_a_sentence()
+@own_files()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='a config file, or the name of one of mmdet or mmpretrain')

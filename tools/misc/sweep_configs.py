@@ -18,10 +18,11 @@ from tqdm import tqdm
 
 from mmshared import SharingError
 from mmshared.analysis.sweep import Sweep, count
-from mmshared.cli import LIBRARIES, config_path, errors_in_a_sentence, output_file
+from mmshared.cli import LIBRARIES, config_path, errors_in_a_sentence, output_file, own_files
 
 
 @errors_in_a_sentence()
+@own_files()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('libraries', nargs='*', default=LIBRARIES, metavar='library',

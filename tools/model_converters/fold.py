@@ -13,7 +13,7 @@ from mmshared import SharingError, banks, fold_layers
 from mmshared.analysis.export import export_onnx, feature_maps, relative_difference, stock_config, to_torchvision
 from mmshared.analysis.models import build_model, load_model
 from mmshared.checkpoint import converted, save_checkpoint
-from mmshared.cli import add_shape, check_files, errors_in_a_sentence, load_config, output_file
+from mmshared.cli import add_shape, check_files, errors_in_a_sentence, load_config, output_file, own_files
 
 TOLERANCE = 1e-4
 
@@ -42,6 +42,7 @@ def parse_args() -> argparse.Namespace:
 
 
 @errors_in_a_sentence()
+@own_files()
 def main() -> None:
     args = parse_args()
     cfg = load_config(args.config)

@@ -24,7 +24,8 @@ from mmshared.analysis.loops import fold_loops, stage_programs
 from mmshared.analysis.models import load_model
 from mmshared.analysis.speed import checkpoint_bytes
 from mmshared.checkpoint import converted, save_checkpoint
-from mmshared.cli import check_data, check_files, errors_in_a_sentence, load_config, merge_options, output_file
+from mmshared.cli import (check_data, check_files, errors_in_a_sentence, load_config, merge_options, output_file,
+                          own_files)
 
 State = Dict[str, Tensor]
 
@@ -122,7 +123,8 @@ def main() -> None:
         for name in metrics['before']:
             print(f'{name}: ' + ', '.join(f'{values[name]:.4g} {stage}' for stage, values in metrics.items()))
     save_checkpoint(converted(after, args.checkpoint), args.out)
-    folded_cfg.dump(args.out_config)
+    with own_files():
+        folded_cfg.dump(args.out_config)
     print(f'wrote {args.out} and {args.out_config}')
 
 

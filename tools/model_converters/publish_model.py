@@ -8,10 +8,11 @@ import torch
 
 from mmshared import SharingError
 from mmshared.checkpoint import load_checkpoint_file
-from mmshared.cli import errors_in_a_sentence, output_file
+from mmshared.cli import errors_in_a_sentence, output_file, own_files
 
 
 @errors_in_a_sentence()
+@own_files()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('in_file', help='the checkpoint')

@@ -18,7 +18,7 @@ from mmshared import SharingError
 from mmshared.analysis.models import build_model
 from mmshared.backbones.wide_resnet import WideResNet_CIFAR
 from mmshared.checkpoint import load_checkpoint_file, save_checkpoint, state_dict_of
-from mmshared.cli import check_files, errors_in_a_sentence, output_file
+from mmshared.cli import check_files, errors_in_a_sentence, output_file, own_files
 
 MODEL = Path(__file__).parents[2] / 'configs/_base_/models/wrn28-10_cifar10.py'
 
@@ -92,6 +92,7 @@ def model_config(state_dict: Dict[str, Tensor]) -> Config:
 
 
 @errors_in_a_sentence()
+@own_files()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('src', help='their checkpoint')

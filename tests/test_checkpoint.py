@@ -1,0 +1,214 @@
+"""Files that are damaged, or hold something else than weights: refused in a sentence, and nothing of them is run."""
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+from helpers import ROOT
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from mmshared import SharingError
+from mmshared.checkpoint import check_state_dict, load_checkpoint_file, state_dict_of
+
+CASES = settings(max_examples=150, derandomize=True, deadline=None, database=None)
+PLACES = st.floats(0, 1, exclude_max=True)  # of a byte, as its share of the file
+
+
+@pytest.fixture(scope='module')
+def saved(tmp_path_factory):
+    """A checkpoint, and the file of it."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
+    path = tmp_path_factory.mktemp('saved') / 'model.pth'
+    torch.save(dict(meta=dict(epoch=1), state_dict=network.state_dict()), path)
+    return network.state_dict(), path
+
+
+def loads_the_same_or_is_refused(saved, content: bytes) -> None:
+    state_dict, path = saved
+    damaged = path.with_name('damaged.pth')
+    damaged.write_bytes(content)
+    try:
+        loaded = load_checkpoint_file(str(damaged))['state_dict']
+    except SharingError as error:
+        assert '\n' not in str(error)
+    else:
+        assert loaded.keys() == state_dict.keys()
+        assert all(torch.equal(loaded[key], tensor) for key, tensor in state_dict.items())
+
+
+@CASES
+@given(flips=st.lists(st.tuples(PLACES, st.integers(0, 7)), min_size=1, max_size=4))
+def test_flipped_bits(saved, flips):
+    content = bytearray(saved[1].read_bytes())
+    for place, bit in flips:
+        content[int(place * len(content))] ^= 1 << bit
+    loads_the_same_or_is_refused(saved, bytes(content))
+
+
+@CASES
+@given(start=PLACES, length=st.integers(1, 600))
+def test_zeroed_ranges(saved, start, length):
+    content = bytearray(saved[1].read_bytes())
+    start = int(start * len(content))
+    end = min(start + length, len(content))
+    content[start:end] = bytes(end - start)
+    loads_the_same_or_is_refused(saved, bytes(content))
+
+
+@CASES
+@given(end=PLACES)
+def test_files_that_are_cut_off(saved, end):
+    content = saved[1].read_bytes()
+    loads_the_same_or_is_refused(saved, content[:int(end * len(content))])
+
+
+def test_each_number_counts(saved):
+    # Torch does not look at the checksums of an archive: it would load the other number.
+    state_dict, path = saved
+    content, kernel = path.read_bytes(), state_dict['0.weight'].numpy().tobytes()
+    start = content.index(kernel)
+    damaged = path.with_name('damaged.pth')
+    damaged.write_bytes(content[:start] + bytes([content[start] ^ 1]) + content[start + 1:])
+    assert not torch.equal(torch.load(damaged)['state_dict']['0.weight'], state_dict['0.weight'])
+    with pytest.raises(SharingError, match='damaged.pth cannot be loaded: it is damaged .*checksum'):
+        load_checkpoint_file(str(damaged))
+
+
+@pytest.mark.parametrize('legacy', [False, True])
+@pytest.mark.parametrize('bare', [False, True])
+@pytest.mark.parametrize('entry, words', [
+    ({'a.weight': torch.tensor([1, float('nan')])}, 'not finite in a.weight'),
+    ({'bn.running_var': torch.tensor([1, float('inf')])}, 'not finite in bn.running_var'),
+    ({'half': torch.tensor([-float('inf')]).half()}, 'not finite in half'),
+    # Torch reads no such numbers from a file of the old format.
+    ({'small': torch.tensor([float('nan')]).to(torch.float8_e4m3fn)}, 'not finite in small|no attribute'),
+    ({'complex': torch.tensor([complex(0, float('inf'))])}, 'not finite in complex'),
+    ({3: torch.zeros(1)}, 'has the key 3'),
+    ({'list': [1.0]}, 'list is a list'),
+    ({'none': None}, 'none is a NoneType'),
+    ({'sparse': torch.eye(2).to_sparse()}, 'sparse as a sparse or nested tensor'),
+    ({'rows': torch.eye(2).to_sparse_csr()}, 'rows as a sparse or nested tensor'),
+    ({'empty': torch.zeros(2, device='meta')}, 'empty in a form that cannot be read'),
+])
+def test_what_is_no_dense_finite_tensor_by_its_name_is_refused(tmp_path, bare, legacy, entry, words):
+    state_dict = {'weight': torch.ones(2), **entry}
+    with pytest.raises(SharingError, match=words):
+        check_state_dict(state_dict, 'The checkpoint')
+    with pytest.raises(SharingError, match=words):
+        state_dict_of(state_dict if bare else dict(state_dict=state_dict))
+    path = tmp_path / 'model.pth'
+    torch.save(state_dict if bare else dict(meta={}, state_dict=state_dict), path,
+               _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(SharingError, match=f'model.pth.*({words})'):
+        load_checkpoint_file(str(path))
+
+
+def test_what_stands_beside_the_state_dict_is_not_looked_at(tmp_path):
+    state_dict = dict(weight=torch.ones(2), steps=torch.tensor(3), on=torch.tensor(True),
+                      small=torch.ones(2).to(torch.float8_e5m2))
+    best = torch.tensor(float('nan'))
+    torch.save(dict(state_dict=state_dict, optimizer={0: best}, best=best, message_hub=[None]), tmp_path / 'model.pth')
+    assert load_checkpoint_file(str(tmp_path / 'model.pth'))['state_dict'].keys() == state_dict.keys()
+    torch.save(dict(net_state_dict=state_dict, best=best), tmp_path / 'model.pth')  # as others call it
+    loaded = load_checkpoint_file(str(tmp_path / 'model.pth'))
+    assert state_dict_of(loaded, 'net_state_dict').keys() == state_dict.keys()
+    torch.save(dict(state_dict=state_dict, ema_state_dict=dict(weight=best)), tmp_path / 'model.pth')
+    with pytest.raises(SharingError, match='not finite in weight'):
+        load_checkpoint_file(str(tmp_path / 'model.pth'))
+
+
+class _Payload:
+    """Pickled, it makes the file ``ran``."""
+
+    def __init__(self, ran):
+        self.ran = str(ran)
+
+    def __reduce__(self):
+        return open, (self.ran, 'w')
+
+
+class _Attribute:
+
+    def __init__(self, owner, name):
+        self.arguments = owner, name
+
+    def __reduce__(self):
+        return getattr, self.arguments
+
+
+class _NamedByMMEngine:
+    """Calls exec by nothing but what torch and mmengine let a checkpoint name."""
+
+    def __init__(self, ran):
+        self.code = f'open({str(ran)!r}, "w")'
+
+    def __reduce__(self):
+        function = _Attribute(_Attribute(getattr, '__self__'), 'exec')
+        return torch._tensor._rebuild_from_type_v2, (function, torch.Tensor, (self.code, ), None)
+
+
+LOAD = """
+import sys
+import mmshared
+import io, torch
+from mmengine.runner import checkpoint
+from mmengine.runner.checkpoint import CheckpointLoader, load_checkpoint
+from torch.utils.data import DataLoader
+
+path = sys.argv[1]
+
+class Files(torch.utils.data.Dataset):
+    def __len__(self):
+        return 1
+    def __getitem__(self, index):
+        return len(torch.load(path, weights_only=False))
+
+def in_a_worker(context):
+    next(iter(DataLoader(Files(), num_workers=1, multiprocessing_context=context)))
+
+checkpoint.load_url = lambda url, **kwargs: torch.load(path, map_location='cpu', weights_only=False)
+ways = dict(
+    local=lambda: CheckpointLoader.load_checkpoint(path),
+    model=lambda: load_checkpoint(torch.nn.Linear(1, 1), path),
+    fallback=lambda: checkpoint._safe_torch_load(path),
+    http=lambda: CheckpointLoader.load_checkpoint('https://download.openmmlab.com/model.pth'),
+    torchvision=lambda: CheckpointLoader.load_checkpoint('torchvision://resnet50'),
+    torch=lambda: torch.load(path, weights_only=False),
+    worker=lambda: in_a_worker('fork'))
+for name, load in ways.items():
+    try:
+        load()
+    except Exception as error:
+        print(name, 'refused', type(error).__name__)
+    else:
+        print(name, 'loaded')
+"""
+
+
+@pytest.mark.parametrize('content', [_Payload, _NamedByMMEngine])
+def test_no_checkpoint_is_unpickled_where_mmshared_is_imported(tmp_path, monkeypatch, content):
+    path, ran = tmp_path / 'evil.pth', tmp_path / 'ran'
+    torch.save(dict(state_dict=dict(weight=content(ran))), path)
+    monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '1')
+    result = subprocess.run([sys.executable, '-c', LOAD, str(path)], capture_output=True, text=True, cwd=ROOT)
+    lines = [line for line in result.stdout.splitlines() if ' refused ' in line or line.endswith(' loaded')]
+    assert len(lines) == 7 and all('refused' in line for line in lines), result.stdout + result.stderr
+    assert lines[0] == 'local refused SharingError' and not ran.exists()
+    # The file does what it is made for where nothing is refused.
+    with pytest.raises(Exception):
+        pickle.loads(pickle.dumps(content(ran))).no_such_attribute
+    assert ran.exists()
+
+
+def test_what_mmengine_saves_is_loaded_from_anywhere(tmp_path):
+    from mmengine.logging import HistoryBuffer
+    from mmengine.runner.checkpoint import _safe_torch_load
+    buffer = HistoryBuffer([1.0, 2.0], [1, 1])
+    torch.save(dict(message_hub=dict(loss=buffer)), tmp_path / 'model.pth')
+    for load in (load_checkpoint_file, _safe_torch_load, torch.load):
+        for _ in range(2):  # what is allowed is not taken away by the first
+            assert load(str(tmp_path / 'model.pth'))['message_hub']['loss'].mean() == 1.5
