@@ -7,54 +7,10 @@ import torch
 import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .bank import Bank, SharedLayer, SharingError
-
-
-class CombineNormalised(torch.autograd.Function):
-    r"""A batch norm by the statistics of the batch and a 1x1 conv, as one 1x1 conv of scaled coefficients.
-
-    Of responses r with mean m and variance v in a channel, ``coefficients . (weight (r - m) / sqrt(v + eps) + bias)``
-    is ``(coefficients scale) . r + coefficients . shift`` with ``scale = weight / sqrt(v + eps)`` and
-    ``shift = bias - m scale``. So no normalised copy of the responses is made and kept for the backward pass, and the
-    gradients of scale and shift come from those of the 1x1 conv, without a pass over the maps. The variance is the
-    mean of the squares less the square of the mean: its relative error is the machine's times m^2 / v.
-    """
-
-    @staticmethod
-    def forward(ctx, responses: Tensor, weight: Tensor, bias: Tensor, coefficients: Tensor, eps: float):
-        exact, count = weight.dtype, responses.numel() // len(weight)
-        mean = responses.mean((0, 2, 3), dtype=exact)  # (R, )
-        square = torch.linalg.vector_norm(responses, dim=(2, 3), dtype=exact).square_().sum(0) / count
-        variance = torch.addcmul(square, mean, mean, value=-1).clamp_(min=0)
-        inverse = torch.rsqrt(variance + eps)
-        scale = weight * inverse
-        shift = torch.addcmul(bias, mean, scale, value=-1)
-        rows = coefficients.flatten(1)  # (O, R)
-        kernel = (rows * scale).view_as(coefficients).to(responses)
-        ctx.save_for_backward(responses, kernel, rows, mean, inverse, scale, shift)
-        ctx.mark_non_differentiable(mean, variance)
-        return F.conv2d(responses, kernel, torch.mv(rows, shift).to(responses)), mean, variance
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor, *_):
-        responses, kernel, rows, mean, inverse, scale, shift = ctx.saved_tensors
-        count = responses.numel() // len(mean)
-        grad_responses, grad_kernel, grad_sum = torch.ops.aten.convolution_backward(
-            grad, responses, kernel, [len(rows)], [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [True, True, True])
-        grad_kernel, grad_sum = grad_kernel.view(rows.shape).to(rows), grad_sum.to(rows)  # (O, R), (O, )
-        grad_shift = torch.mv(rows.T, grad_sum)  # (R, )
-        grad_scale = (grad_kernel * rows).sum(0).addcmul_(mean, grad_shift, value=-1)
-        # Through mean and variance the responses r have the gradient -(slope * r + offset).
-        slope = grad_scale * scale * inverse.square() / count
-        offset = torch.addcmul(scale * grad_shift / count, slope, mean, value=-1)
-        # In one rounding, where the maps are of half precision.
-        grad_responses.sub_(torch.addcmul(offset[:, None, None], responses, slope[:, None, None]))
-        grad_rows = (grad_kernel * scale).addr_(grad_sum, shift)
-        return grad_responses, grad_scale * inverse, grad_shift, grad_rows[:, :, None, None], None
+from .normalised_product import normalised_product
 
 
 class BasisLayer(SharedLayer):
@@ -104,14 +60,7 @@ class BasisLayer(SharedLayer):
             return F.linear(x, self.coefficients, self.bias)  # (..., O)
         if not norm.training or not self.with_norm:
             return F.conv2d(x, *self.combination())  # (N, O, H, W)
-        count = x.numel() // x.shape[1]
-        if type(norm) is not nn.BatchNorm2d or norm.momentum is None or norm.weight.dtype.itemsize < 4 or count < 2:
-            return F.conv2d(norm(x), self.coefficients, self.bias)
-        x, mean, variance = CombineNormalised.apply(x, norm.weight, norm.bias, self.coefficients, norm.eps)
-        norm.num_batches_tracked += 1
-        norm.running_mean.lerp_(mean, norm.momentum)
-        norm.running_var.lerp_(variance * (count / (count - 1)), norm.momentum)
-        return x if self.bias is None else x + self.bias[:, None, None]
+        return normalised_product(x, norm, self.coefficients, self.bias)
 
     def combination(self) -> tuple[Tensor, Tensor | None]:
         """What follows the filters in eval mode, the batch norm in it: weight (O, U + S, 1, 1) or (O, U + S), bias."""
