@@ -7,6 +7,7 @@ import os.path as osp
 import re
 import signal
 import sys
+import warnings
 from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib import import_module
@@ -19,6 +20,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS
 
+from .analysis.models import build_empty
 from .checkpoint import mend_last_checkpoint, refuse_other_networks
 from .sharing import SharingError
 
@@ -222,6 +224,24 @@ def _takes_sharing(kind: Any) -> bool:
     return any('sharing' in inspect.signature(base.__init__).parameters for base in getattr(kind, '__mro__', ()))
 
 
+def check_sharing(cfg: Config) -> None:
+    """Build the model of a config that shares, without numbers, so that what cannot be shared is said before anything
+    else is done.
+
+    Raises:
+        SharingError: If the model cannot share so. What else is wrong with it is told when it is built.
+    """
+    if any('.sharing.' in f'.{key}.' for key, _ in dotted(cfg.model)):
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            try:
+                build_empty(cfg)
+            except SharingError:
+                raise
+            except Exception:
+                return
+
+
 def check_data(cfg: Config, loaders: List[str], download: bool = True) -> None:
     """Stop with one sentence if a data set of the config is not where it is expected.
 
@@ -287,6 +307,7 @@ def run_tool(script: str, description: str, loaders: List[str]) -> None:
     if args.cfg_options:
         args.cfg_options = merge_options(cfg, args.cfg_options)
     check_twins(cfg)
+    check_sharing(cfg)
     check_data(cfg, loaders)
     with own_files():
         # As the library's tool chooses it.
