@@ -247,7 +247,7 @@ def test_a_module_beside_a_config_is_found(monkeypatch, tmp_path):
     ({'model.backbone.type': 'SharedQ'}, 'There is no SharedQ: there are, among others, Shared'),
     ({'model.backbone.type': 'ResNet'}, '^ResNet takes no sharing: write type=SharedResNet.$'),
     ({'model.backbone.type': 'mmdet.ResNet'}, '^mmdet.ResNet takes no sharing: write type=mmdet.SharedResNet.$'),
-    ({'model.neck.sharing': {}}, 'FPN takes no sharing, and there'),
+    ({'model.data_preprocessor.sharing': {}}, 'DetDataPreprocessor takes no sharing, and there'),
 ])
 def test_a_shared_network_that_there_is_not_is_one_sentence(options, words):
     cfg = load_config(str(DIGITS))

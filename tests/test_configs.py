@@ -181,8 +181,8 @@ def test_every_config_builds_a_network_that_shares_if_it_says_so(path):
     model = build_model(cfg) if 'steerable' in path.stem else build_empty(cfg)  # escnn computes what it builds
     shares = any(word in path.stem for word in ('shared', 'swrn', 'repeat'))
     assert bool(banks(model)) is shares
-    banks = banks(model)
-    regularised = any(bank.basis() is not None for bank in banks) and not any(
+    found = banks(model)
+    regularised = any(bank.basis() is not None for bank in found) and not any(
         word in path.stem for word in ('noorth', 'recurrent'))
     assert any(hook['type'] == 'OrthogonalityLossHook' for hook in cfg.get('custom_hooks', [])) is regularised
     for hook in cfg.get('custom_hooks', []):
