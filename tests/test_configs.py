@@ -244,8 +244,8 @@ def test_the_report_of_groups_adds_up(name):
     assert sum(row['shared'] + row['own'] - row['plain'] for row in rows) == \
         totals['parameters'] - totals['plain_parameters']
     assert sum(row['macs'] - row['plain_macs'] for row in rows) == totals['macs'] - totals['plain_macs']
-    convs = [model.get_submodule(f'{row["stage"]}.{conv}') for row in rows for conv in row['convs']]
-    assert convs == [conv for bank in banks(model) for conv in bank.layers]
+    layers = [model.get_submodule(f'{row["stage"]}.{layer}'.lstrip('.')) for row in rows for layer in row['layers']]
+    assert layers == [layer for bank in banks(model) for layer in bank.layers]
 
 
 def test_the_report_is_printed_and_written(tmp_path):
