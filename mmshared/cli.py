@@ -11,7 +11,7 @@ import warnings
 from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib import import_module
-from importlib.util import module_from_spec, spec_from_file_location
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Dict, Iterator, List, Optional, Tuple
@@ -24,7 +24,7 @@ from .analysis.models import build_empty
 from .checkpoint import mend_last_checkpoint, refuse_other_networks
 from .sharing import SharingError
 
-LIBRARIES = ('mmdet', 'mmpretrain')
+LIBRARIES = ('mmdet', 'mmpretrain', *filter(find_spec, ['mmseg']))
 DDP = 'MMDistributedDataParallel'
 # Where a launcher says which of its processes this is.
 RANKS = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')

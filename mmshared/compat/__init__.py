@@ -1,3 +1,7 @@
+from mmengine.config.utils import MODULE2PACKAGE
+
 from .mmcv_ops import supply
 
 supply()
+# Configs mmseg::... are found by the name of the module, whatever the package is called that brought it.
+MODULE2PACKAGE['mmseg'] = 'mmseg'

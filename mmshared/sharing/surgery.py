@@ -503,7 +503,11 @@ def _no_group(network: nn.Module, pattern: str, stages: list[str], layers, place
         nearest = difflib.get_close_matches(pattern, places, n=5, cutoff=0)
         return (f'The pattern {pattern!r} in layers matches the whole name of no layer that can share (or only those of '
                 f'another pattern): there are {_some(nearest)}.')
-    there, others = dict.fromkeys(name for stage in stages for name in _by_name(network, stage, places, own_blocks)), {}
+    there: dict[str, int] = {}
+    for stage in stages:
+        for name, members in _by_name(network, stage, places, own_blocks).items():
+            there[name] = max(there.get(name, 0), len(members))
+    others = {}
     for stage in stages:
         for block in list(network.get_submodule(stage).children())[own_blocks:]:
             for name, module in block.named_modules():
@@ -511,12 +515,13 @@ def _no_group(network: nn.Module, pattern: str, stages: list[str], layers, place
                 if _matches(pattern, name) and (shared or hasattr(module, 'weight')) and type(module) not in PLAIN:
                     others[name] = ('shares already' if shared else
                                     f'is a {type(module).__name__}, which is never shared')
-    others.update({name: 'is in the group of another pattern' for name in there if _matches(pattern, name)})
+    others.update({name: 'is in the group of another pattern' if times > 1 else 'is there only once in a stage'
+                   for name, times in there.items() if _matches(pattern, name)})
     reason = ''.join(f'; {name} {why}' for name, why in others.items())
     where = 'of a stage, outside its first block, ' if own_blocks else 'of a stage '
     return (f'The pattern {pattern!r} forms no group: a group is {"two" if same_shape else "one"} or more plain convs '
             f'or linears {where}whose whole name within the block matches. The layers there are: '
-            f'{_some(list(there)) or "none"}{reason}.')
+            f'{_some(list(filter(None, there))) or "none"}{reason}.')
 
 
 def _some(names: list[str], most: int = 24) -> str:
