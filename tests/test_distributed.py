@@ -147,7 +147,7 @@ def test_units_that_part_what_is_shared_are_refused(tmp_path):
     torch.save(network(TIED).state_dict(), tmp_path / 'start.pth')
     mp.spawn(split_worker, (str(tmp_path), ), nprocs=2)
     told = (tmp_path / '0.txt').read_text().splitlines()
-    assert len(told) == 3 and all('a unit of its own, and other convs share filters' in line for line in told[:2])
+    assert len(told) == 3 and all('a unit of its own, and other layers share parameters' in line for line in told[:2])
     assert 'cannot see the parameters that FSDP shards' in told[2]
 
 

@@ -316,7 +316,7 @@ def test_a_cnn_without_channels_is_refused(mmpretrain):
 
 
 def test_what_is_not_in_common_is_not_watched(tmp_path, mmpretrain):
-    with pytest.raises(SharingError, match='GradientFlowHook watches what convs have in common'):
+    with pytest.raises(SharingError, match='GradientFlowHook watches what layers have in common'):
         train(small(BANK), tmp_path, [GradientFlowHook(1)])
 
 

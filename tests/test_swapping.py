@@ -16,8 +16,9 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from mmshared import OrthogonalityLossHook, SharedLayer, SharingError, banks, repeated_layers, share_layers
-from mmshared.analysis.models import build_empty
+from mmshared.analysis.models import build_empty, plain_twin
 from mmshared.analysis.sweep import Outcome, Sweep, count, tie_all
+from mmshared.backbones.mmdet import SharedResNet
 from mmshared.cli import config_path
 
 # A config of each kind, and the size of its pictures where that matters.
@@ -37,7 +38,7 @@ DETECTORS = {
     'yolo/yolov3_mobilenetv2_8xb24-320-300e_coco.py': {},
     'swin/retinanet_swin-t-p4-w7_fpn_1x_coco.py': {},
     'pvt/retinanet_pvtv2-b0_fpn_1x_coco.py': {},
-    'rtmdet/rtmdet_tiny_8xb32-300e_coco.py': {},
+    'rtmdet/rtmdet_s_8xb32-300e_coco.py': {},
 }
 CLASSIFIERS = ['resnet/resnet18_8xb16_cifar10.py', 'resnet/resnetv1d50_8xb32_in1k.py',
                'resnext/resnext50-32x4d_8xb32_in1k.py', 'regnet/regnetx-400mf_8xb128_in1k.py',
@@ -132,6 +133,12 @@ def test_backbones_necks_heads_and_whole_models_have_twins(name, module):
     twin = getattr(import_module(f'mmshared.backbones.{module}'), name)
     assert import_module(module).registry.MODELS.get(name) is twin
     assert issubclass(twin, twin.plain) and name == f'Shared{twin.plain.__name__}'
+
+
+def test_a_class_in_a_config_is_a_twin_as_its_name_is():
+    sharing = dict(groups=['conv2'], bank=TIED)
+    model = dict(type='ImageClassifier', backbone=dict(type=SharedResNet, depth=50, sharing=sharing))
+    assert plain_twin(model)['backbone'] == dict(type=SharedResNet.plain, depth=50)
 
 
 class TestSweep:

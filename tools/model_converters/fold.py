@@ -60,6 +60,9 @@ def main() -> None:
     print(f'relative difference of the outputs: {difference:.2g}')
     if not difference < TOLERANCE:
         raise SharingError(f'The folded network differs by more than {TOLERANCE:g}: nothing was written.')
+    if args.onnx:  # first: if it fails, nothing was written
+        for line in export_onnx(shared, plain, args.onnx, args.shape, args.keep_shared):
+            print(line)
     state_dict = to_torchvision(plain) if args.torchvision else plain.state_dict()
     if args.safetensors:
         from safetensors.torch import save_file
@@ -74,9 +77,6 @@ def main() -> None:
         stock.dump(args.out_config)
         print(f'wrote {args.out_config}'
               + (', whose network is one of mmshared' if 'custom_imports' in stock else ''))
-    if args.onnx:
-        for line in export_onnx(shared, plain, args.onnx, args.shape, args.keep_shared):
-            print(line)
 
 
 if __name__ == '__main__':
