@@ -2,7 +2,7 @@
 # First of all: whatever else is imported here reaches for mmcv's operators.
 from . import compat  # noqa: F401, I001
 from .backbones import SharingMixin
-from .checkpoint import refuse_pickles
+from .engine.checkpoint import refuse_pickles
 from .datasets import PathScore, RotatedMNIST, ShortestPaths
 from .hooks import (BasisHealthHook, GradientFlowHook, LayerSimilarityHook, OrthogonalityLossHook, RecurrenceLossHook,
                     TrainOnlyHook, layer_similarity)

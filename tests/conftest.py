@@ -37,9 +37,9 @@ def mmdet():
 
 
 @pytest.fixture(scope='session')
-def pictures(tmp_path_factory):
-    """A folder of pictures for each of ten classes."""
-    root, random = tmp_path_factory.mktemp('pictures'), np.random.default_rng(0)
+def images(tmp_path_factory):
+    """A folder of images for each of ten classes."""
+    root, random = tmp_path_factory.mktemp('images'), np.random.default_rng(0)
     for name in (f'{split}/{label}/{i}.png' for split in ('train', 'test') for label in range(10) for i in range(4)):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(random.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(root / name)

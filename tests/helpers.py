@@ -1,11 +1,11 @@
 """What several tests need: banks, backbones, and batch norms that leave no output at zero."""
 import sys
+from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from io import StringIO
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Dict, List, Optional, Sequence
 from unittest.mock import patch
 
 import torch
@@ -44,7 +44,7 @@ BANKS = {
 
 def backbone(depth: int = 50,
              groups: Sequence[str] = ('conv2', ),
-             bank: Optional[dict] = TIED,
+             bank: dict | None = TIED,
              type: str = 'ResNet',
              **kwargs) -> nn.Module:
     """A narrow backbone of the current default scope; plain where ``bank`` is None."""
@@ -55,7 +55,7 @@ def backbone(depth: int = 50,
     return MODELS.build(dict(type=type, **kwargs))
 
 
-def stage_banks(model: nn.Module) -> Dict[str, List[Bank]]:
+def stage_banks(model: nn.Module) -> dict[str, list[Bank]]:
     """The banks of each stage, in the order of their groups; of groups named outright by the group."""
     stages = {}
     for name, bank in named_banks(model).items():
@@ -81,7 +81,7 @@ def evaluating(model: nn.Module) -> nn.Module:
     return model
 
 
-def picture(size: int = 64, batch: int = 2) -> torch.Tensor:
+def image(size: int = 64, batch: int = 2) -> torch.Tensor:
     return torch.randn(batch, 3, size, size)
 
 
@@ -123,7 +123,7 @@ def call(tool: str, *arguments) -> SimpleNamespace:
     return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
 
 
-def small(bank: Optional[dict] = BASIS, **kwargs) -> nn.Module:
+def small(bank: dict | None = BASIS, **kwargs) -> nn.Module:
     """A backbone of two stages, for :class:`Classifier`."""
     return backbone(depth=18, groups=['conv[12]'], bank=bank, num_stages=2, strides=(1, 2), dilations=(1, 1),
                     out_indices=(1, ), **kwargs)

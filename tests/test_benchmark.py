@@ -14,20 +14,20 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from helpers import ROOT, call, load_tool
 from mmengine.config import Config
 from PIL import Image
 
+from helpers import ROOT, call, load_tool
 from mmshared import SharingError
 from mmshared.analysis.suite import read_suite
-from mmshared.cli import config_path
+from mmshared.engine.config import config_path
 
 CONFIGS = [f'projects/dsfb/configs/{name}_4e_cifar10-jpeg.py' for name in ('resnet32', 'shared-resnet32-s8u1')]
 SUITES = sorted((ROOT / 'configs/benchmarks').glob('*.yaml'))
 
 
-def write(path, pictures, configs=CONFIGS, **keys):
-    options = {'data_root': str(pictures), 'train_dataloader.batch_size': 20, 'train_dataloader.num_workers': 0,
+def write(path, images, configs=CONFIGS, **keys):
+    options = {'data_root': str(images), 'train_dataloader.batch_size': 20, 'train_dataloader.num_workers': 0,
                'train_dataloader.persistent_workers': False, 'val_dataloader.num_workers': 0,
                'val_dataloader.persistent_workers': False, 'default_hooks.logger.interval': 1,
                'train_cfg.max_epochs': 4, 'default_hooks.checkpoint.max_keep_ckpts': -1}
@@ -53,8 +53,8 @@ def benchmark(suite, work_dir, *options):
     return result
 
 
-def test_an_interrupted_suite_goes_on_and_gives_one_table(pictures, tmp_path):
-    suite, work_dir = write(tmp_path / 'small.yaml', pictures), tmp_path / 'runs'
+def test_an_interrupted_suite_goes_on_and_gives_one_table(images, tmp_path):
+    suite, work_dir = write(tmp_path / 'small.yaml', images), tmp_path / 'runs'
     process = subprocess.Popen(command(suite, work_dir, '--jobs', '2'), stdout=subprocess.PIPE, text=True, cwd=ROOT,
                                stderr=subprocess.STDOUT, start_new_session=True)
     third = work_dir / 'shared-resnet32-s8u1_4e_cifar10-jpeg/seed_0'
@@ -99,17 +99,17 @@ def test_an_interrupted_suite_goes_on_and_gives_one_table(pictures, tmp_path):
     finished[0].write_text(kept[:9])
     assert 'result.json is damaged: remove it, and call tools/benchmark.py again' in benchmark(suite, work_dir).stderr
     finished[0].write_text(kept)
-    write(suite, pictures, metric='loss')
+    write(suite, images, metric='loss')
     assert not any(line.startswith('#') for line in benchmark(suite, work_dir, '--dry-run').stdout.splitlines())
-    write(suite, pictures, options={'train_cfg.max_epochs': 3})
+    write(suite, images, options={'train_cfg.max_epochs': 3})
     assert 'seed_0 holds a run with other settings' in benchmark(suite, work_dir).stderr
 
 
 @pytest.mark.parametrize('options', [['--jobs', '2'], ['--submitit', '--partition', 'gpu']], ids=['here', 'slurm'])
-def test_a_failed_run_stops_no_other_and_its_reason_is_told(pictures, tmp_path, options, monkeypatch):
+def test_a_failed_run_stops_no_other_and_its_reason_is_told(images, tmp_path, options, monkeypatch):
     submitit = pytest.importorskip('submitit')
     folder = dict(config=CONFIGS[1], name='broken', options={'data_root': str(tmp_path / 'none')})
-    suite = write(tmp_path / 'small.yaml', pictures, [folder, CONFIGS[1]], seeds=[0])
+    suite = write(tmp_path / 'small.yaml', images, [folder, CONFIGS[1]], seeds=[0])
     if '--submitit' in options:
         assert 'Error: --submitit finds no SLURM here' in benchmark(suite, tmp_path / 'runs', *options).stderr
         executor, asked = submitit.AutoExecutor, []
@@ -125,7 +125,7 @@ def test_a_failed_run_stops_no_other_and_its_reason_is_told(pictures, tmp_path, 
 
 def test_options_arrive_as_the_file_has_them(tmp_path):
     options = {'model.backbone.sharing': {'groups': [r'conv(1|2)\b'], 'bank': {'unique_rank': 2}},
-               'optim_wrapper.optimizer.lr': 1.0e-3, 'data_root': '/data/my pictures, all', 'work_dir': None}
+               'optim_wrapper.optimizer.lr': 1.0e-3, 'data_root': '/data/my images, all', 'work_dir': None}
     suite = dict(metric='accuracy/top1', configs=[dict(config=str(ROOT / CONFIGS[1]), name='one', options=options)])
     (tmp_path / 'suite.yaml').write_text(yaml.safe_dump(suite))
     run, = read_suite(tmp_path / 'suite.yaml', tmp_path / 'runs').runs
@@ -133,7 +133,7 @@ def test_options_arrive_as_the_file_has_them(tmp_path):
     cfg = Config.fromfile(tmp_path / 'config.py')
     assert cfg.model.backbone.sharing.bank.unique_rank == 2
     assert cfg.model.backbone.sharing.groups == [r'conv(1|2)\b'] and cfg.optim_wrapper.optimizer.lr == 1e-3
-    assert cfg.train_dataloader.dataset.data_root == '/data/my pictures, all/' and cfg.randomness.seed == 0
+    assert cfg.train_dataloader.dataset.data_root == '/data/my images, all/' and cfg.randomness.seed == 0
 
 
 @pytest.mark.parametrize('path', SUITES, ids=lambda path: path.stem)
@@ -173,15 +173,15 @@ def test_a_suite_that_says_something_else_is_refused(tmp_path, text, words):
         read_suite(tmp_path / 'suite.yaml', tmp_path)
 
 
-def test_runs_over_several_processes_go_through_torchrun(pictures, tmp_path):
-    suite = write(tmp_path / 'small.yaml', pictures, CONFIGS[1:], seeds=[3])
+def test_runs_over_several_processes_go_through_torchrun(images, tmp_path):
+    suite = write(tmp_path / 'small.yaml', images, CONFIGS[1:], seeds=[3])
     line = benchmark(suite, tmp_path / 'runs', '--dry-run', '--gpus-per-run', '2').stdout.strip()
     assert '-m torch.distributed.run --standalone --nproc_per_node=2' in line and '--resume' in line
     assert line.endswith('--launcher pytorch') and not list(tmp_path.glob('runs/*/seed_3/*'))
     result = benchmark(suite, tmp_path / 'runs', '--gpus-per-run', '2')
     assert result.returncode == 0, result.stdout
     log = (tmp_path / 'runs' / 'shared-resnet32-s8u1_4e_cifar10-jpeg/seed_3/run.log').read_text()
-    # 40 pictures in batches of 20 on two processes
+    # 40 images in batches of 20 on two processes
     assert re.search(r'Epoch\(train\) +\[4\]\[1/1\]', log) and 'seed=3' in log
 
 

@@ -5,13 +5,13 @@ import sys
 
 import pytest
 import torch
-from helpers import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from helpers import ROOT
 from mmshared import SharingError
-from mmshared.checkpoint import check_state_dict, load_checkpoint_file, state_dict_of
+from mmshared.engine.checkpoint import check_state_dict, load_checkpoint_file, state_dict_of
 
 CASES = settings(max_examples=150, derandomize=True, deadline=None, database=None)
 PLACES = st.floats(0, 1, exclude_max=True)  # of a byte, as its share of the file

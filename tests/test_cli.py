@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, Classifier, call, small
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from helpers import ROOT, Classifier, call, small
 from mmshared import SharingError, cli
-from mmshared.analysis.models import build_model
-from mmshared.analysis.training import read_scalars
-from mmshared.checkpoint import load_checkpoint_file, refuse_other_networks, save_checkpoint
-from mmshared.cli import (check_twins, errors_in_a_sentence, load_config, merge_options, moved_root, own_files,
-                          run_tool)
+from mmshared.analysis.logs import read_scalars
+from mmshared.cli import errors_in_a_sentence, own_files, run_tool
+from mmshared.engine.build import build_model
+from mmshared.engine.checkpoint import load_checkpoint_file, refuse_other_networks, save_checkpoint
+from mmshared.engine.config import check_twins, load_config, merge_options, moved_root
 
 SHARED = ROOT / 'configs/shared_resnet/shared-resnet32-s8u1_b256_cifar10.py'
 PLAIN = SHARED.with_name('resnet32_b256_cifar10.py')
@@ -52,12 +52,12 @@ def files(tmp_path_factory):
     ('model_converters/repeatnet_to_mmshared.py', ['plain.pth', 'plain.pth'], 'have to be files of their own'),
     ('model_converters/repeatnet_to_mmshared.py', ['list.pth', 'new.pth'], 'has no state dict'),
     ('model_converters/net_rl2_to_mmshared.py', ['list.pth', 'new.pth'], 'no shared_basis|no state dict'),
-    ('analysis_tools/sharing_report.py', [SHARED, '--shape', '1', '32', '32'], 'cannot take pictures of 1x32x32: '),
+    ('analysis_tools/sharing_report.py', [SHARED, '--shape', '1', '32', '32'], 'cannot take images of 1x32x32: '),
     ('analysis_tools/sharing_report.py', [SHARED, '--json', 'folder'], 'folder is a folder: name a file'),
-    ('analysis_tools/gram_matrices.py', [SHARED, 'plain.pth', '--out', 'picture'], 'no name of a picture: let it end'),
+    ('analysis_tools/gram_matrices.py', [SHARED, 'plain.pth', '--out', 'image'], 'no name of an image: let it end'),
     ('analysis_tools/benchmark_speed.py', [SHARED, '--device', 'foo'], 'foo cannot be used here: '),
     ('analysis_tools/benchmark_speed.py', [SHARED, '--device', 'meta'], 'meta cannot be used here: '),
-    ('analysis_tools/report_run.py', ['folder', '--pictures', '0'], '--pictures 0: give 1 or more'),
+    ('analysis_tools/report_run.py', ['folder', '--images', '0'], '--images 0: give 1 or more'),
     ('analysis_tools/report_run.py', ['folder'], 'no work dir of a finished run: it has no config'),
     ('benchmark.py', ['plain.pth', '--jobs', '0'], '--gpus-per-run, --jobs and --timeout are 1 or more'),
 ])

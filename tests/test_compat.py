@@ -7,9 +7,9 @@ import mmcv.ops
 import pytest
 import torch
 import torchvision
-from helpers import ROOT
 from torch.autograd import gradcheck
 
+from helpers import ROOT
 from mmshared.compat import mmcv_ops
 
 supplied = type(sys.modules['mmcv._ext']) is mmcv_ops._TorchvisionExtension

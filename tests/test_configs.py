@@ -5,14 +5,14 @@ import sys
 
 import pytest
 import yaml
-from helpers import ROOT, WITHOUT_ESCNN
 from mmengine.config import Config
 from mmengine.registry import HOOKS
 
+from helpers import ROOT, WITHOUT_ESCNN
 from mmshared import banks
 from mmshared.analysis.complexity import complexity, count_multiply_adds, parameter_count, sharing_groups
-from mmshared.analysis.models import build_empty, build_model, build_plain
 from mmshared.analysis.tables import measure, readmes
+from mmshared.engine.build import build_empty, build_model, build_plain
 
 CONFIGS = sorted(path for folder in ('configs', 'projects') for path in (ROOT / folder).rglob('*.py')
                  if '_base_' not in path.parts and 'model' in Config.fromfile(path))

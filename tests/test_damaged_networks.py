@@ -4,15 +4,15 @@ from collections import Counter
 
 import pytest
 import torch
-from helpers import evaluating, randomise_norms
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmengine.config import Config
 from mmengine.runner.checkpoint import load_checkpoint
 
+from helpers import evaluating, randomise_norms
 from mmshared import SharingError
-from mmshared.analysis.models import build_model, load_whole
-from mmshared.checkpoint import load_checkpoint_file, state_dict_of
+from mmshared.engine.build import build_model, load_whole
+from mmshared.engine.checkpoint import load_checkpoint_file, state_dict_of
 
 BACKBONE = dict(type='SharedResNetA_CIFAR', depth=20,
                 sharing=dict(groups=['conv[12]'], bank=dict(type='FilterBasis', shared_rank=8, unique_rank=1,

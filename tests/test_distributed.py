@@ -15,14 +15,14 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from helpers import BASIS, ROOT, TIED, Classifier, backbone, randomise_norms, stage_banks
 from mmengine.model import MMDistributedDataParallel, MMFullyShardedDataParallel
 from mmengine.registry import MODEL_WRAPPERS, OPTIMIZERS, init_default_scope
 from torch.distributed.fsdp import FullyShardedDataParallel, StateDictType
 from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
 
+from helpers import BASIS, ROOT, TIED, Classifier, backbone, randomise_norms, stage_banks
 from mmshared import GradientFlowHook, OrthogonalityLossHook, SharingError
-from mmshared.checkpoint import load_checkpoint_file
+from mmshared.engine.checkpoint import load_checkpoint_file
 
 
 def network(bank, with_cp=False):
@@ -151,22 +151,22 @@ def test_units_that_part_what_is_shared_are_refused(tmp_path):
     assert 'cannot see the parameters that FSDP shards' in told[2]
 
 
-def train_command(pictures, work_dir, *options):
+def train_command(images, work_dir, *options):
     loading = [f'{split}_dataloader.{option}' for split in ('train', 'val')
                for option in ('num_workers=0', 'persistent_workers=False', 'batch_size=5')]
     return ['projects/dsfb/configs/shared-resnet32-s8u1_4e_cifar10-jpeg.py', '--work-dir', str(work_dir),
-            '--cfg-options', f'data_root={pictures}', 'default_hooks.logger.interval=1', *loading, *options]
+            '--cfg-options', f'data_root={images}', 'default_hooks.logger.interval=1', *loading, *options]
 
 
-# The pictures themselves: augmentation draws on the random state, which mmengine does not keep in a checkpoint.
+# The images themselves: augmentation draws on the random state, which mmengine does not keep in a checkpoint.
 PLAIN = ['train_dataloader.dataset.pipeline.1.padding=0', 'train_dataloader.dataset.pipeline.2.prob=0.0']
 
 
-def test_a_resumed_run_ends_in_the_same_weights(pictures, tmp_path):
+def test_a_resumed_run_ends_in_the_same_weights(images, tmp_path):
     options = [*PLAIN, 'default_hooks.checkpoint.max_keep_ckpts=-1']
-    first = [sys.executable, 'tools/train.py', *train_command(pictures, tmp_path / 'whole', *options)]
+    first = [sys.executable, 'tools/train.py', *train_command(images, tmp_path / 'whole', *options)]
     subprocess.run(first, check=True, capture_output=True, cwd=ROOT)
-    again = [sys.executable, 'tools/train.py', *train_command(pictures, tmp_path / 'resumed', *options),
+    again = [sys.executable, 'tools/train.py', *train_command(images, tmp_path / 'resumed', *options),
              '--resume', str(tmp_path / 'whole/epoch_2.pth')]
     subprocess.run(again, check=True, capture_output=True, cwd=ROOT)
     assert not (tmp_path / 'resumed/epoch_2.pth').exists()
@@ -177,12 +177,12 @@ def test_a_resumed_run_ends_in_the_same_weights(pictures, tmp_path):
     assert any(not torch.equal(tensor, earlier[key]) for key, tensor in states[0]['state_dict'].items())
 
 
-def test_a_killed_process_ends_the_job_and_it_can_be_resumed(pictures, tmp_path):
+def test_a_killed_process_ends_the_job_and_it_can_be_resumed(images, tmp_path):
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = str(free.getsockname()[1])
     environment = dict(os.environ, PATH=f'{Path(sys.executable).parent}:{os.environ["PATH"]}', PORT=port)
-    config, *rest = train_command(pictures, tmp_path)
+    config, *rest = train_command(images, tmp_path)
     command = ['tools/dist_train.sh', config, '2', *rest]
     job = subprocess.Popen([*command, 'train_cfg.max_epochs=400'], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                            text=True, cwd=ROOT, env=environment)

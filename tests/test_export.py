@@ -6,15 +6,15 @@ import sys
 
 import pytest
 import torch
-from helpers import BASIS, ROOT, TEMPLATES, call, difference, picture, randomise_norms, small, train
 from mmdet.models.detectors import BaseDetector
 from mmengine.config import Config
 
+from helpers import BASIS, ROOT, TEMPLATES, call, difference, image, randomise_norms, small, train
 from mmshared import fold_layers
-from mmshared.analysis.export import feature_maps, inner, stock_config, to_torchvision
-from mmshared.analysis.models import build_model
-from mmshared.checkpoint import load_checkpoint_file
-from mmshared.cli import config_path
+from mmshared.convert.fold import stock_config, to_torchvision
+from mmshared.engine.build import build_model, feature_maps, inner
+from mmshared.engine.checkpoint import load_checkpoint_file
+from mmshared.engine.config import config_path
 from mmshared.sharing.filter_basis import BasisLayer
 
 # Narrow networks of each kind: classifiers of mmpretrain and a detector of mmdet.
@@ -44,9 +44,9 @@ init_default_scope(cfg.default_scope)
 model = MODELS.build(cfg.model)
 model.load_state_dict(torch.load({checkpoint!r}, weights_only=True)['state_dict'], strict=True)
 model.eval()
-pictures = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 with torch.no_grad():
-    maps = model.extract_feat(pictures) if 'Faster' in type(model).__name__ else (model(pictures), )
+    maps = model.extract_feat(images) if 'Faster' in type(model).__name__ else (model(images), )
 torch.save(list(maps), {out!r})
 """
 
@@ -78,9 +78,9 @@ def test_stock_classes_load_a_folded_checkpoint(trained, tmp_path):
                           checkpoint=str(tmp_path / 'plain.pth'), out=str(tmp_path / 'maps.pth'))
     stock = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, cwd=tmp_path)
     assert stock.returncode == 0, stock.stderr
-    pictures = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        assert difference(torch.load(tmp_path / 'maps.pth', weights_only=True), feature_maps(model, pictures)) < 1e-4
+        assert difference(torch.load(tmp_path / 'maps.pth', weights_only=True), feature_maps(model, images)) < 1e-4
 
 
 def test_onnx_is_one_conv_per_conv_and_takes_any_batch_and_size(trained, tmp_path):
@@ -131,7 +131,7 @@ def test_torchvision_and_safetensors(tmp_path):
     assert result.returncode == 0, result.stderr
     twin = resnet34().eval()
     twin.load_state_dict(safetensors.load_file(tmp_path / 'plain.safetensors'), strict=True)
-    x = picture(96)
+    x = image(96)
     with torch.no_grad():
         assert difference([twin(x)], [model(x)]) < 1e-4
 

@@ -6,15 +6,15 @@ import sys
 
 import pytest
 import torch
-from helpers import BANKS, BASIS, ROOT, TIED, backbone, difference, evaluating, picture, randomise_norms, stage_banks
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.optim.scheduler import lr_scheduler as param_scheduler
 from mmengine.runner.checkpoint import load_checkpoint, load_state_dict
 
+from helpers import BANKS, BASIS, ROOT, TIED, backbone, difference, evaluating, image, randomise_norms, stage_banks
 from mmshared import SharingError, fold_layers
-from mmshared.analysis.models import build_model
-from mmshared.checkpoint import load_checkpoint_file
+from mmshared.engine.build import build_model
+from mmshared.engine.checkpoint import load_checkpoint_file
 
 
 def state_of(model):
@@ -34,7 +34,7 @@ def refuses(model, state, *words, prefix=''):
 def test_a_shared_checkpoint_loads_as_it_is(library, bank):
     models = [randomise_norms(backbone(depth=34, groups=['conv[12]'], bank=bank)) for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict(), strict=True)
-    x = picture()
+    x = image()
     assert difference(*[evaluating(model)(x) for model in models]) == 0
 
 
@@ -45,7 +45,7 @@ def test_a_folded_network_loads_back_without_loss(library, bank):
     # What was shared once lies in the span of a basis of its rank, its tied kernels and its plain copies agree.
     torch.manual_seed(0)
     shared = evaluating(randomise_norms(backbone(depth=34, bank=bank)))
-    x = picture()
+    x = image()
     before = shared(x)
     fold_layers(shared)
     torch.manual_seed(0)  # what is dropped and what is random is drawn as it was

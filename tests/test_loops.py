@@ -4,18 +4,25 @@ import re
 import numpy as np
 import pytest
 import torch
-from helpers import BANKS, backbone, call, difference, evaluating, picture, randomise_norms, small, stage_banks, train
 from mmengine.config import Config
 from mmengine.registry import MODELS
 from PIL import Image
 from torch import nn
 
-from mmshared import (LayerSimilarityHook, LoopedTemplates, RecurrenceLossHook, SharingError, TemplateBank,
-                      banks, layer_similarity)
+from helpers import BANKS, backbone, call, difference, evaluating, image, randomise_norms, small, stage_banks, train
+from mmshared import (
+    LayerSimilarityHook,
+    LoopedTemplates,
+    RecurrenceLossHook,
+    SharingError,
+    TemplateBank,
+    banks,
+    layer_similarity,
+)
 from mmshared.analysis.complexity import parameter_count
-from mmshared.analysis.loops import expand_program, fold_loops, loop_program, similar_layers, stage_programs
-from mmshared.analysis.models import build_model
-from mmshared.analysis.training import read_scalars
+from mmshared.analysis.logs import read_scalars
+from mmshared.convert.loops import expand_program, fold_loops, loop_program, similar_layers, stage_programs
+from mmshared.engine.build import build_model
 from mmshared.hooks import recurrence_loss, template_banks
 
 TEMPLATES = BANKS['templates']
@@ -209,7 +216,7 @@ def test_layers_that_are_alike_fold_without_a_change_of_the_output(templates, pa
     assert parameter_count(folded) < parameter_count(model)
     kept = min(templates, max(pattern) + 1)
     assert all(len(bank.templates) == kept for banks in stage_banks(folded).values() for bank in banks)
-    x = picture(32)
+    x = image(32)
     assert difference([folded(x)], [model(x)]) < 1e-4
     again = evaluating(build_model(folded_cfg))
     again.load_state_dict(folded.state_dict(), strict=True)
@@ -280,7 +287,7 @@ def test_each_group_of_a_stage_has_loops_of_its_own():
     assert folded_banks['layer3', 'conv2'] == dict(type='LoopedTemplates', kernels=[0] * 5, num_templates=2)
     assert folded_banks['layer3', 'conv3'] == dict(type='LoopedTemplates', kernels=[0, 1, 0, 1, 0], num_templates=2)
     assert folded_banks['layer1', 'conv3'] == TEMPLATES  # two convs, which differ
-    x = picture(32)
+    x = image(32)
     assert difference([folded(x)], [model(x)]) < 1e-4
 
 
@@ -317,7 +324,7 @@ def test_stages_without_a_group_need_no_bank(library):
                                           sharing=sharing)))
     assert parameter_count(looped) < parameter_count(model)
     assert {bank.stage: len(bank.layers) for bank in banks(looped)} == counts
-    assert looped(picture())[0].isfinite().all()
+    assert looped(image())[0].isfinite().all()
 
 
 @pytest.mark.parametrize('bank, words', [
@@ -335,8 +342,8 @@ def test_banks_that_fit_no_network_are_refused(bank, words):
 # The tools
 
 
-def test_the_tool_writes_a_network_of_loops_that_loads_and_tells_what_it_costs(pictures, tmp_path):
-    cfg = config(data_root=pictures)
+def test_the_tool_writes_a_network_of_loops_that_loads_and_tells_what_it_costs(images, tmp_path):
+    cfg = config(data_root=images)
     model = make_alike(build_model(cfg), noise=0.02)
     out = tmp_path / 'out/loops.pth'
     result = call(FOLD, *write(tmp_path, cfg, model), out, '--threshold', '0.9', '--recalibrate', '2')

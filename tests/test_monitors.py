@@ -1,19 +1,19 @@
-"""What is written down of the banks while a model trains, and the pictures of it."""
+"""What is written down of the banks while a model trains, and the images of it."""
 import re
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, TIED, backbone, call, small, stage_banks, train
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from PIL import Image
 from torch import nn
 
+from helpers import ROOT, TIED, backbone, call, small, stage_banks, train
 from mmshared import BasisHealthHook, GradientFlowHook, SharingError
-from mmshared.analysis.models import build_model
-from mmshared.analysis.training import read_scalars
+from mmshared.analysis.logs import read_scalars
+from mmshared.engine.build import build_model
 from mmshared.hooks import basis_health, basis_spaces
 
 CONFIG = ROOT / 'configs/shared_resnet/shared-resnet32-s16u1-double_b256_cifar10.py'

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import ROOT, randomise_norms
 from mmengine.config import Config
 
+from helpers import ROOT, randomise_norms
 from mmshared import SharingError
-from mmshared.analysis.models import build_model
-from mmshared.checkpoint import load_checkpoint_file
+from mmshared.engine.build import build_model
+from mmshared.engine.checkpoint import load_checkpoint_file
 
 sys.path.insert(0, str(ROOT / 'tools/model_converters'))
-import net_rl2_to_mmshared as converter  # noqa: E402
+import net_rl2_to_mmshared as converter
 
 NAMES = ['34-s32u1_8xb32_in1k', '34-s48u1-double_8xb32_in1k', '50_8xb32_in1k', '50-pp_8xb32_in1k',
          '34-s8u1_b256_cifar100', '32-s16u1_b256_cifar10', '32-s16u1-double_b256_cifar10']

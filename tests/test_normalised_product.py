@@ -4,9 +4,9 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import randomise_norms
 from torch import nn
 
+from helpers import randomise_norms
 from mmshared import share_layers
 from mmshared.sharing.normalised_product import normalised_product
 

@@ -1,8 +1,8 @@
 """The orthogonality loss: equal to the authors' formulas, and a loss like every other while a model trains."""
 import pytest
 import torch
-from helpers import BASIS, TIED, backbone, evaluating, small, stage_banks, train
 
+from helpers import BASIS, TIED, backbone, evaluating, small, stage_banks, train
 from mmshared import OrthogonalityLossHook, SharingError
 from mmshared.hooks import orthogonality_loss, orthogonality_spaces
 

@@ -4,11 +4,18 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import REPEATED, backbone, difference, evaluating, picture, randomise_norms
 from torch import nn
 
-from mmshared import (KERNEL_TRANSFORMS, KernelTransform, RepeatedKernel, SharingError, deploy, fold_layers,
-                      share_layers)
+from helpers import REPEATED, backbone, difference, evaluating, image, randomise_norms
+from mmshared import (
+    KERNEL_TRANSFORMS,
+    KernelTransform,
+    RepeatedKernel,
+    SharingError,
+    deploy,
+    fold_layers,
+    share_layers,
+)
 from mmshared.analysis.complexity import count_multiply_adds
 from mmshared.sharing import deployment
 from mmshared.sharing.kernel_transforms import Swish
@@ -73,7 +80,7 @@ def test_the_fast_form_is_the_direct_form_in_values_and_gradients(small, shape, 
     fast = transform.compute(apply, x, kernel, bias)
     direct = apply(x, transform(kernel), bias)
     torch.testing.assert_close(fast, direct, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(transform.compute(apply, x[0], kernel, bias), fast[0])  # a picture without a batch
+    torch.testing.assert_close(transform.compute(apply, x[0], kernel, bias), fast[0])  # an image without a batch
     weights = torch.randn_like(direct)
     for a, b in zip(*(torch.autograd.grad(y, (x, kernel, bias), weights) for y in (fast, direct))):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
@@ -219,7 +226,7 @@ def test_plain_copies_are_deployed_in_the_form_that_is_faster(monkeypatch, posit
         return position
 
     monkeypatch.setattr(deployment, '_fastest', fastest)
-    x = picture(8)[:, :1].repeat(1, 4, 1, 1)
+    x = image(8)[:, :1].repeat(1, 4, 1, 1)
     network = deploy(block, x)
     assert timed == [[0, 1]]  # the norm is there to be timed where it is not fused
     assert difference([network(x)], [block(x)]) < 1e-5
@@ -253,7 +260,7 @@ def test_the_bias_of_a_repeated_conv_folds_into_its_norm(mmpretrain):
     for conv in model.layer3.modules():
         if getattr(conv, 'added_bias', None) is not None:
             nn.init.normal_(conv.added_bias)
-    x = picture(32)
+    x = image(32)
     before = model(x)
     assert difference(fold_layers(model)(x), before) < 1e-5
     assert not any('bias' in key and 'bn' not in key and 'downsample.1' not in key for key in model.state_dict())

@@ -4,17 +4,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import REPEATED as BANK
-from helpers import ROOT, call, evaluating, load_tool, randomise_norms, small, train
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import DATASETS, MODELS
 from torch import nn
 
-from mmshared import GradientFlowHook, SharingError, TrainOnlyHook, fold_layers, banks
+from helpers import REPEATED as BANK
+from helpers import ROOT, call, evaluating, load_tool, randomise_norms, small, train
+from mmshared import GradientFlowHook, SharingError, TrainOnlyHook, banks, fold_layers
 from mmshared.analysis.complexity import count_multiply_adds, parameter_count
-from mmshared.analysis.models import build_empty, build_model, build_plain
-from mmshared.checkpoint import load_checkpoint_file
+from mmshared.engine.build import build_empty, build_model, build_plain
+from mmshared.engine.checkpoint import load_checkpoint_file
 
 CONFIGS = ROOT / 'configs/repeatnet'
 CLASSES = {'cifar10': (10, 100, 200), 'rotmnist': (10, ), 'in1k': (1000, )}
@@ -157,12 +157,12 @@ def test_the_convs_of_a_vgg_repeat_the_kernels_of_the_authors_sources(number, so
 
 
 @pytest.mark.parametrize('name, size', [('resnet-w1_b128_tinyimagenet', 32), ('resnet18-w1_8xb32_in1k', 224)])
-def test_pictures_pass_the_affine_augmentation(mmpretrain, pictures, name, size):
+def test_images_pass_the_affine_augmentation(mmpretrain, images, name, size):
     pipeline = config(name).train_dataloader.dataset.pipeline
 
     def data(*left_out):
         steps = [step for step in pipeline if step['type'].rpartition('/')[2] not in left_out]
-        return DATASETS.build(dict(type='CustomDataset', data_root=str(pictures), data_prefix='train', pipeline=steps))
+        return DATASETS.build(dict(type='CustomDataset', data_root=str(images), data_prefix='train', pipeline=steps))
 
     assert all(data()[3]['inputs'].shape == (3, size, size) for _ in range(3))
     # Nothing else makes a difference here.

@@ -8,12 +8,12 @@ from math import sqrt
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import call, load_tool
 from mmengine.config import Config
 
+from helpers import call, load_tool
 from mmshared import SharingError
-from mmshared.analysis.models import build_model
-from mmshared.checkpoint import load_checkpoint_file
+from mmshared.engine.build import build_model
+from mmshared.engine.checkpoint import load_checkpoint_file
 
 TOOL = 'model_converters/repeatnet_to_mmshared.py'
 converter = load_tool(TOOL)

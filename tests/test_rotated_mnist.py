@@ -10,7 +10,6 @@ import sys
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, WITHOUT_ESCNN, call, difference, randomise_norms
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import MODELS
@@ -19,11 +18,12 @@ from mmpretrain.registry import DATASETS
 from PIL import Image
 from torch import nn
 
+from helpers import ROOT, WITHOUT_ESCNN, call, difference, randomise_norms
 from mmshared import RotatedMNIST, SharingError
 from mmshared.analysis.complexity import count_multiply_adds, parameter_count
 from mmshared.analysis.gain import compare
-from mmshared.analysis.models import build_model, load_model
 from mmshared.datasets.rotated_mnist import rotate
+from mmshared.engine.build import build_model, load_model
 
 CONFIG = ROOT / 'configs/repeatnet/steerable-c4_b128_rotmnist.py'
 FILES = ['train-images-idx3-ubyte', 'train-labels-idx1-ubyte', 't10k-images-idx3-ubyte', 't10k-labels-idx1-ubyte']
@@ -32,7 +32,7 @@ AMAT = ['mnist_all_rotation_normalized_float_train_valid.amat', 'mnist_all_rotat
 
 @pytest.fixture
 def digits():
-    """40 pictures, smooth, with black corners."""
+    """40 images, smooth, with black corners."""
     y, x = np.mgrid[:28, :28] - 13.5
     waves = np.random.default_rng(1).uniform(-0.5, 0.5, (40, 2, 1, 1))
     return ((np.hypot(x, y) < 11) * (127 + 127 * np.sin(waves[:, 0] * x + waves[:, 1] * y))).astype(np.uint8)
@@ -40,7 +40,7 @@ def digits():
 
 @pytest.fixture
 def mnist(digits, tmp_path, monkeypatch):
-    """A folder with a MNIST of 30 and 10 pictures, each of a class of its own, of which 12 train and 20 test."""
+    """A folder with a MNIST of 30 and 10 images, each of a class of its own, of which 12 train and 20 test."""
     monkeypatch.setattr(RotatedMNIST, 'sizes', dict(train=12, test=20))
     for (images, labels), numbers in zip((FILES[:2], FILES[2:]), (range(30), range(30, 40))):
         head = b''.join(n.to_bytes(4, 'big') for n in (2051, len(numbers), 28, 28))
@@ -58,12 +58,12 @@ def test_each_digit_is_turned_by_an_angle_of_its_own_and_is_in_one_split(mnist, 
     train, test = infos(mnist, 'train'), infos(mnist, 'test')
     seen = [info['gt_label'] for info in train + test]
     assert (len(train), len(test), len(set(seen))) == (12, 20, 32)
-    assert set(seen) & set(range(30, 40))  # the pictures of MNIST's test files are among them
+    assert set(seen) & set(range(30, 40))  # the images of MNIST's test files are among them
     angles = []
     for info in train + test:
         turned = {angle: np.asarray(Image.fromarray(digits[info['gt_label']]).rotate(angle, Image.BILINEAR), int)
                   for angle in range(360)}
-        errors = {angle: np.abs(picture - info['img'])[4:24, 4:24].mean() for angle, picture in turned.items()}
+        errors = {angle: np.abs(image - info['img'])[4:24, 4:24].mean() for angle, image in turned.items()}
         angles.append(min(errors, key=errors.get))
         assert errors[angles[-1]] < 2 and info['img'].dtype == np.uint8
     assert len(set(angles)) > 25
@@ -81,10 +81,10 @@ def test_the_data_set_is_the_same_each_time_gzipped_or_not_and_in_part(mnist):
         assert all((a['img'] == b['img']).all() and a['gt_label'] == b['gt_label'] for a, b in zip(first, again))
 
 
-def test_pictures_turn_counterclockwise_about_their_centre(digits):
-    pictures = torch.from_numpy(digits)
+def test_images_turn_counterclockwise_about_their_centre(digits):
+    images = torch.from_numpy(digits)
     for turns in range(4):
-        assert torch.equal(rotate(pictures, torch.full((40, ), 90. * turns)), pictures.rot90(turns, (1, 2)))
+        assert torch.equal(rotate(images, torch.full((40, ), 90. * turns)), images.rot90(turns, (1, 2)))
 
 
 def test_the_original_files_are_read_row_after_row(mnist, tmp_path):
@@ -100,9 +100,9 @@ def test_the_original_files_are_read_row_after_row(mnist, tmp_path):
     assert train[0]['img'].shape == (28, 28) and train[1]['img'].max() == 128
     line = '0.5 ' * 784
     for text, words in [('1 2 3\n', 'has 3 values in a line'), ('a b\n', 'cannot be read: could not convert'),
-                        (f'{line}1\n', 'has 1 lines, and the split has 2 pictures: it was cut off'),
-                        (f'{line}1\n' + '2 ' * 784 + '1\n', 'has values of pictures that are not from 0 to 1'),
-                        (f'{line}1\n' + 'nan ' * 784 + '1\n', 'has values of pictures that are not from 0 to 1'),
+                        (f'{line}1\n', 'has 1 lines, and the split has 2 images: it was cut off'),
+                        (f'{line}1\n' + '2 ' * 784 + '1\n', 'has values of images that are not from 0 to 1'),
+                        (f'{line}1\n' + 'nan ' * 784 + '1\n', 'has values of images that are not from 0 to 1'),
                         (f'{line}1\n{line}10\n', 'has labels that are no digits'),
                         (f'{line}1\n{line}0.5\n', 'has labels that are no digits')]:
         (tmp_path / AMAT[0]).write_text(text)
@@ -135,11 +135,11 @@ def test_what_is_missing_is_named(mnist):
         infos(mnist, 'train')
     (mnist / 'elsewhere').rename(mnist / FILES[3])
     RotatedMNIST.sizes['train'] = 30
-    with pytest.raises(SharingError, match='hold 40 pictures: MNIST has 70,000'):
+    with pytest.raises(SharingError, match='hold 40 images: MNIST has 70,000'):
         infos(mnist, 'test')
 
 
-def test_the_config_gives_pictures_of_29_pixels_from_0_to_1(mnist, mmpretrain):
+def test_the_config_gives_images_of_29_pixels_from_0_to_1(mnist, mmpretrain):
     cfg = Config.fromfile(CONFIG)
     assert cfg.train_dataloader.batch_size == 128 and cfg.train_dataloader.drop_last
     preprocess = MODELS.build(dict(cfg.data_preprocessor, type='ClsDataPreprocessor'))
@@ -151,12 +151,12 @@ def test_the_config_gives_pictures_of_29_pixels_from_0_to_1(mnist, mmpretrain):
         batch, again = [preprocess(pseudo_collate([data[i] for i in range(len(data))]))['inputs'] for _ in range(2)]
         assert batch.shape == (len(data), 1, 29, 29) and batch.min() == 0 and 0.9 < batch.max() <= 1
         found[loader] = batch, again, torch.stack([torch.from_numpy(info['img']) for info in infos(mnist, data.split)])
-    batch, again, pictures = found['val']
-    assert torch.equal(batch, again) and (batch[:, 0, :28, :28] * 255 - pictures).abs().max() < 1e-4
+    batch, again, images = found['val']
+    assert torch.equal(batch, again) and (batch[:, 0, :28, :28] * 255 - images).abs().max() < 1e-4
     assert not batch[:, :, 28].any() and not batch[:, :, :, 28].any()
     # In training they turn anew each time and lose nothing.
-    batch, again, pictures = found['train']
-    light = pictures.double().sum((1, 2)) / 255
+    batch, again, images = found['train']
+    light = images.double().sum((1, 2)) / 255
     for turned in (batch, again):
         assert ((turned.double().sum((1, 2, 3)) / light - 1).abs() < 0.03).all()
     assert ((batch - again).abs().mean((1, 2, 3)) > 0.01).all()
@@ -191,14 +191,14 @@ class TestEquivariance:
         return randomise_norms(copy.deepcopy(built(rotations))).train(training)
 
     @pytest.mark.parametrize('rotations, training', [(4, False), (4, True), (8, False), (16, False)])
-    def test_a_picture_turned_by_90_degrees_has_the_same_logits(self, rotations, training):
-        model, pictures = self.network(rotations, training), torch.rand(2, 1, 28, 28)
+    def test_a_image_turned_by_90_degrees_has_the_same_logits(self, rotations, training):
+        model, images = self.network(rotations, training), torch.rand(2, 1, 28, 28)
         with torch.no_grad():
-            expected = model(pictures)
+            expected = model(images)
             for turns in (1, 2, 3):
-                assert difference([model(pictures.rot90(turns, (2, 3)))], [expected]) < 1e-4
-            # It is no function that hardly looks: a mirrored picture is another one.
-            assert difference([model(pictures.flip(3))], [expected]) > 1e-2
+                assert difference([model(images.rot90(turns, (2, 3)))], [expected]) < 1e-4
+            # It is no function that hardly looks: a mirrored image is another one.
+            assert difference([model(images.flip(3))], [expected]) > 1e-2
 
     @pytest.mark.parametrize('rotations', [4, 8, 16])
     def test_the_parameters_are_those_of_the_authors_sizes(self, rotations):
@@ -222,16 +222,16 @@ class TestEquivariance:
             nn.init.normal_(parameter, std=0.1)
         other.train().eval()
         copy.deepcopy(other)  # what eval mode keeps is no part of a graph
-        pictures, keys = torch.rand(2, 1, 29, 29), set(model.state_dict())
+        images, keys = torch.rand(2, 1, 29, 29), set(model.state_dict())
         model.eval()
         assert set(model.state_dict()) == keys and not any(key.endswith('filter') for key in keys)
         with torch.no_grad():
-            expected = model(pictures)
-            assert difference([other(pictures)], [expected]) > 1e-2
+            expected = model(images)
+            assert difference([other(images)], [expected]) > 1e-2
             load_state_dict(other, model.state_dict(), strict=True)
-            assert torch.equal(other(pictures), expected)
+            assert torch.equal(other(images), expected)
             torch.save(dict(state_dict=model.state_dict()), tmp_path / 'model.pth')
-            assert torch.equal(load_model(Config.fromfile(CONFIG), str(tmp_path / 'model.pth'))(pictures), expected)
+            assert torch.equal(load_model(Config.fromfile(CONFIG), str(tmp_path / 'model.pth'))(images), expected)
 
 
 def test_without_escnn_a_steerable_network_says_what_to_install(monkeypatch):
@@ -240,7 +240,7 @@ def test_without_escnn_a_steerable_network_says_what_to_install(monkeypatch):
         build_model(Config.fromfile(CONFIG))
 
 
-def test_multiply_adds_are_counted_for_pictures_of_one_channel():
+def test_multiply_adds_are_counted_for_images_of_one_channel():
     conv = nn.Conv2d(1, 2, 3)
     assert count_multiply_adds(conv, (1, 6, 5))[''] == 4 * 3 * 9 * 2
     assert count_multiply_adds(nn.Conv2d(3, 2, 3), (6, 5))[''] == 4 * 3 * 9 * 2 * 3

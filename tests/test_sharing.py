@@ -6,13 +6,21 @@ from importlib import import_module
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import BANKS, BASIS, TIED, backbone, difference, evaluating, picture, randomise_norms, stage_banks
 from mmengine.model import ExponentialMovingAverage, convert_sync_batchnorm, revert_sync_batchnorm
 from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS, init_default_scope
 from torch import nn
 
-from mmshared import (Bank, FilterBasis, OrthonormalFilterBasis, SharedLayer, SharingError, fold_layers,
-                      banks, share_layers)
+from helpers import BANKS, BASIS, TIED, backbone, difference, evaluating, image, randomise_norms, stage_banks
+from mmshared import (
+    Bank,
+    FilterBasis,
+    OrthonormalFilterBasis,
+    SharedLayer,
+    SharingError,
+    banks,
+    fold_layers,
+    share_layers,
+)
 
 NETWORKS = [
     dict(type='ResNet', depth=34, groups=['conv1', 'conv2'], bank=BASIS),
@@ -32,7 +40,7 @@ def shared_layers(model):
 @pytest.mark.parametrize('network', NETWORKS, ids=lambda network: f'{network["type"]}-{network["bank"]["type"]}')
 def test_folding_preserves_the_output_and_gives_the_plain_network(library, network):
     shared = evaluating(randomise_norms(backbone(**network)))
-    x = picture()
+    x = image()
     before = shared(x)
     assert len(shared_layers(shared)) > 1
     fold_layers(shared)
@@ -74,7 +82,7 @@ def test_a_shared_tensor_is_stored_once(library, bank):
 def test_the_gradient_of_a_tied_kernel_is_the_sum_over_its_convs(mmpretrain):
     shared = randomise_norms(backbone(groups=['conv2'])).double()
     plain = fold_layers(copy.deepcopy(shared))
-    x = picture().double()
+    x = image().double()
     for model in (shared, plain):
         model(x)[0].square().mean().backward()
     for stage, banks in stage_banks(shared).items():
@@ -268,7 +276,7 @@ def test_a_bank_has_the_layer_decay_of_its_first_conv(mmpretrain):
 def test_checkpointed_blocks_have_the_same_gradients(library, bank):
     models = [backbone(depth=34, groups=['conv[12]'], bank=bank, with_cp=with_cp).double() for with_cp in (0, 1)]
     models[1].load_state_dict(models[0].state_dict())
-    x = picture().double().requires_grad_()
+    x = image().double().requires_grad_()
     for model in models:
         model.train()
         model(x)[-1].square().mean().backward()
@@ -286,7 +294,7 @@ def test_the_norm_of_a_basis_is_the_kind_that_the_network_uses(library):
 
 def test_sync_norms_come_and_go_by_conversion(mmpretrain):
     model = evaluating(randomise_norms(backbone(depth=34, bank=BASIS)))
-    x = picture()
+    x = image()
     before = model(x)
     synced = convert_sync_batchnorm(model)
     assert all(isinstance(conv.norm, nn.SyncBatchNorm) for conv in shared_layers(synced))
@@ -311,7 +319,7 @@ def test_a_network_can_be_pickled_and_its_class_imported(name):
     init_default_scope(name)
     model = backbone()
     twin = pickle.loads(pickle.dumps(model))
-    assert type(twin) is type(model) is getattr(import_module(f'mmshared.backbones.{name}'), 'SharedResNet')
+    assert type(twin) is type(model) is import_module(f'mmshared.backbones.{name}').SharedResNet
     convs = shared_layers(twin)
     assert convs[0].bank is convs[1].bank
 
@@ -322,7 +330,7 @@ def test_a_bank_generates_once_in_a_forward_pass(library, monkeypatch):
     generate = OrthonormalFilterBasis.generate
     monkeypatch.setattr(OrthonormalFilterBasis, 'generate', lambda bank: made.append(bank) or generate(bank))
     for count in (1, 2):
-        model(picture())[-1].sum().backward()
+        model(image())[-1].sum().backward()
         assert len(made) == len(set(made)) * count == 8 * count
     # Nothing is kept: new parameters give a new kernel, and a conv alone works.
     conv = shared_layers(model)[0]
@@ -338,7 +346,7 @@ def test_an_orthonormal_basis_stays_so(mmpretrain):
     start = bank().detach()
     for _ in range(3):
         optimizer.zero_grad()
-        model(picture())[-1].square().mean().backward()
+        model(image())[-1].square().mean().backward()
         optimizer.step()
     rows = bank().detach().flatten(1)
     assert (rows - start.flatten(1)).abs().max() > 1e-2
@@ -384,7 +392,7 @@ def test_a_dense_net_shares_in_all_layers_and_folds(mmpretrain):
         arch=dict(growth_rate=8, depths=[2, 3], init_channels=16),
         sharing=dict(groups=['conv2'], bank=dict(BASIS, base_channels=32))))))
     assert [len(banks[0].layers) for banks in stage_banks(model).values()] == [2, 3]
-    x = picture(16)
+    x = image(16)
     before = model(x)
     fold_layers(model)
     assert not shared_layers(model) and difference(model(x), before) < 1e-5
@@ -398,7 +406,7 @@ def test_masked_convs_are_never_shared(mmpretrain):
 @pytest.mark.parametrize('bank', BANKS.values(), ids=BANKS)
 def test_a_bank_in_mixed_precision_runs_in_that_precision(mmpretrain, bank):
     model = evaluating(backbone(depth=34, bank=bank))
-    x = picture()
+    x = image()
     exact = model(x)
     with torch.autocast('cpu', torch.bfloat16):
         assert shared_layers(model)[0](torch.randn(1, 16, 8, 8)).dtype == torch.bfloat16
@@ -474,7 +482,7 @@ def test_a_new_method_is_two_classes(mmpretrain):
     model = evaluating(randomise_norms(backbone(bank=dict(type='ScaledFilters'))))
     for conv in shared_layers(model):
         conv.scale.data.uniform_(0.5, 2)
-    x = picture()
+    x = image()
     before = model(x)
     assert difference(fold_layers(model)(x), before) < 1e-5
 

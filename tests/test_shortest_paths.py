@@ -5,7 +5,6 @@ import networkx as nx
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, call
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import METRICS
@@ -13,9 +12,10 @@ from mmengine.runner import Runner
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from helpers import ROOT, call
 from mmshared import SharingError, ShortestPaths, banks
 from mmshared.analysis.complexity import parameter_count
-from mmshared.analysis.models import build_model, build_plain
+from mmshared.engine.build import build_model, build_plain
 
 CONFIGS = {name: ROOT / f'projects/soft_sharing/configs/{name}_shortest-paths.py'
            for name in ('flat-resnet33', 'shared-flat-resnet33-t4', 'shared-flat-resnet33-recurrent')}

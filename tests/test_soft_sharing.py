@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import call
 from mmengine.config import Config
 
-from mmshared.analysis.models import build_model
+from helpers import call
+from mmshared.engine.build import build_model
 
 TOOL = 'model_converters/soft_sharing_to_mmshared.py'
 

@@ -4,10 +4,10 @@ import time
 
 import pytest
 import torch
-from helpers import BASIS, TEMPLATES, TIED, backbone, call, difference, evaluating, picture, randomise_norms
 from torch import nn
 
-from mmshared import SharingError, deploy, banks
+from helpers import BASIS, TEMPLATES, TIED, backbone, call, difference, evaluating, image, randomise_norms
+from mmshared import SharingError, banks, deploy
 from mmshared.analysis.speed import Step, checkpoint_bytes, load_reference, peak_bytes, time_in_turn
 from mmshared.sharing import deployment
 
@@ -31,10 +31,10 @@ def test_works_are_timed_in_turn_and_compared_within_a_round():
 
 def test_the_memory_of_a_step_is_that_of_weights_gradients_momentum_and_maps():
     model = nn.Conv2d(3, 8, 3, bias=False)
-    pictures = picture(34)
+    images = image(34)
     weights, maps = 8 * 27 * 4, 2 * 8 * 32 * 32 * 4
     # The maps and the gradient of them, at least, and what their square and its gradient take.
-    assert 3 * weights + 2 * maps <= peak_bytes(model, Step(model, pictures)) <= 3 * weights + 5 * maps
+    assert 3 * weights + 2 * maps <= peak_bytes(model, Step(model, images)) <= 3 * weights + 5 * maps
 
 
 @pytest.mark.parametrize('type, bank, norms', [
@@ -53,7 +53,7 @@ def test_a_deployed_network_is_the_same_with_batch_norms_in_its_convs(mmpretrain
             arch=dict(growth_rate=8, depths=[2, 3], init_channels=16), out_indices=(1, ), groups=['conv2']),
     }[type]
     model = evaluating(randomise_norms(backbone(bank=bank, type=type, **kwargs)))
-    x = picture()
+    x = image()
     network = deploy(model, x)
     assert not banks(network) and banks(model)  # a copy
     assert sum(isinstance(module, nn.BatchNorm2d) for module in network.modules()) == norms
@@ -70,14 +70,14 @@ def test_batch_norms_that_are_called_elsewhere_are_left_there(mmpretrain):
         def forward(self, x):
             return self.conv(self.norm(x))
 
-    model, x = evaluating(randomise_norms(PreNorm())), picture()
+    model, x = evaluating(randomise_norms(PreNorm())), image()
     network = deploy(model, x)
     assert type(network.norm) is nn.BatchNorm2d and difference([network(x)], [model(x)]) < 1e-5
 
 
 def test_the_form_that_is_faster_is_deployed(mmpretrain, monkeypatch):
     model = evaluating(backbone(depth=34, groups=['conv[12]'], bank=BASIS))
-    x, kinds = picture(32), []
+    x, kinds = image(32), []
     for position in (0, 1):
         monkeypatch.setattr(deployment, '_fastest', lambda forms, x: position)
         kinds.append(type(deploy(model, x).layer1[1].conv1))

@@ -6,14 +6,23 @@ import warnings
 
 import pytest
 import torch
-from helpers import BASIS, TIED, backbone, difference, evaluating, picture, randomise_norms
 from mmcv.cnn import ConvModule
 from mmcv.cnn.bricks.wrappers import Conv2d, Linear
 from mmengine.registry import MODELS
 from torch import nn
 
-from mmshared import (Bank, SharedLayer, SharingError, banks, deploy, fold_layers, named_banks, repeated_layers,
-                      share_layers)
+from helpers import BASIS, TIED, backbone, difference, evaluating, image, randomise_norms
+from mmshared import (
+    Bank,
+    SharedLayer,
+    SharingError,
+    banks,
+    deploy,
+    fold_layers,
+    named_banks,
+    repeated_layers,
+    share_layers,
+)
 
 #: A bank of each kind for three layers of 16 channels, by which nothing is lost if the weights are of its form.
 KINDS = {
@@ -303,7 +312,7 @@ def test_depthwise_and_grouped_convs_are_tied():
 ], ids=lambda network: network['type'])
 def test_1_the_bias_of_a_fold_goes_into_every_norm_that_sees_it(mmpretrain, network):
     shared = evaluating(randomise_norms(MODELS.build(network)))
-    x = picture()
+    x = image()
     before = shared(x)
     fold_layers(shared)
     plain = MODELS.build({**{k: v for k, v in network.items() if k != 'sharing'}, 'type': network['type'][6:]})
@@ -336,7 +345,7 @@ def test_3_a_second_call_keeps_what_the_first_shared(mmpretrain):
 
 
 def test_6_channels_last_survives_surgery_fold_and_deploy(mmpretrain):
-    x = picture().contiguous(memory_format=torch.channels_last)
+    x = image().contiguous(memory_format=torch.channels_last)
     for kind in ('tied', 'basis', 'templates', 'repeated', 'relaxed'):
         network = backbone(depth=34, bank=None).to(memory_format=torch.channels_last)
         share_layers(network, groups=['conv[12]'], bank=dict(KINDS[kind]))
@@ -363,7 +372,7 @@ def test_8_deploy_allows_what_rounding_brings_and_no_more(mmpretrain, dtype, all
             return self.inner(x)[0] * (1 if banks(self) else 1.01)
 
     network = Odd().to(dtype)
-    x = picture().to(dtype)
+    x = image().to(dtype)
     if allowed:
         deploy(network, x)
     else:
@@ -407,7 +416,7 @@ def test_12_a_checkpoint_without_anything_shared_is_left_to_torch(mmpretrain):
 
 def test_17_nothing_draws_from_the_global_generator_for_nothing(mmpretrain):
     network = evaluating(randomise_norms(backbone(depth=34, bank=BASIS)))
-    x = picture()
+    x = image()
     state = torch.get_rng_state()
     deploy(network, x)
     fold_layers(network)

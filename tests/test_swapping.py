@@ -6,8 +6,6 @@ from importlib import import_module
 
 import pytest
 import torch
-from helpers import (BANKS, BASIS, ROOT, TIED, Classifier, backbone, difference, evaluating, picture, randomise_norms,
-                     small, stage_banks, train)
 from mmdet.models.backbones.trident_resnet import TridentConv
 from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config
@@ -15,13 +13,27 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
+from helpers import (
+    BANKS,
+    BASIS,
+    ROOT,
+    TIED,
+    Classifier,
+    backbone,
+    difference,
+    evaluating,
+    image,
+    randomise_norms,
+    small,
+    train,
+)
 from mmshared import OrthogonalityLossHook, SharedLayer, SharingError, banks, repeated_layers, share_layers
-from mmshared.analysis.models import build_empty, plain_twin
 from mmshared.analysis.sweep import Outcome, Sweep, count, tie_all
 from mmshared.backbones.mmdet import SharedResNet
-from mmshared.cli import config_path
+from mmshared.engine.build import build_empty
+from mmshared.engine.config import config_path, plain_twin
 
-# A config of each kind, and the size of its pictures where that matters.
+# A config of each kind, and the size of its images where that matters.
 DETECTORS = {
     'faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py': {},
     'mask_rcnn/mask-rcnn_x101-32x4d_fpn_1x_coco.py': dict(with_mask=True),
@@ -89,7 +101,7 @@ def test_a_stock_classifier_trains_with_its_backbone_swapped(name):
     model = swapped(f'mmpretrain::{name}')
     model.train()
     samples = [DataSample().set_gt_label(label) for label in (1, 2)]
-    gradients_reach_every_bank(model, model(picture(64), samples, mode='loss'))
+    gradients_reach_every_bank(model, model(image(64), samples, mode='loss'))
 
 
 # Of each row of README's table of patterns: the library, and what its first backbone needs.
@@ -215,7 +227,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(mmpretrain, tmp_path
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.half], ids=['bf16', 'fp16'])
 def test_mixed_precision_trains_towards_the_same(mmpretrain, name, dtype):
     model = evaluating(randomise_norms(backbone(depth=18, groups=['conv[12]'], bank=BANKS[name])))
-    x, grads = picture(), []
+    x, grads = image(), []
     for enabled in (False, True):
         with torch.autocast('cpu', dtype, enabled=enabled):
             # Scaled as a gradient scaler does: half precision ends at 65,504.
@@ -233,7 +245,7 @@ def test_mixed_precision_trains_towards_the_same(mmpretrain, name, dtype):
 @pytest.mark.parametrize('bank', BANKS.values(), ids=BANKS)
 def test_channels_last_is_the_same_network(mmpretrain, bank):
     model = evaluating(backbone(depth=18, groups=['conv[12]'], bank=bank))
-    x = picture()
+    x = image()
     before = model(x)
     after = model.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
     assert difference(after, before) < 1e-5

@@ -9,13 +9,14 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from helpers import ROOT
 from mmengine.config import Config
 from PIL import Image
 
+from helpers import ROOT
 from mmshared import SharingError
-from mmshared.checkpoint import mend_last_checkpoint
-from mmshared.cli import check_data, config_path, dotted, moved_root, run_tool
+from mmshared.cli import run_tool
+from mmshared.engine.checkpoint import mend_last_checkpoint
+from mmshared.engine.config import check_data, config_path, dotted, moved_root
 
 SCENES = ROOT / 'tools/dataset_converters/digit_scenes.py'
 CONFIG = ROOT / 'configs/small/faster-rcnn_r50-narrow-shared_12e_digits.py'
@@ -63,7 +64,7 @@ class TestDigitScenes:
                 assert pixels.shape == (image['height'], image['width'], 3)
                 inside = np.zeros(pixels.shape[:2], bool)
                 for x, y, w, h in (i['bbox'] for i in own):
-                    assert 0 <= x and 0 <= y and x + w <= image['width'] and y + h <= image['height']
+                    assert x >= 0 and y >= 0 and x + w <= image['width'] and y + h <= image['height']
                     inside[y:y + h, x:x + w] = True
                 # Ink is near black or near white, the ground is neither.
                 ink = (np.abs(pixels.mean(2) - 127) > 110)
@@ -207,7 +208,7 @@ def test_training_can_be_interrupted_resumed_and_evaluated(digits, tmp_path):
                 f'data_root={digits}', 'test_dataloader.num_workers=0', 'test_dataloader.persistent_workers=False')
     assert 'coco/bbox_mAP' in test.stdout
     tmp_path = tmp_path.rename(tmp_path.with_name('moved'))
-    report = call('tools/analysis_tools/report_run.py', tmp_path, '--pictures', '2').stdout
+    report = call('tools/analysis_tools/report_run.py', tmp_path, '--images', '2').stdout
     assert f'checkpoint: {tmp_path}/epoch_2.pth' in report
     assert re.search(r'parameters of the backbone: 1,165,328 shared, 1,480,976 plain \(21\.3% fewer\)', report)
     for name in ('detections.png', 'curves.png'):

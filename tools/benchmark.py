@@ -17,7 +17,6 @@ import time
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from queue import Queue
-from typing import Dict, List, Optional, Set, Tuple
 
 import torch
 from tqdm import tqdm
@@ -51,15 +50,15 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def command_of(run: Run, processes: int) -> List[str]:
+def command_of(run: Run, processes: int) -> list[str]:
     if processes == 1:
         return [sys.executable, str(TRAIN), *run.arguments()]
     launcher = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}']
     return [sys.executable, *launcher, str(TRAIN), *run.arguments(), '--launcher', 'pytorch']
 
 
-def execute(command: List[str], log: Path, place: Optional[Dict[str, str]] = None, started: Optional[Set[int]] = None
-            ) -> Tuple[int, int]:
+def execute(command: list[str], log: Path, place: dict[str, str] | None = None, started: set[int] | None = None
+            ) -> tuple[int, int]:
     """Run a command, its output into a file and ``place`` in its environment. Returns its exit status and the most
     memory that a process of it held, in bytes. While it runs its process is in ``started``, and it holds a lock on the
     folder of the file."""
@@ -100,7 +99,7 @@ class Local:
                             else dict(OMP_NUM_THREADS=threads))
         self.pool, self.started, self.stopped = ThreadPoolExecutor(jobs), set(), threading.Event()
 
-    def submit(self, command: List[str], log: Path) -> Future:
+    def submit(self, command: list[str], log: Path) -> Future:
 
         def on_device():
             place = self.places.get()
@@ -141,7 +140,7 @@ class Submitted:
             **(dict(slurm_partition=args.partition) if args.partition else {}))
         self.pool, self.jobs = ThreadPoolExecutor(256), []
 
-    def submit(self, command: List[str], log: Path) -> Future:
+    def submit(self, command: list[str], log: Path) -> Future:
         job = self.executor.submit(execute, command, log)
         self.jobs.append(job)
         return self.pool.submit(job.result)

@@ -1,16 +1,14 @@
 """Parameters and multiply-adds, shared against plain."""
 import copy
-from typing import Dict, List, Tuple
 
 import torch
 from mmengine.config import Config
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..engine.build import build_empty, build_plain, feature_maps
 from ..sharing import SharedLayer, banks, fold_layers, named_banks
 from ..sharing.bank import generate_once
-from .export import feature_maps
-from .models import build_empty, build_plain
 
 
 def parameter_count(model: nn.Module) -> int:
@@ -18,26 +16,26 @@ def parameter_count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def count_multiply_adds(model: nn.Module, size: Tuple[int, ...]) -> Dict[str, int]:
-    """The multiply-adds of the convs and linear layers that a picture passes, by module. What banks generate, once for
+def count_multiply_adds(model: nn.Module, size: tuple[int, ...]) -> dict[str, int]:
+    """The multiply-adds of the convs and linear layers that an image passes, by module. What banks generate, once for
     a whole batch, is not counted.
 
     Args:
         model (nn.Module): A classifier, or a detector, of which backbone and neck are counted: the rest depends on
             the number of proposals.
-        size (tuple[int, ...]): Height and width of the picture, and before them its channels where these are not 3.
+        size (tuple[int, ...]): Height and width of the image, and before them its channels where these are not 3.
 
     Returns:
         dict[str, int]: The number for each module by its name, of all of them for the name ''.
     """
-    picture = torch.zeros(1, *(3, *size)[-3:], device=next(model.parameters()).device)
+    image = torch.zeros(1, *(3, *size)[-3:], device=next(model.parameters()).device)
     training = model.training
     model.eval()
     with torch.no_grad(), generate_once(model):
         for bank in banks(model):
             bank()
         with FlopCounterMode(display=False) as counter:
-            feature_maps(model, picture)
+            feature_maps(model, image)
     model.train(training)
     # The counter knows the module that is called first by its class: the model, or a detector's backbone and neck.
     roots = {type(child).__name__: name for name, child in model.named_children()}
@@ -49,7 +47,7 @@ def count_multiply_adds(model: nn.Module, size: Tuple[int, ...]) -> Dict[str, in
     return counts
 
 
-def complexity(cfg: Config, size: Tuple[int, ...]) -> Dict[str, int]:
+def complexity(cfg: Config, size: tuple[int, ...]) -> dict[str, int]:
     """Parameters and multiply-adds of a config's model and of its plain twin."""
     shared, plain = build_empty(cfg), build_empty(cfg, build_plain)
     return dict(
@@ -59,12 +57,12 @@ def complexity(cfg: Config, size: Tuple[int, ...]) -> Dict[str, int]:
         plain_macs=count_multiply_adds(plain, size)[''])
 
 
-def sharing_groups(model: nn.Module, size: Tuple[int, ...]) -> List[dict]:
+def sharing_groups(model: nn.Module, size: tuple[int, ...]) -> list[dict]:
     """Who shares what in a model, a row for each group.
 
     Args:
         model (nn.Module): A classifier or a detector.
-        size (tuple[int, ...]): The size of the picture that multiply-adds are counted for.
+        size (tuple[int, ...]): The size of the image that multiply-adds are counted for.
 
     Returns:
         list[dict]: For each group its stage, group, bank, the layers by their names in the stage, the parameters

@@ -1,18 +1,18 @@
 """What the converters of authors' checkpoints have in common."""
 import argparse
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Callable, Dict, Sequence, Tuple
 
 from torch import Tensor
 
-from ..checkpoint import load_checkpoint_file, save_checkpoint
 from ..cli import check_files, errors_in_a_sentence, output_file
+from ..engine.checkpoint import load_checkpoint_file, save_checkpoint
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 
 
-def rename(key: str, rules: Sequence[Tuple[str, str]]) -> str:
+def rename(key: str, rules: Sequence[tuple[str, str]]) -> str:
     """Apply replacements of regular expressions to a key, one after the other."""
     for pattern, replacement in rules:
         key = re.sub(pattern, replacement, key)
@@ -20,7 +20,7 @@ def rename(key: str, rules: Sequence[Tuple[str, str]]) -> str:
 
 
 @errors_in_a_sentence()
-def convert_file(description: str, convert: Callable[[dict], Tuple[Dict[str, Tensor], Path, str]]) -> None:
+def convert_file(description: str, convert: Callable[[dict], tuple[dict[str, Tensor], Path, str]]) -> None:
     """The command of a converter: reads SRC, writes DST and says which config it is for.
 
     Args:

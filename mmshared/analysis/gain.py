@@ -1,7 +1,8 @@
 """How much of the gain of one model over a baseline another model reaches."""
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import List, NamedTuple, Optional, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -33,10 +34,10 @@ class Comparison(NamedTuple):
     """
 
     gain: Interval
-    share: Optional[Interval]
+    share: Interval | None
 
 
-def read_accuracies(folder: Path, metric: str) -> List[float]:
+def read_accuracies(folder: Path, metric: str) -> list[float]:
     """The metric of each finished run of a model of a suite, from ``seed_*/result.json`` in its folder.
 
     Raises:

@@ -5,12 +5,12 @@ import statistics
 import sys
 import time
 import weakref
+from collections.abc import Callable, Sequence
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import Any, Callable, Dict, List, NamedTuple, Sequence
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
-import matplotlib
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -18,12 +18,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 from tqdm import tqdm
 
+from ..engine.build import feature_maps, inner
 from ..hooks import orthogonality_loss, orthogonality_spaces
 from ..sharing import SharingError
-from .export import feature_maps, inner
-
-matplotlib.use('Agg')
-from matplotlib import pyplot as plt  # noqa: E402
 
 Work = Callable[[], object]
 
@@ -44,7 +41,7 @@ class Timing(NamedTuple):
     high: float
 
 
-def time_in_turn(works: Dict[str, Work], rounds: int, device: torch.device) -> Dict[str, Timing]:
+def time_in_turn(works: dict[str, Work], rounds: int, device: torch.device) -> dict[str, Timing]:
     """Time several works, each once a round, so that what slows the machine down slows all of them down.
 
     Args:
@@ -163,14 +160,14 @@ class Step:
 
     Args:
         model (nn.Module): The model.
-        pictures (Tensor): A batch, (N, 3, H, W).
+        images (Tensor): A batch, (N, 3, H, W).
         loss_weight (float): Weight of the orthogonality loss; without one it is not computed.
         autocast (dict): Arguments of ``torch.autocast``.
     """
 
-    def __init__(self, model: nn.Module, pictures: Tensor, loss_weight: float = 0.,
-                 autocast: Dict = dict(enabled=False)):
-        self.model, self.pictures, self.autocast = model, pictures, autocast
+    def __init__(self, model: nn.Module, images: Tensor, loss_weight: float = 0.,
+                 autocast: dict = dict(enabled=False)):
+        self.model, self.images, self.autocast = model, images, autocast
         self.loss_weight = loss_weight
         self.means = orthogonality_spaces(model) if loss_weight else []
         self.optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
@@ -178,60 +175,34 @@ class Step:
     def __call__(self) -> None:
         self.model.train()
         self.optimizer.zero_grad()
-        with torch.autocast(self.pictures.device.type, **self.autocast):
-            loss = sum(each.float().square().mean() for each in feature_maps(self.model, self.pictures))
+        with torch.autocast(self.images.device.type, **self.autocast):
+            loss = sum(each.float().square().mean() for each in feature_maps(self.model, self.images))
         if self.means:
             loss = loss + self.loss_weight * orthogonality_loss(self.means)
         loss.backward()
         self.optimizer.step()
 
 
-def inference_of(model: nn.Module, pictures: Tensor, autocast: Dict = dict(enabled=False)) -> Work:
+def inference_of(model: nn.Module, images: Tensor, autocast: dict = dict(enabled=False)) -> Work:
     """A forward pass without gradients of a network in eval mode, of a detector's backbone."""
     network = inner(model)
 
     def forward() -> Sequence[Tensor]:
         network.eval()
-        with torch.inference_mode(), torch.autocast(pictures.device.type, **autocast):
-            return network(pictures)
+        with torch.inference_mode(), torch.autocast(images.device.type, **autocast):
+            return network(images)
 
     return forward
 
 
-def rows_of(work: str, timings: Dict[str, Timing]) -> List[Dict]:
+def rows_of(work: str, timings: dict[str, Timing]) -> list[dict]:
     """Rows of a table from timings."""
     return [dict(work=work, network=name, **timing._asdict()) for name, timing in timings.items()]
 
 
-def rows_of_bytes(work: str, sizes: Dict[str, int]) -> List[Dict]:
+def rows_of_bytes(work: str, sizes: dict[str, int]) -> list[dict]:
     """Rows of a table from numbers of bytes, in proportion to the first."""
     first = next(iter(sizes.values()))
     return [dict(work=work, network=name, bytes=size, ratio=size / first) for name, size in sizes.items()]
 
 
-def draw_growth(growth: Dict[str, List[Dict]], out: Path) -> None:
-    """Draw how time and memory grow: a row of plots for each work, a column for each quantity.
-
-    Args:
-        growth (dict): For the name of each quantity its rows, each with ``value``, ``work``, ``network`` and either
-            ``seconds`` or ``bytes``.
-        out (Path): The picture to write.
-    """
-    works = list(dict.fromkeys(row['work'] for rows in growth.values() for row in rows))
-    figure, axes = plt.subplots(len(works), len(growth), figsize=(4.2 * len(growth) + 0.6, 2.9 * len(works)),
-                                squeeze=False, layout='constrained')
-    for column, (quantity, rows) in zip(axes.T, growth.items()):
-        for axis, work in zip(column, works):
-            lines: Dict[str, List] = {}
-            for row in rows:
-                if row['work'] == work:
-                    size, unit = (row['bytes'] / 1e6, 'MB') if 'bytes' in row else (row['seconds'] * 1e3, 'ms')
-                    lines.setdefault(row['network'], []).append((row['value'], size))
-            for name, points in lines.items():
-                axis.plot(*zip(*sorted(points)), marker='o', label=name)
-            axis.set(title=work, xlabel=quantity, ylabel=unit, xticks=sorted({row['value'] for row in rows}))
-            axis.set_ylim(bottom=0)
-            axis.grid(alpha=0.3)
-    axes[0, 0].legend()
-    figure.savefig(out, dpi=110)
-    plt.close(figure)

@@ -4,21 +4,19 @@ import json
 import os
 import re
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Sequence
+from typing import Any, NamedTuple
 
-import matplotlib
 import yaml
 from mmengine.config import Config
 
-from ..cli import load_config, merge_options
+from ..engine.build import build_model
+from ..engine.config import load_config, merge_options
 from ..sharing import SharingError
 from .complexity import count_multiply_adds, parameter_count
-from .models import build_model
-from .training import read_records, read_scalars
-
-matplotlib.use('Agg')
-from matplotlib import pyplot as plt  # noqa: E402
+from .logs import read_records, read_scalars
+from .plots import draw_metric
 
 
 class Run(NamedTuple):
@@ -44,7 +42,7 @@ class Run(NamedTuple):
     def config_file(self) -> Path:
         return self.work_dir.with_name(f'{self.work_dir.name}.py')
 
-    def arguments(self) -> List[str]:
+    def arguments(self) -> list[str]:
         """The arguments of train.py. With ``--resume`` an interrupted run goes on."""
         return [str(self.config_file), '--work-dir', str(self.work_dir), '--resume']
 
@@ -59,8 +57,8 @@ class Suite(NamedTuple):
     """
 
     metric: str
-    runs: List[Run]
-    counts: Dict[str, Dict[str, int]]
+    runs: list[Run]
+    counts: dict[str, dict[str, int]]
 
 
 def read_suite(path: Path, work_dir: Path) -> Suite:
@@ -186,10 +184,10 @@ def collect(run: Run, suite: Suite, resident_bytes: int) -> None:
     os.replace(partial, run.work_dir / 'result.json')
 
 
-def rows(suite: Suite) -> List[dict]:
+def rows(suite: Suite) -> list[dict]:
     """A row for each model with a finished run: mean and standard deviation of its metric over the seeds, and the
     medians of the rest."""
-    results: Dict[str, List[dict]] = {}
+    results: dict[str, list[dict]] = {}
     for run in suite.runs:
         if finished(run, suite):
             results.setdefault(run.name, []).append(read_result(run.work_dir / 'result.json'))
@@ -214,7 +212,7 @@ def write_tables(suite: Suite, folder: Path) -> str:
         writer.writerows(table)
     head = ['model', 'runs', suite.metric, 'parameters', 'multiply-adds', 'training checkpoint', 'time per iteration',
             'memory']
-    lines: List[Sequence[str]] = [head, ['---', *['---:'] * (len(head) - 1)]]
+    lines: list[Sequence[str]] = [head, ['---', *['---:'] * (len(head) - 1)]]
     for row in table:
         spread = '' if row['deviation'] is None else f' ± {row["deviation"]:.2g}'
         lines.append([row['model'], str(row['runs']), f'{row["mean"]:.4g}{spread}', f'{row["parameters"]:,}',
@@ -222,18 +220,7 @@ def write_tables(suite: Suite, folder: Path) -> str:
                       f'{row["seconds_per_iteration"]:.3g} s', f'{row["memory_bytes"] / 1e6:,.0f} MB'])
     text = '\n'.join(f'| {" | ".join(line)} |' for line in lines) + '\n'
     (folder / 'results.md').write_text(text)
-    _draw(table, suite.metric, folder / 'results.png')
+    draw_metric(table, suite.metric, folder / 'results.png')
     return text
 
 
-def _draw(table: List[dict], metric: str, out: Path) -> None:
-    figure, axis = plt.subplots(figsize=(8, 4.2), layout='constrained')
-    for row in table:
-        axis.errorbar(row['parameters'] / 1e6, row['mean'], yerr=row['deviation'], fmt='o', capsize=4,
-                      label=row['model'])
-    axis.margins(0.1)
-    axis.set(xlabel='parameters in millions', ylabel=metric)
-    axis.grid(alpha=0.3)
-    figure.legend(loc='outside right upper', fontsize=8)
-    figure.savefig(out, dpi=120)
-    plt.close(figure)

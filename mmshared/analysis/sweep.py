@@ -15,9 +15,8 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from ..engine.build import build_empty, relative_difference
 from ..sharing import RepeatedLayers, SharedLayer, SharingError, fold_layers, repeated_layers
-from .export import relative_difference
-from .models import build_empty
 
 TIED = dict(type='TiedFilters')
 

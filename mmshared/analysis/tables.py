@@ -1,6 +1,5 @@
 """The tables of models in the READMEs, from the metafiles, and the metafiles' figures from the built models."""
 from pathlib import Path
-from typing import Dict, List
 
 import yaml
 from mmengine.config import Config
@@ -23,7 +22,7 @@ def measure(metafile: dict, root: Path) -> None:
         })
 
 
-def model_table(models: List[dict], folder: str) -> str:
+def model_table(models: list[dict], folder: str) -> str:
     """A Markdown table of a metafile's models.
 
     Args:
@@ -55,7 +54,7 @@ def put_table(text: str, table: str) -> str:
     return f'{before}{start}\n{table}\n{end}{after}'
 
 
-def readmes(root: Path) -> Dict[Path, str]:
+def readmes(root: Path) -> dict[Path, str]:
     """Each README with a table of models, as it has to read by the metafiles; the root's has those on ImageNet."""
     texts, main = {}, []
     for path in sorted(root.glob('configs/*/metafile.yml')):

@@ -1,4 +1,4 @@
-"""Networks for 32x32 pictures that the libraries lack, plain and shared."""
+"""Networks for 32x32 images that the libraries lack, plain and shared."""
 import torch
 import torch.nn.functional as F
 from mmcv.cnn import ConvModule, build_conv_layer, build_norm_layer
@@ -165,7 +165,7 @@ class ShortcutBlock(nn.Module):
 
 @MODELS.register_module()
 class MobileNetV2_CIFAR(MobileNetV2):
-    """MobileNetV2 for 32x32 pictures, as in models/cifar100/mobilenetv2.py of
+    """MobileNetV2 for 32x32 images, as in models/cifar100/mobilenetv2.py of
     https://github.com/ssregibility/Net_RL2: three strides of 2, a padded 1x1 conv for a stem, and shortcuts with a
     1x1 conv where a block changes the width alone.
 

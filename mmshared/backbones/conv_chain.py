@@ -1,5 +1,5 @@
-"""Networks that are one chain of convs: VGG for 32x32 pictures and the CNN of rotated MNIST, plain and shared."""
-from typing import Dict, Optional, Sequence, Tuple
+"""Networks that are one chain of convs: VGG for 32x32 images and the CNN of rotated MNIST, plain and shared."""
+from collections.abc import Sequence
 
 from mmpretrain.models.backbones.base_backbone import BaseBackbone
 from mmpretrain.registry import MODELS
@@ -20,8 +20,8 @@ class ConvChain(BaseBackbone):
         init_cfg (dict, optional): Config of the initialisation. Defaults to PyTorch's own.
     """
 
-    def __init__(self, convs: Dict[str, nn.Conv2d], pooled: Sequence[str], activation: type,
-                 init_cfg: Optional[dict] = None):
+    def __init__(self, convs: dict[str, nn.Conv2d], pooled: Sequence[str], activation: type,
+                 init_cfg: dict | None = None):
         super().__init__(init_cfg)
         block = nn.Sequential()
         for name, conv in convs.items():
@@ -32,7 +32,7 @@ class ConvChain(BaseBackbone):
                 block.add_module(name.replace('conv', 'pool'), nn.MaxPool2d(2))
         self.features = nn.Sequential(block)
 
-    def forward(self, x: Tensor) -> Tuple[Tensor]:
+    def forward(self, x: Tensor) -> tuple[Tensor]:
         return self.features(x),
 
 
@@ -46,7 +46,7 @@ class VGG_CIFAR(ConvChain):
         init_cfg (dict, optional): Config of the initialisation.
     """
 
-    def __init__(self, depth: int = 11, init_cfg: Optional[dict] = None):
+    def __init__(self, depth: int = 11, init_cfg: dict | None = None):
         if not 4 <= depth <= 11:
             raise SharingError(f'VGG_CIFAR has a depth from 4 to 11, not {depth}.')
         names = [f'conv{stage}_{i}' for stage in range(1, 6) for i in (1, 2)][:depth - 1]
@@ -66,7 +66,7 @@ class RotMNISTCNN(ConvChain):
         init_cfg (dict, optional): Config of the initialisation.
     """
 
-    def __init__(self, widen_factor: float = 1., init_cfg: Optional[dict] = None):
+    def __init__(self, widen_factor: float = 1., init_cfg: dict | None = None):
         widths = [1] + [int(width / 2**0.5 * widen_factor) for width in (32, 48, 64, 64, 96, 128)]
         if min(widths) < 1:
             raise SharingError(f'widen_factor={widen_factor} leaves convs without channels: give a larger one.')

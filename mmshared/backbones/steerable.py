@@ -1,6 +1,5 @@
 """Rotation-equivariant networks, which RepeatNet compares itself to."""
 import math
-from typing import Tuple
 
 from mmengine.model import BaseModule
 from mmpretrain.registry import MODELS
@@ -12,11 +11,11 @@ from ..sharing import SharingError
 
 @MODELS.register_module()
 class SteerableCNN(BaseModule):
-    """The equivariant network for rotated MNIST: six convs whose features rotate and shift along with the picture,
+    """The equivariant network for rotated MNIST: six convs whose features rotate and shift along with the image,
     then the mean over space and the maximum over rotations (https://arxiv.org/abs/1911.08251, with the sizes of
     models/group_equivariant.py of https://github.com/transmuteAI/RepeatNet). Needs escnn.
 
-    Its output does not change when the picture is turned by a multiple of 90 degrees, if each max pooling divides
+    Its output does not change when the image is turned by a multiple of 90 degrees, if each max pooling divides
     what it gets: at 28x28. At 29x29, where the papers train it, the first pooling leaves out the last row and
     column. Turned by other angles of its group it changes a little: pixels lie on a grid.
 
@@ -51,7 +50,7 @@ class SteerableCNN(BaseModule):
         self.register_load_state_dict_post_hook(self._forget_filters)
         self.train()  # escnn's convs begin with filters of zeros, for eval mode
 
-    def forward(self, x: Tensor) -> Tuple[Tensor]:
+    def forward(self, x: Tensor) -> tuple[Tensor]:
         from escnn.nn import GeometricTensor
         return (self.layers(GeometricTensor(x, self.in_type)).tensor.flatten(1), )  # (N, fields)
 

@@ -1,5 +1,4 @@
-"""Pre-activation wide ResNets for 32x32 pictures, which mmpretrain lacks (https://arxiv.org/abs/1605.07146)."""
-from typing import Optional, Tuple
+"""Pre-activation wide ResNets for 32x32 images, which mmpretrain lacks (https://arxiv.org/abs/1605.07146)."""
 
 import torch.utils.checkpoint as cp
 from mmcv.cnn import build_conv_layer, build_norm_layer
@@ -34,9 +33,9 @@ class PreActBlock(BaseModule):
                  out_channels: int,
                  stride: int = 1,
                  dilation: int = 1,
-                 downsample: Optional[nn.Sequential] = None,
+                 downsample: nn.Sequential | None = None,
                  with_cp: bool = False,
-                 conv_cfg: Optional[dict] = None,
+                 conv_cfg: dict | None = None,
                  norm_cfg: dict = dict(type='BN'),
                  **kwargs):
         super().__init__()
@@ -85,7 +84,7 @@ class WideResNet_CIFAR(ResNet_CIFAR):
         setattr(self, self.norm1_name, nn.Identity())
         self.relu = nn.Identity()
 
-    def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         maps = super().forward(x)
         if self.num_stages - 1 in self.out_indices:
             maps = (*maps[:-1], self.norm(maps[-1]).relu())

@@ -20,7 +20,7 @@ def import_escnn() -> ModuleType:
     """
     if importlib.util.find_spec('escnn') is None:
         raise SharingError('The steerable networks need escnn, which is not installed: pip install --no-deps escnn '
-                           '(what it needs for pictures is there already).')
+                           '(what it needs for images is there already).')
     with warnings.catch_warnings():
         # That py3nj is not there, for rotations of space too.
         warnings.filterwarnings('ignore', message='.*py3nj')

@@ -2,7 +2,6 @@
 import warnings
 import zlib
 from pathlib import Path
-from typing import List, Tuple
 
 import numpy as np
 import torch
@@ -20,10 +19,10 @@ IDX_FILES = [(f'{part}-images-idx3-ubyte', f'{part}-labels-idx1-ubyte') for part
 
 @DATASETS.register_module()
 class RotatedMNIST(BaseDataset):
-    """12,000 training and 50,000 test pictures of 28x28 pixels, made of MNIST or read from the original files.
+    """12,000 training and 50,000 test images of 28x28 pixels, made of MNIST or read from the original files.
 
     Where ``data_root`` has the original files, they are read: in each line 784 values from 0 to 1, row after row, and
-    the label. Otherwise the 70,000 pictures of MNIST, its training pictures before its test pictures, are shuffled and
+    the label. Otherwise the 70,000 images of MNIST, its training images before its test images, are shuffled and
     each of them gets an angle, uniform over the circle, all by one seed. The first 12,000 train, the next 50,000
     test, turned counterclockwise about their centre by bilinear interpolation. A part of a split is the ``indices``
     of mmengine's data sets.
@@ -50,17 +49,17 @@ class RotatedMNIST(BaseDataset):
         self.split = split
         super().__init__(ann_file='', data_root=data_root, **kwargs)
 
-    def load_data_list(self) -> List[dict]:
+    def load_data_list(self) -> list[dict]:
         root = Path(self.data_root).expanduser()
         there = [name for name in self.originals.values() if (root / name).is_file()]
         if len(there) == 1:
             # Made of MNIST, the other split would show the same digits.
             raise SharingError(f'{root} has {there[0]} and not the other file of the original rotated MNIST: put both '
                                'there, or remove it.')
-        pictures, labels = self._read_original(root) if there else self._rotate(root)
-        return [dict(img=picture, gt_label=int(label)) for picture, label in zip(pictures, labels)]
+        images, labels = self._read_original(root) if there else self._rotate(root)
+        return [dict(img=image, gt_label=int(label)) for image, label in zip(images, labels)]
 
-    def _read_original(self, root: Path) -> Tuple[np.ndarray, np.ndarray]:
+    def _read_original(self, root: Path) -> tuple[np.ndarray, np.ndarray]:
         path = root / self.originals[self.split]
         try:
             table = np.loadtxt(path, dtype=np.float32, ndmin=2)  # (N, 785)
@@ -69,30 +68,30 @@ class RotatedMNIST(BaseDataset):
         if table.shape[1] != 785:
             raise SharingError(f'{path} has {table.shape[1]} values in a line: rotated MNIST has 784 and a label.')
         if len(table) < self.sizes[self.split]:
-            raise SharingError(f'{path} has {len(table)} lines, and the split has {self.sizes[self.split]} pictures: '
+            raise SharingError(f'{path} has {len(table)} lines, and the split has {self.sizes[self.split]} images: '
                                'it was cut off, copy it again.')
-        pictures, labels = (table[:, :-1].reshape(-1, 28, 28) * 255).round(), table[:, -1]
-        if not ((pictures >= 0) & (pictures <= 255)).all():
-            raise SharingError(f'{path} has values of pictures that are not from 0 to 1.')
+        images, labels = (table[:, :-1].reshape(-1, 28, 28) * 255).round(), table[:, -1]
+        if not ((images >= 0) & (images <= 255)).all():
+            raise SharingError(f'{path} has values of images that are not from 0 to 1.')
         if not np.isin(labels, range(10)).all():
             raise SharingError(f'{path} has labels that are no digits.')
-        return pictures.astype(np.uint8), labels
+        return images.astype(np.uint8), labels
 
-    def _rotate(self, root: Path) -> Tuple[np.ndarray, np.ndarray]:
+    def _rotate(self, root: Path) -> tuple[np.ndarray, np.ndarray]:
         parts = [[_read_idx(root, name) for name in names] for names in IDX_FILES]
-        for (pictures, labels), names in zip(parts, IDX_FILES):
-            if pictures.shape != (len(labels), 28, 28) or labels.dim() != 1:
+        for (images, labels), names in zip(parts, IDX_FILES):
+            if images.shape != (len(labels), 28, 28) or labels.dim() != 1:
                 raise SharingError(f'{root} has {" and ".join(names)} that do not belong together: copy or download '
                                    'them again.')
-        pictures, labels = (torch.cat(part) for part in zip(*parts))  # (M, 28, 28), (M, )
+        images, labels = (torch.cat(part) for part in zip(*parts))  # (M, 28, 28), (M, )
         random = np.random.default_rng(0)
-        order, angles = random.permutation(len(pictures)), random.uniform(0, 360, len(pictures))
+        order, angles = random.permutation(len(images)), random.uniform(0, 360, len(images))
         start = 0 if self.split == 'train' else self.sizes['train']
         stop = start + self.sizes[self.split]
         if len(order) < stop:
-            raise SharingError(f'The MNIST files in {root} hold {len(order)} pictures: MNIST has 70,000.')
+            raise SharingError(f'The MNIST files in {root} hold {len(order)} images: MNIST has 70,000.')
         chosen = order[start:stop]
-        return rotate(pictures[chosen], torch.from_numpy(angles[start:stop])).numpy(), labels[chosen].numpy()
+        return rotate(images[chosen], torch.from_numpy(angles[start:stop])).numpy(), labels[chosen].numpy()
 
 
 def _read_idx(root: Path, name: str) -> Tensor:
@@ -109,15 +108,15 @@ def _read_idx(root: Path, name: str) -> Tensor:
                        'them there, or name their folder with --cfg-options data_root=FOLDER.')
 
 
-def rotate(pictures: Tensor, angles: Tensor) -> Tensor:
-    """Turn each picture about its centre, bilinear, black where there was nothing.
+def rotate(images: Tensor, angles: Tensor) -> Tensor:
+    """Turn each image about its centre, bilinear, black where there was nothing.
 
     Args:
-        pictures (Tensor): (N, H, W) of uint8; H = W.
+        images (Tensor): (N, H, W) of uint8; H = W.
         angles (Tensor): (N, ), counterclockwise, in degrees.
     """
     turned = []
-    for some, radians in zip(pictures.split(1000), angles.deg2rad().float().split(1000)):
+    for some, radians in zip(images.split(1000), angles.deg2rad().float().split(1000)):
         cos, sin, zero = radians.cos(), radians.sin(), torch.zeros_like(radians)
         # The pixel at (x, y), y downwards, shows what was at the matrix times (x, y, 1).
         matrices = torch.stack([cos, -sin, zero, sin, cos, zero], 1).view(-1, 2, 3)

@@ -1,5 +1,5 @@
 """Shortest paths between two cells of a grid with obstacles: a data set that makes itself, and its score."""
-from typing import Dict, List, Sequence, Tuple
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from scipy.sparse.csgraph import dijkstra
 
 from ..sharing import SharingError
 
-Range = Tuple[int, int]
+Range = tuple[int, int]
 ATTEMPTS = 1000
 
 
@@ -71,7 +71,7 @@ class ShortestPaths(BaseDataset):
         self.density = density
         super().__init__(serialize_data=False)
 
-    def load_data_list(self) -> List[dict]:
+    def load_data_list(self) -> list[dict]:
         ranges = np.array(self.distances)[np.arange(self.num_samples) * len(self.distances) // self.num_samples]
         rng = np.random.default_rng(self.seed)
         return [dict(distance=distance) for distance in rng.integers(*ranges.T, endpoint=True).tolist()]
@@ -127,7 +127,7 @@ class PathScore(BaseMetric):
             f1 = 2 * (path & target).sum() / (path.sum() + target.sum())
             self.results.append((sample['distance'].item(), torch.equal(path, target), f1.item()))
 
-    def compute_metrics(self, results: List[tuple]) -> Dict[str, float]:
+    def compute_metrics(self, results: list[tuple]) -> dict[str, float]:
         scores = {}
         for low, high in self.distances:
             found = [scored for distance, *scored in results if low <= distance <= high]

@@ -1,6 +1,5 @@
 """What becomes of the shared parameters while a model trains: hooks that write it down."""
 import math
-from typing import Dict
 
 import matplotlib
 import numpy as np
@@ -41,7 +40,7 @@ class BankMonitorHook(Hook):
             raise SharingError(f'{type(self).__name__} found no bank in the model: give the backbone one by '
                                'sharing=dict(...), or take the hook out of custom_hooks.')
 
-    def write(self, runner, figures: Dict[str, Dict[str, float]]) -> None:
+    def write(self, runner, figures: dict[str, dict[str, float]]) -> None:
         """Write the figures of one moment.
 
         Args:
@@ -80,7 +79,7 @@ class IterationMonitorHook(BankMonitorHook):
             self.record(runner, self.find(self.model))
 
 
-def basis_spaces(model: nn.Module) -> Dict[str, Tensor]:
+def basis_spaces(model: nn.Module) -> dict[str, Tensor]:
     """The filters that are to be orthogonal to each other, by stage and groups: (N, ...) for each space."""
     spaces = {}
     for space in bases_by_space(named_banks(model)):
@@ -91,7 +90,7 @@ def basis_spaces(model: nn.Module) -> Dict[str, Tensor]:
 
 
 @torch.no_grad()
-def basis_health(filters: Tensor) -> Dict[str, float]:
+def basis_health(filters: Tensor) -> dict[str, float]:
     """How far filters are from orthonormal: of orthonormal ones the first figure is 0 and the others are 1.
 
     Args:
@@ -126,17 +125,17 @@ class BasisHealthHook(IterationMonitorHook):
     def __init__(self, interval: int = 100):
         super().__init__(interval)
 
-    def find(self, model: nn.Module) -> Dict[str, Tensor]:
+    def find(self, model: nn.Module) -> dict[str, Tensor]:
         return basis_spaces(model)
 
-    def record(self, runner, found: Dict[str, Tensor]) -> None:
+    def record(self, runner, found: dict[str, Tensor]) -> None:
         self.write(runner, {name: basis_health(filters) for name, filters in found.items()})
 
 
 @HOOKS.register_module()
 class LayerSimilarityHook(IterationMonitorHook):
     """Writes how alike the layers of each template bank are: the ``mean`` and the ``max`` of their pairs'
-    similarities, and the layer similarity matrix as a picture. See :func:`layer_similarity`.
+    similarities, and the layer similarity matrix as an image. See :func:`layer_similarity`.
 
     Args:
         interval (int): Number of iterations from one record to the next. Defaults to 500.
@@ -148,18 +147,18 @@ class LayerSimilarityHook(IterationMonitorHook):
     def __init__(self, interval: int = 500):
         super().__init__(interval)
 
-    def find(self, model: nn.Module) -> Dict[str, TemplateBank]:
+    def find(self, model: nn.Module) -> dict[str, TemplateBank]:
         return template_banks(model)
 
-    def record(self, runner, found: Dict[str, TemplateBank]) -> None:
+    def record(self, runner, found: dict[str, TemplateBank]) -> None:
         figures = {}
         for name, bank in found.items():
             matrix = layer_similarity(bank).cpu()
             pairs = matrix[tuple(torch.triu_indices(*matrix.shape, 1))]
             figures[name] = dict(mean=pairs.mean().item(), max=pairs.max().item())
             # A square of 16 pixels for each pair; no slash in the name, of which files are made.
-            picture = matplotlib.colormaps['viridis'](matrix.numpy(), bytes=True)[..., :3]  # (convs, convs, 3)
-            runner.visualizer.add_image(f'{self.title}_{name}', np.kron(picture, np.ones((16, 16, 1), np.uint8)),
+            image = matplotlib.colormaps['viridis'](matrix.numpy(), bytes=True)[..., :3]  # (convs, convs, 3)
+            runner.visualizer.add_image(f'{self.title}_{name}', np.kron(image, np.ones((16, 16, 1), np.uint8)),
                                         runner.iter + 1)
         self.write(runner, figures)
 
@@ -201,7 +200,7 @@ class GradientFlowHook(BankMonitorHook):
 
         self._handle = runner.optim_wrapper.optimizer.register_step_pre_hook(record)
 
-    def figures(self, scale: float) -> Dict[str, Dict[str, float]]:
+    def figures(self, scale: float) -> dict[str, dict[str, float]]:
         """``mean`` and ``max`` of the absolute gradients of each bank over a scale, frozen ones left out."""
         figures = {}
         for name, bank in named_banks(self.model).items():

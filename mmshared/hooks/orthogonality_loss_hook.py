@@ -1,6 +1,5 @@
 """The orthogonality loss as a hook, for any detector or classifier."""
 import math
-from typing import Dict, List
 
 import torch
 from mmengine.registry import HOOKS
@@ -11,7 +10,7 @@ from ..sharing.bank import bases_by_space
 from .loss_hook import BankLossHook
 
 
-def orthogonality_spaces(model: nn.Module) -> List[List[List[Bank]]]:
+def orthogonality_spaces(model: nn.Module) -> list[list[list[Bank]]]:
     """Sort the banks of a model by what the orthogonality loss treats together.
 
     Bases of one stage whose filters have the same shape are one space: their filters are to be orthogonal across
@@ -20,7 +19,7 @@ def orthogonality_spaces(model: nn.Module) -> List[List[List[Bank]]]:
     Returns:
         list[list[list[Bank]]]: For each mean its spaces, for each space its banks.
     """
-    means: Dict[str, List[List[Bank]]] = {}
+    means: dict[str, list[list[Bank]]] = {}
     for space in bases_by_space(named_banks(model)):
         banks = list(space.values())
         means.setdefault(banks[0].group, []).append(banks)
@@ -42,7 +41,7 @@ def gram_error(filters: Tensor) -> Tensor:
     return 2 * error - error.detach() + max(n - m, 0) * math.prod(batch)
 
 
-def orthogonality_loss(means: List[List[List[Bank]]], include_unique: bool = False) -> Tensor:
+def orthogonality_loss(means: list[list[list[Bank]]], include_unique: bool = False) -> Tensor:
     r"""How far the bases are from orthonormal, before weighting.
 
     .. math:: \sum_{means} \frac{\sum_k \|B_k B_k^T - I\|_F^2}{\sum_k N_k^2}
@@ -83,7 +82,7 @@ def orthogonality_loss(means: List[List[List[Bank]]], include_unique: bool = Fal
     return total
 
 
-def _in_float(tensors: List[Tensor]) -> Tensor:
+def _in_float(tensors: list[Tensor]) -> Tensor:
     """The tensors stacked, in float32 where they are of half precision."""
     joined = torch.cat(tensors)
     return joined.float() if joined.dtype in (torch.half, torch.bfloat16) else joined
@@ -106,10 +105,10 @@ class OrthogonalityLossHook(BankLossHook):
         super().__init__(loss_weight)
         self.include_unique = include_unique
 
-    def find(self, model: nn.Module) -> List[List[List[Bank]]]:
+    def find(self, model: nn.Module) -> list[list[list[Bank]]]:
         return orthogonality_spaces(model)
 
-    def check(self, found: List[List[List[Bank]]]) -> str:
+    def check(self, found: list[list[list[Bank]]]) -> str:
         banks = [bank for spaces in found for space in spaces for bank in space]
         if not banks:
             raise SharingError('OrthogonalityLossHook found no filter basis in the model to keep orthogonal: give the '
@@ -122,5 +121,5 @@ class OrthogonalityLossHook(BankLossHook):
         return (f'keeps {len(banks) - frozen} filter bases orthogonal, weight {self.loss_weight:g}'
                 + (f' ({frozen} frozen ones are left out)' if frozen else ''))
 
-    def loss(self, found: List[List[List[Bank]]]) -> Tensor:
+    def loss(self, found: list[list[list[Bank]]]) -> Tensor:
         return orthogonality_loss(found, self.include_unique)

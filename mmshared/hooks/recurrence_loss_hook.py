@@ -1,5 +1,4 @@
 """How alike the layers of template banks are, and the loss that rewards it."""
-from typing import Dict
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +9,7 @@ from ..sharing import SharingError, TemplateBank, named_banks
 from .loss_hook import BankLossHook
 
 
-def template_banks(model: nn.Module) -> Dict[str, TemplateBank]:
+def template_banks(model: nn.Module) -> dict[str, TemplateBank]:
     """The template banks of a model, by stage and group."""
     return {name: bank for name, bank in named_banks(model).items() if isinstance(bank, TemplateBank)}
 
@@ -30,7 +29,7 @@ def layer_similarity(bank: TemplateBank) -> Tensor:
     return F.cosine_similarity(coefficients[:, None], coefficients, dim=2).abs()
 
 
-def recurrence_loss(banks: Dict[str, TemplateBank]) -> Tensor:
+def recurrence_loss(banks: dict[str, TemplateBank]) -> Tensor:
     r"""How far the layers of each bank are from being one, before weighting.
 
     .. math:: \sum_{banks} \sum_{i < j} (1 - S_{ij})
@@ -58,15 +57,15 @@ class RecurrenceLossHook(BankLossHook):
 
     name = 'loss_recurrence'
 
-    def find(self, model: nn.Module) -> Dict[str, TemplateBank]:
+    def find(self, model: nn.Module) -> dict[str, TemplateBank]:
         return template_banks(model)
 
-    def check(self, found: Dict[str, TemplateBank]) -> str:
+    def check(self, found: dict[str, TemplateBank]) -> str:
         if not found:
             raise SharingError('RecurrenceLossHook found no TemplateBank in the model whose layers could become '
                                "alike: give the backbone bank=dict(type='TemplateBank', ...), or take the hook out of "
                                'custom_hooks.')
         return f'draws the layers of {len(found)} template banks together, weight {self.loss_weight:g}'
 
-    def loss(self, found: Dict[str, TemplateBank]) -> Tensor:
+    def loss(self, found: dict[str, TemplateBank]) -> Tensor:
         return recurrence_loss(found)

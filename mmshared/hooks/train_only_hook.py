@@ -1,5 +1,5 @@
 """Training some parameters of a model alone, by config."""
-from typing import Sequence
+from collections.abc import Sequence
 
 from mmengine.hooks import Hook
 from mmengine.logging import print_log

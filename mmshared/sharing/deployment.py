@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from .attention import put
 from .bank import SharedLayer, SharingError, generate_once
-from .surgery import take_hooks, is_channels_last
+from .surgery import is_channels_last, take_hooks
 
 #: The largest relative difference that rounding may bring, by the type of the outputs.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.half: 0.05, torch.bfloat16: 0.1}

@@ -19,7 +19,7 @@ class LoopedLayer(SharedLayer):
     for the kernel, its ``scale``.
     """
 
-    def __init__(self, layer: nn.Module, bank: 'LoopedTemplates', norm: nn.Module | None = None):
+    def __init__(self, layer: nn.Module, bank: LoopedTemplates, norm: nn.Module | None = None):
         super().__init__(layer, bank, norm)
         position = len(bank.layers) - 1
         self.kernel = bank.kernels[position]

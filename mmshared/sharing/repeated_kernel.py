@@ -117,7 +117,7 @@ class RepeatedKernel(Bank):
         width (float, optional): For ``'intra'``, how many times wider each conv is than its small kernel; channels are
             rounded down.
         input_channels (int, optional): For ``'intra'``, the number of channels that come into the repeated layers from
-            the picture or the stem, which are not widened: convs of so many input channels repeat along the outputs
+            the image or the stem, which are not widened: convs of so many input channels repeat along the outputs
             alone. A number that no conv of the group has changes nothing, as in stages behind the first.
 
     Raises:
@@ -168,7 +168,7 @@ class RepeatedKernel(Bank):
             if not inputs or not outputs:
                 raise SharingError(f'width={self.width} leaves nothing of a conv from {all_inputs} to '
                                    f'{all_outputs} channels: give a smaller one, or input_channels='
-                                   f'{all_inputs} if that is the number of channels of the picture.')
+                                   f'{all_inputs} if that is the number of channels of the image.')
             return outputs, inputs, *size
         outputs, inputs = self.kernel.shape[:2]
         inputs = min(inputs, all_inputs - inputs)

@@ -14,7 +14,7 @@ from .filter_basis import leading_directions
 def make_templates(number: int, kernel: Tensor) -> nn.Parameter:
     """Templates like a kernel, (O, I / groups, k, k), with filters as rows: (K, O, I k k). Initialised as kernels are.
 
-    (A memory format of pictures, which PyTorch gives to all parameters of four or five dimensions, leaves them alone.)
+    (A memory format of images, which PyTorch gives to all parameters of four or five dimensions, leaves them alone.)
     """
     templates = nn.Parameter(kernel.new_empty(number, len(kernel), kernel[0].numel()))
     for template in templates:
@@ -25,7 +25,7 @@ def make_templates(number: int, kernel: Tensor) -> nn.Parameter:
 class TemplateLayer(SharedLayer):
     """A layer whose weight is a linear combination of the templates of its group."""
 
-    def __init__(self, layer: nn.Module, bank: 'TemplateBank', norm: nn.Module | None = None):
+    def __init__(self, layer: nn.Module, bank: TemplateBank, norm: nn.Module | None = None):
         super().__init__(layer, bank, norm)
         self.position = len(bank.layers) - 1
         self.coefficients = nn.Parameter(bank.start[self.position].to(layer.weight, copy=True))  # (K, )

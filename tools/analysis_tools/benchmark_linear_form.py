@@ -10,9 +10,10 @@ import torch
 
 from mmshared import KernelTransform, SharingError
 from mmshared.analysis.complexity import count_multiply_adds
-from mmshared.analysis.models import build_model
 from mmshared.analysis.speed import Step, inference_of, time_in_turn
-from mmshared.cli import add_shape, errors_in_a_sentence, load_config
+from mmshared.cli import add_shape, errors_in_a_sentence
+from mmshared.engine.build import build_model
+from mmshared.engine.config import load_config
 from mmshared.sharing.kernel_transforms import Linear
 
 
@@ -20,14 +21,14 @@ from mmshared.sharing.kernel_transforms import Linear
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('configs', nargs='+', metavar='config', help='configs of networks of plain copies')
-    parser.add_argument('--batch', type=int, default=8, help='number of pictures (default: 8)')
+    parser.add_argument('--batch', type=int, default=8, help='number of images (default: 8)')
     parser.add_argument('--rounds', type=int, default=7, help='default: 7')
     add_shape(parser)
     args = parser.parse_args()
     if min(args.batch, args.rounds) < 1:
         parser.error('--batch and --rounds are 1 or more')
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    pictures = torch.randn(args.batch, *args.shape, device=device)
+    images = torch.randn(args.batch, *args.shape, device=device)
     for config in args.configs:
         fast = build_model(load_config(config)).to(device)
         direct = copy.deepcopy(fast)
@@ -39,7 +40,7 @@ def main() -> None:
         networks = dict(direct=direct, fast=fast)
         cells = [f'{count_multiply_adds(network, args.shape)[""]:,}' for network in networks.values()]
         for work in (Step, inference_of):
-            works = {name: work(network, pictures) for name, network in networks.items()}
+            works = {name: work(network, images) for name, network in networks.items()}
             timing = time_in_turn(works, args.rounds, device)['fast']
             cells.append(f'{timing.ratio:.2f} ({timing.low:.2f} to {timing.high:.2f})')
         if config == args.configs[0]:

@@ -8,7 +8,6 @@ import argparse
 import copy
 import json
 from pathlib import Path
-from typing import Dict, List
 
 import torch
 from mmengine.config import Config
@@ -17,11 +16,20 @@ from rich.table import Table
 from torch import nn
 
 from mmshared import SharingError, banks, deploy
-from mmshared.analysis.export import inner
-from mmshared.analysis.models import build_model, build_plain
-from mmshared.analysis.speed import (Step, checkpoint_bytes, draw_growth, inference_of, load_reference, peak_bytes,
-                                     rows_of, rows_of_bytes, time_in_turn)
-from mmshared.cli import add_shape, errors_in_a_sentence, load_config, output_file, output_picture, own_files
+from mmshared.analysis.plots import draw_growth
+from mmshared.analysis.speed import (
+    Step,
+    checkpoint_bytes,
+    inference_of,
+    load_reference,
+    peak_bytes,
+    rows_of,
+    rows_of_bytes,
+    time_in_turn,
+)
+from mmshared.cli import add_shape, errors_in_a_sentence, output_file, output_image, own_files
+from mmshared.engine.build import build_model, build_plain, inner
+from mmshared.engine.config import load_config
 from mmshared.hooks import orthogonality_loss, orthogonality_spaces
 
 
@@ -40,7 +48,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--reference', nargs=2, metavar=('FILE', 'CALL'),
                         help="a network of an author's repository to time too: a file of a checkout and a call, "
                         "Net_RL2/models/ilsvrc/resnet.py 'ResNet34_DoubleShared(48, 1)'")
-    parser.add_argument('--batch', type=int, default=8, help='pictures of a training step (default: 8)')
+    parser.add_argument('--batch', type=int, default=8, help='images of a training step (default: 8)')
     parser.add_argument('--inference-batch', type=int, nargs='+', default=[1, 32], help='default: 1 32')
     add_shape(parser)
     parser.add_argument('--rounds', type=int, default=10, help='default: 10')
@@ -50,7 +58,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--channels-last', action='store_true', help='memory format')
     parser.add_argument('--compile', action='store_true', help='compile all networks with torch.compile')
     parser.add_argument('--json', type=output_file, help='a file to write the same to')
-    parser.add_argument('--plot', type=output_picture,
+    parser.add_argument('--plot', type=output_image,
                         help='instead of the table, draw how time and memory grow with what these name:')
     parser.add_argument('--batches', type=int, nargs='+', default=[], help='sizes of a batch')
     parser.add_argument('--depths', type=int, nargs='+', default=[], help='depths of the backbone')
@@ -77,42 +85,42 @@ class Benchmark:
         for network in self.networks.values():
             network.to(args.device, memory_format=layout)
         self.autocast = dict(enabled=bool(args.autocast), dtype=getattr(torch, args.autocast or 'bfloat16'))
-        self.pictures = lambda number: torch.randn(number, *args.shape, device=args.device).to(memory_format=layout)
+        self.images = lambda number: torch.randn(number, *args.shape, device=args.device).to(memory_format=layout)
 
     def compiled(self, network: nn.Module) -> nn.Module:
         if self.args.compile:
             inner(network).compile()
         return network
 
-    def training(self, batch: int, loss: bool) -> List[Dict]:
-        pictures, means = self.pictures(batch), orthogonality_spaces(self.networks['shared'])
-        works = {name: Step(network, pictures, autocast=self.autocast) for name, network in self.networks.items()}
+    def training(self, batch: int, loss: bool) -> list[dict]:
+        images, means = self.images(batch), orthogonality_spaces(self.networks['shared'])
+        works = {name: Step(network, images, autocast=self.autocast) for name, network in self.networks.items()}
         if loss and any(bank.basis().requires_grad for spaces in means for space in spaces for bank in space):
-            works['shared, with the loss'] = Step(self.networks['shared'], pictures, 10., self.autocast)
+            works['shared, with the loss'] = Step(self.networks['shared'], images, 10., self.autocast)
             works['the loss alone'] = lambda: orthogonality_loss(means).backward()
         return rows_of(f'training step, batch {batch}', time_in_turn(works, self.args.rounds, self.args.device))
 
-    def inference(self, kind: str, batch: int) -> List[Dict]:
-        pictures, networks = self.pictures(batch), self.networks
+    def inference(self, kind: str, batch: int) -> list[dict]:
+        images, networks = self.images(batch), self.networks
         if kind == 'as shipped':
             with torch.autocast(self.args.device.type, **self.autocast):
-                networks = {name: deploy(inner(network), pictures) for name, network in networks.items()}
+                networks = {name: deploy(inner(network), images) for name, network in networks.items()}
             networks = {name: self.compiled(network) for name, network in networks.items()}
-        works = {name: inference_of(network, pictures, self.autocast) for name, network in networks.items()}
+        works = {name: inference_of(network, images, self.autocast) for name, network in networks.items()}
         return rows_of(f'inference {kind}, batch {batch}', time_in_turn(works, self.args.rounds, self.args.device))
 
-    def memory(self, batch: int) -> List[Dict]:
+    def memory(self, batch: int) -> list[dict]:
         sizes = {}
         for name, network in self.networks.items():
             network = copy.deepcopy(network)
-            sizes[name] = peak_bytes(network, Step(network, self.pictures(batch), autocast=self.autocast))
+            sizes[name] = peak_bytes(network, Step(network, self.images(batch), autocast=self.autocast))
         return rows_of_bytes(f'memory of a training step, batch {batch}', sizes)
 
-    def weights(self) -> List[Dict]:
+    def weights(self) -> list[dict]:
         sizes = {name: checkpoint_bytes(network) for name, network in self.networks.items()}
         return rows_of_bytes('weights on disk', sizes)
 
-    def everything(self) -> List[Dict]:
+    def everything(self) -> list[dict]:
         args = self.args
         rows = [*self.memory(args.batch), *self.weights()]  # before anything is compiled
         for network in self.networks.values():
@@ -122,7 +130,7 @@ class Benchmark:
                        for row in self.inference(kind, number)]
 
 
-def growth(cfg: Config, args: argparse.Namespace) -> Dict[str, List[Dict]]:
+def growth(cfg: Config, args: argparse.Namespace) -> dict[str, list[dict]]:
     """What is measured at each depth, rank and batch, by the quantity and with its ``value``."""
     keys = {'depth': 'model.backbone.depth', 'shared rank': 'model.backbone.sharing.bank.shared_rank', 'batch': None}
     found = {}
@@ -148,7 +156,7 @@ def growth(cfg: Config, args: argparse.Namespace) -> Dict[str, List[Dict]]:
     return found
 
 
-def print_table(rows: List[Dict], title: str) -> None:
+def print_table(rows: list[dict], title: str) -> None:
     table = Table(title=title)
     for name in ('work', 'network', '', 'ratio', 'quartiles'):
         table.add_column(name, justify='right' if name in ('', 'ratio') else 'left')

@@ -6,8 +6,9 @@ orthogonality loss say.
 import argparse
 
 from mmshared import SharingError
-from mmshared.analysis.training import add_runs, draw_runs, named_runs, read_scalars
-from mmshared.cli import errors_in_a_sentence, own_files
+from mmshared.analysis.logs import read_scalars
+from mmshared.analysis.plots import draw_runs
+from mmshared.cli import add_runs, errors_in_a_sentence, named_runs, own_files
 
 
 @errors_in_a_sentence()

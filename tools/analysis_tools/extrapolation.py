@@ -2,14 +2,13 @@
 their training, and print them as tables."""
 import argparse
 
-import mmshared  # noqa: F401, I001  (before mmpretrain: it supplies mmcv's operators)
-
 from mmengine.config import Config
 
+import mmshared  # noqa: F401  (before mmpretrain: it supplies mmcv's operators)
 from mmshared import SharingError
-from mmshared.analysis.extrapolation import draw_scores, last_scores, score_table
-from mmshared.analysis.training import add_runs, named_runs, read_scalars
-from mmshared.cli import errors_in_a_sentence, own_files
+from mmshared.analysis.logs import last_scores, read_scalars, score_table
+from mmshared.analysis.plots import draw_scores
+from mmshared.cli import add_runs, errors_in_a_sentence, named_runs, own_files
 
 TITLES = dict(exact='grids without a wrong cell', f1='mean F1 of the cells on shortest paths')
 

@@ -2,9 +2,10 @@
 import argparse
 
 from mmshared import SharingError
-from mmshared.analysis.banks import draw_gram_matrices
-from mmshared.analysis.models import load_model
-from mmshared.cli import errors_in_a_sentence, load_config, output_picture, own_files
+from mmshared.analysis.plots import draw_gram_matrices
+from mmshared.cli import errors_in_a_sentence, output_image, own_files
+from mmshared.engine.build import load_model
+from mmshared.engine.config import load_config
 from mmshared.hooks import basis_health, basis_spaces
 
 
@@ -14,7 +15,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='the config that the checkpoint is of')
     parser.add_argument('checkpoint', help='the checkpoint')
-    parser.add_argument('--out', type=output_picture, default='gram_matrices.png', help='default: gram_matrices.png')
+    parser.add_argument('--out', type=output_image, default='gram_matrices.png', help='default: gram_matrices.png')
     args = parser.parse_args()
     spaces = basis_spaces(load_model(load_config(args.config), args.checkpoint))
     if not spaces:

@@ -5,10 +5,11 @@ import argparse
 import torch
 
 from mmshared import SharingError, layer_similarity
-from mmshared.analysis.banks import draw_similarities
-from mmshared.analysis.loops import similar_layers
-from mmshared.analysis.models import load_model
-from mmshared.cli import errors_in_a_sentence, load_config, output_picture, own_files
+from mmshared.analysis.plots import draw_similarities
+from mmshared.cli import errors_in_a_sentence, output_image, own_files
+from mmshared.convert.loops import similar_layers
+from mmshared.engine.build import load_model
+from mmshared.engine.config import load_config
 from mmshared.hooks import template_banks
 
 
@@ -18,7 +19,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='the config that the checkpoint is of')
     parser.add_argument('checkpoint', help='the checkpoint')
-    parser.add_argument('--out', type=output_picture, default='layer_similarity.png',
+    parser.add_argument('--out', type=output_image, default='layer_similarity.png',
                         help='default: layer_similarity.png')
     parser.add_argument('--threshold', type=float, default=0.95,
                         help='the similarity that every two layers of a group exceed, below 1 (default: 0.95)')

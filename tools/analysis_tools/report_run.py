@@ -1,6 +1,6 @@
 """Draw and print what a detector's training run came to.
 
-Writes detections.png (what its last checkpoint finds in pictures of the validation set) and curves.png (loss,
+Writes detections.png (what its last checkpoint finds in images of the validation set) and curves.png (loss,
 orthogonality loss and AP over training) into the run's folder, and prints its AP and its parameter counts.
 """
 import argparse
@@ -8,28 +8,28 @@ from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 
-import mmshared  # noqa: F401, I001  (before mmdet: it supplies mmcv's operators)
-
 from mmdet.apis import init_detector
 from mmdet.registry import DATASETS
 from mmengine.runner import find_latest_checkpoint
 
+import mmshared  # noqa: F401  (before mmdet: it supplies mmcv's operators)
 from mmshared import SharingError
 from mmshared.analysis.complexity import parameter_count
-from mmshared.analysis.detections import draw_detections
-from mmshared.analysis.models import build_plain
-from mmshared.analysis.training import draw_curves, read_scalars
-from mmshared.cli import errors_in_a_sentence, load_config, own_files
+from mmshared.analysis.logs import read_scalars
+from mmshared.analysis.plots import draw_curves, draw_detections
+from mmshared.cli import errors_in_a_sentence, own_files
+from mmshared.engine.build import build_plain
+from mmshared.engine.config import load_config
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('work_dir', type=Path, help='the work dir of a run of train.py')
-    parser.add_argument('--pictures', type=int, default=8, help='number of validation pictures (default: 8)')
+    parser.add_argument('--images', type=int, default=8, help='number of validation images (default: 8)')
     parser.add_argument('--metric', help='name of the metric (default: the run\'s box AP)')
     args = parser.parse_args()
-    if args.pictures < 1:
-        parser.error(f'--pictures {args.pictures}: give 1 or more')
+    if args.images < 1:
+        parser.error(f'--images {args.images}: give 1 or more')
     return args
 
 
@@ -55,10 +55,10 @@ def main() -> None:
 
     with redirect_stdout(StringIO()):  # pycocotools reports every step
         dataset = DATASETS.build(cfg.val_dataloader.dataset)
-    pictures = [Path(dataset.get_data_info(i)['img_path']) for i in range(min(args.pictures, len(dataset)))]
+    images = [Path(dataset.get_data_info(i)['img_path']) for i in range(min(args.images, len(dataset)))]
     with own_files():
         draw_curves(scalars, metric, args.work_dir / 'curves.png')
-    draw_detections(model, pictures, args.work_dir / 'detections.png')
+    draw_detections(model, images, args.work_dir / 'detections.png')
 
     for name, curve in scalars.items():
         if metric and name.startswith(metric) and curve[-1][1] >= 0:  # -1: no object of that size
@@ -67,7 +67,7 @@ def main() -> None:
     for name, counted, twin in (('detector', model, plain), ('backbone', model.backbone, plain.backbone)):
         here, there = parameter_count(counted), parameter_count(twin)
         print(f'parameters of the {name}: {here:,} shared, {there:,} plain ({1 - here / there:.1%} fewer)')
-    print(f'pictures: {args.work_dir}/detections.png, {args.work_dir}/curves.png\n'
+    print(f'images: {args.work_dir}/detections.png, {args.work_dir}/curves.png\n'
           f'checkpoint: {checkpoint}')
 
 

@@ -8,8 +8,9 @@ from rich.console import Console
 from rich.table import Table
 
 from mmshared.analysis.complexity import complexity, sharing_groups
-from mmshared.analysis.models import build_model
-from mmshared.cli import add_shape, errors_in_a_sentence, load_config, output_file, own_files
+from mmshared.cli import add_shape, errors_in_a_sentence, output_file, own_files
+from mmshared.engine.build import build_model
+from mmshared.engine.config import load_config
 
 
 @errors_in_a_sentence()

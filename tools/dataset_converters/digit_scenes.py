@@ -8,7 +8,6 @@ import json
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import List, Tuple
 from xml.etree import ElementTree
 
 import numpy as np
@@ -19,7 +18,7 @@ from tqdm import tqdm
 CLASSES = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
 VAL_SHARE = 0.2  # of the digits, for the validation scenes alone
 
-Box = Tuple[int, int, int, int]  # x, y, width, height in pixels
+Box = tuple[int, int, int, int]  # x, y, width, height in pixels
 
 
 def parse_args() -> argparse.Namespace:
@@ -56,8 +55,8 @@ def overlap(a: Box, b: Box) -> bool:
 
 
 def scene(digits: np.ndarray, labels: np.ndarray, args: argparse.Namespace,
-          rng: np.random.Generator) -> Tuple[Image.Image, List[Tuple[int, Box]]]:
-    """One scene: the picture, and the label and box of each digit in it. Boxes do not overlap."""
+          rng: np.random.Generator) -> tuple[Image.Image, list[tuple[int, Box]]]:
+    """One scene: the image, and the label and box of each digit in it. Boxes do not overlap."""
     canvas, found = ground(args.size, rng), []
     for _ in range(rng.integers(args.digits[0], args.digits[1] + 1)):
         index, side = rng.integers(len(digits)), int(rng.integers(args.digit_size[0], args.digit_size[1] + 1))
@@ -77,7 +76,7 @@ def scene(digits: np.ndarray, labels: np.ndarray, args: argparse.Namespace,
     return Image.fromarray((canvas.clip(0, 1) * 255).astype(np.uint8)), found
 
 
-def voc_annotation(name: str, size: int, boxes: List[Tuple[int, Box]]) -> ElementTree.Element:
+def voc_annotation(name: str, size: int, boxes: list[tuple[int, Box]]) -> ElementTree.Element:
     """A scene's annotation in VOC's XML, with its corners counted from 1 and inclusive."""
     root = ElementTree.Element('annotation')
     ElementTree.SubElement(root, 'filename').text = name
@@ -108,8 +107,8 @@ def write(out: Path, args: argparse.Namespace) -> None:
         for _ in tqdm(range(count), desc=split, unit='scene', disable=None):
             number += 1
             name = f'{number:06d}'
-            picture, boxes = scene(digits.images[chosen], digits.target[chosen], args, rng)
-            picture.save(out / 'JPEGImages' / f'{name}.jpg', quality=95)
+            image, boxes = scene(digits.images[chosen], digits.target[chosen], args, rng)
+            image.save(out / 'JPEGImages' / f'{name}.jpg', quality=95)
             names.append(name)
             coco['images'].append(dict(id=number, file_name=f'{name}.jpg', width=args.size, height=args.size))
             for label, (x, y, width, height) in boxes:

@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from mmshared import SharingError
 from mmshared.analysis.sweep import Sweep, count
-from mmshared.cli import LIBRARIES, config_path, errors_in_a_sentence, output_file, own_files
+from mmshared.cli import errors_in_a_sentence, output_file, own_files
+from mmshared.engine.config import LIBRARIES, config_path
 
 
 @errors_in_a_sentence()

@@ -10,9 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 from mmshared import SharingError, banks
-from mmshared.analysis.models import build_model, load_whole
-from mmshared.checkpoint import converted, load_checkpoint_file, save_checkpoint, state_dict_of
-from mmshared.cli import check_files, errors_in_a_sentence, load_config, output_file
+from mmshared.cli import check_files, errors_in_a_sentence, output_file
+from mmshared.engine.build import build_model, load_whole
+from mmshared.engine.checkpoint import converted, load_checkpoint_file, save_checkpoint, state_dict_of
+from mmshared.engine.config import load_config
 from mmshared.sharing.state_dict import Conversion, share_state_dict
 
 

@@ -1,7 +1,7 @@
 """Turn a checkpoint of a shared network into one of the plain network that it equals, for the stock classes.
 
 Writes the checkpoint, and beside it the stock config that it loads into with strict=True: no mmshared needed. The
-outputs of both networks on random pictures are compared first; if they differ, nothing is written.
+outputs of both networks on random images are compared first; if they differ, nothing is written.
 """
 import argparse
 import copy
@@ -10,10 +10,12 @@ from importlib.util import find_spec
 import torch
 
 from mmshared import SharingError, banks, fold_layers
-from mmshared.analysis.export import export_onnx, feature_maps, relative_difference, stock_config, to_torchvision
-from mmshared.analysis.models import build_model, load_model
-from mmshared.checkpoint import converted, save_checkpoint
-from mmshared.cli import add_shape, check_files, errors_in_a_sentence, load_config, output_file, own_files
+from mmshared.cli import add_shape, check_files, errors_in_a_sentence, output_file, own_files
+from mmshared.convert.fold import stock_config, to_torchvision
+from mmshared.convert.onnx import export_onnx
+from mmshared.engine.build import build_model, feature_maps, load_model, relative_difference
+from mmshared.engine.checkpoint import converted, save_checkpoint
+from mmshared.engine.config import load_config
 
 TOLERANCE = 1e-4
 
@@ -54,9 +56,9 @@ def main() -> None:
     plain = build_model(stock)
     plain.load_state_dict(folded.state_dict(), strict=True)
     plain.eval()
-    pictures = torch.randn(2, *args.shape, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(2, *args.shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        difference = relative_difference(feature_maps(plain, pictures), feature_maps(shared, pictures))
+        difference = relative_difference(feature_maps(plain, images), feature_maps(shared, images))
     print(f'relative difference of the outputs: {difference:.2g}')
     if not difference < TOLERANCE:
         raise SharingError(f'The folded network differs by more than {TOLERANCE:g}: nothing was written.')

@@ -9,25 +9,23 @@ import argparse
 import copy
 import tempfile
 from pathlib import Path
-from typing import Dict
-
-import mmshared  # noqa: F401, I001  (before mmpretrain: it supplies mmcv's operators)
 
 from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 from mmpretrain.engine.hooks.precise_bn_hook import update_bn_stats
 from torch import Tensor
 
+import mmshared  # noqa: F401  (before mmpretrain: it supplies mmcv's operators)
 from mmshared import SharingError
 from mmshared.analysis.complexity import parameter_count
-from mmshared.analysis.loops import fold_loops, stage_programs
-from mmshared.analysis.models import load_model
 from mmshared.analysis.speed import checkpoint_bytes
-from mmshared.checkpoint import converted, save_checkpoint
-from mmshared.cli import (check_data, check_files, errors_in_a_sentence, load_config, merge_options, output_file,
-                          own_files)
+from mmshared.cli import check_files, errors_in_a_sentence, output_file, own_files
+from mmshared.convert.loops import fold_loops, stage_programs
+from mmshared.engine.build import load_model
+from mmshared.engine.checkpoint import converted, save_checkpoint
+from mmshared.engine.config import check_data, load_config, merge_options
 
-State = Dict[str, Tensor]
+State = dict[str, Tensor]
 
 
 def parse_args() -> argparse.Namespace:
@@ -63,7 +61,7 @@ def make_runner(cfg: Config, state_dict: State, work_dir: str) -> Runner:
     return runner
 
 
-def evaluate(cfg: Config, state_dict: State) -> Dict[str, float]:
+def evaluate(cfg: Config, state_dict: State) -> dict[str, float]:
     """The metrics of a model on the test set of its config."""
     with tempfile.TemporaryDirectory() as work_dir:
         return make_runner(cfg, state_dict, work_dir).test()

@@ -2,7 +2,6 @@
 mmshared, and print the config whose model it loads into."""
 import re
 from pathlib import Path
-from typing import Dict, Optional, Tuple
 
 from mmengine.config import Config
 from torch import Tensor
@@ -12,13 +11,13 @@ from mmshared import SharingError
 from mmshared.analysis import conversion
 from mmshared.analysis.conversion import convert_file
 from mmshared.analysis.conversion import rename as apply_rules
-from mmshared.analysis.models import build_model
-from mmshared.checkpoint import state_dict_of
+from mmshared.engine.build import build_model
+from mmshared.engine.checkpoint import state_dict_of
 
 CONFIGS = conversion.CONFIGS / 'shared_resnet'
 
 
-def rename(key: str, bottleneck: bool) -> Optional[str]:
+def rename(key: str, bottleneck: bool) -> str | None:
     """The key of a tensor of theirs in our model; None for what their checkpoints hold a second time.
 
     A basis stands under the network and under every block that uses it; ours stands under its first conv.
@@ -42,7 +41,7 @@ def rename(key: str, bottleneck: bool) -> Optional[str]:
     ])
 
 
-def convert(theirs: Dict[str, Tensor]) -> Dict[str, Tensor]:
+def convert(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
     """Convert a state dict of a ResNet of theirs.
 
     Raises:
@@ -61,7 +60,7 @@ def convert(theirs: Dict[str, Tensor]) -> Dict[str, Tensor]:
     return renamed
 
 
-def matching_config(state_dict: Dict[str, Tensor]) -> Path:
+def matching_config(state_dict: dict[str, Tensor]) -> Path:
     """The config of mmshared whose model has exactly these tensors."""
     shapes = {key: tensor.shape for key, tensor in state_dict.items()}
     for path in tqdm(sorted(CONFIGS.glob('shared-*.py')), desc='looking for the config', disable=None, leave=False):
@@ -71,7 +70,7 @@ def matching_config(state_dict: Dict[str, Tensor]) -> Path:
     raise SharingError(f'No config in {CONFIGS} has this network: write one for its depth, ranks and classes.')
 
 
-def convert_checkpoint(checkpoint: dict) -> Tuple[Dict[str, Tensor], Path, str]:
+def convert_checkpoint(checkpoint: dict) -> tuple[dict[str, Tensor], Path, str]:
     state_dict = convert(state_dict_of(checkpoint, 'net_state_dict'))
     note = f'accuracy {float(checkpoint["acc"]):.2f} by their own record' if 'acc' in checkpoint else ''
     return state_dict, matching_config(state_dict), note

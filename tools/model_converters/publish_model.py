@@ -7,8 +7,8 @@ import io
 import torch
 
 from mmshared import SharingError
-from mmshared.checkpoint import load_checkpoint_file
 from mmshared.cli import errors_in_a_sentence, output_file, own_files
+from mmshared.engine.checkpoint import load_checkpoint_file
 
 
 @errors_in_a_sentence()

@@ -3,7 +3,6 @@ print the config whose model it loads into."""
 import argparse
 import re
 from pathlib import Path
-from typing import Dict, List, Tuple
 
 import torch
 from mmengine.config import Config
@@ -12,8 +11,8 @@ from torch import Tensor
 from mmshared import SharingError
 from mmshared.analysis import conversion
 from mmshared.analysis.conversion import convert_file, rename
-from mmshared.analysis.models import build_model
-from mmshared.checkpoint import state_dict_of
+from mmshared.engine.build import build_model
+from mmshared.engine.checkpoint import state_dict_of
 
 CONFIGS = conversion.CONFIGS / 'repeatnet'
 
@@ -33,7 +32,7 @@ CNN = [(r'^fully_net\.0\.', 'head.layers.0.fc.'), (r'^fully_net\.1\.', 'head.lay
        (r'^fully_net\.3\.', 'head.layers.1.fc.'), (r'^(?!head)', 'backbone.features.0.')]
 
 
-def name_transform(theirs: Dict[str, Tensor]) -> str:
+def name_transform(theirs: dict[str, Tensor]) -> str:
     """How the tiles of a network of theirs are transformed, as the names of our configs say it."""
     for part, transform in (('alphas', 'swish'), ('random_weights', 'random-bireal'),
                             ('binary_activation.weight', 'bireal'), ('drop_mask', 'static-drop')):
@@ -42,7 +41,7 @@ def name_transform(theirs: Dict[str, Tensor]) -> str:
     return 'linear'
 
 
-def recognise(theirs: Dict[str, Tensor]) -> Tuple[Path, Dict[str, str], Dict[str, Tensor]]:
+def recognise(theirs: dict[str, Tensor]) -> tuple[Path, dict[str, str], dict[str, Tensor]]:
     """The config of a network of theirs with the options that it needs, and its tensors under the names that its
     modules have in our model.
 
@@ -79,7 +78,7 @@ def recognise(theirs: Dict[str, Tensor]) -> Tuple[Path, Dict[str, str], Dict[str
     return path, options, {rename(key, rules): tensor for key, tensor in theirs.items()}
 
 
-def number_layers(theirs: Dict[str, Tensor], features: List[str]) -> Tuple[Dict[str, Tensor], int]:
+def number_layers(theirs: dict[str, Tensor], features: list[str]) -> tuple[dict[str, Tensor], int]:
     """The tensors of a plain VGG, whose layers are numbered through, named as in the repeated one; and its depth."""
     layers = list(dict.fromkeys(key.split('.')[1] for key in features))  # convs and batch norms in turn
     names = {}
@@ -91,7 +90,7 @@ def number_layers(theirs: Dict[str, Tensor], features: List[str]) -> Tuple[Dict[
     return renamed, len(layers) // 2 + 1
 
 
-def transform_state(parts: Dict[str, Tensor]) -> Dict[str, Tensor]:
+def transform_state(parts: dict[str, Tensor]) -> dict[str, Tensor]:
     """The state of a kernel's transform from theirs: numbers of tiles, rows and columns, masks that are in parts."""
     state = {}
     for name in ('alpha', 'beta'):
@@ -113,7 +112,7 @@ def transform_state(parts: Dict[str, Tensor]) -> Dict[str, Tensor]:
     return state
 
 
-def convert(theirs: Dict[str, Tensor]) -> Tuple[Dict[str, Tensor], Path, str]:
+def convert(theirs: dict[str, Tensor]) -> tuple[dict[str, Tensor], Path, str]:
     """Our state dict for a state dict of theirs, the config of its model, and the options that this needs.
 
     Raises:

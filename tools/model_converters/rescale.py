@@ -9,16 +9,17 @@ copies becomes one of the same width with another transform in the same way.
 Repeated between layers, as in the VGGs, the layers that the small network does not have begin as the config has them.
 """
 import argparse
-from typing import Dict, List, Optional, Sequence, Tuple
+from collections.abc import Sequence
 
 import torch
 from mmengine.config import DictAction
 from torch import Tensor, nn
 
 from mmshared import RepeatedKernel, SharingError, banks
-from mmshared.analysis.models import build_model
-from mmshared.checkpoint import load_checkpoint_file, save_checkpoint, state_dict_of
-from mmshared.cli import check_files, errors_in_a_sentence, load_config, merge_options, output_file
+from mmshared.cli import check_files, errors_in_a_sentence, output_file
+from mmshared.engine.build import build_model
+from mmshared.engine.checkpoint import load_checkpoint_file, save_checkpoint, state_dict_of
+from mmshared.engine.config import load_config, merge_options
 from mmshared.sharing.repeated_kernel import RepeatedLayer
 from mmshared.sharing.surgery import following_norm
 
@@ -39,7 +40,7 @@ def widen(tensor: Tensor, shape: Sequence[int]) -> Tensor:
     return tensor
 
 
-def rescale(model: nn.Module, small: Dict[str, Tensor]) -> Tuple[Dict[str, Tensor], List[str]]:
+def rescale(model: nn.Module, small: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     """The state dict of a model of repeated kernels from that of a small network.
 
     Args:
@@ -64,8 +65,8 @@ def rescale(model: nn.Module, small: Dict[str, Tensor]) -> Tuple[Dict[str, Tenso
     return (_within_layers(model, small), []) if modes == {'intra'} else _between_layers(model, small, head)
 
 
-def _between_layers(model: nn.Module, small: Dict[str, Tensor], head: Optional[str]
-                    ) -> Tuple[Dict[str, Tensor], List[str]]:
+def _between_layers(model: nn.Module, small: dict[str, Tensor], head: str | None
+                    ) -> tuple[dict[str, Tensor], list[str]]:
     """The kernels that are passed on are those of the small network's convs, and what it lacks begins afresh."""
     state_dict, taken = model.state_dict(), set()
     for key, tensor in small.items():
@@ -87,7 +88,7 @@ def _between_layers(model: nn.Module, small: Dict[str, Tensor], head: Optional[s
                                           for key in left if key in parameters))
 
 
-def _within_layers(model: nn.Module, small: Dict[str, Tensor]) -> Dict[str, Tensor]:
+def _within_layers(model: nn.Module, small: dict[str, Tensor]) -> dict[str, Tensor]:
     """Everything is repeated as the kernels are.
 
     A 1x1 conv that the small network does not have, beside a shortcut of its own, becomes the identity, and the batch

@@ -7,7 +7,6 @@ to dict(state_dict=...) first.
 import argparse
 import re
 from pathlib import Path
-from typing import Dict, Optional
 
 import numpy as np
 import torch
@@ -15,10 +14,10 @@ from mmengine.config import Config
 from torch import Tensor
 
 from mmshared import SharingError
-from mmshared.analysis.models import build_model
 from mmshared.backbones.wide_resnet import WideResNet_CIFAR
-from mmshared.checkpoint import load_checkpoint_file, save_checkpoint, state_dict_of
 from mmshared.cli import check_files, errors_in_a_sentence, output_file, own_files
+from mmshared.engine.build import build_model
+from mmshared.engine.checkpoint import load_checkpoint_file, save_checkpoint, state_dict_of
 
 MODEL = Path(__file__).parents[2] / 'configs/_base_/models/wrn28-10_cifar10.py'
 
@@ -32,7 +31,7 @@ SAFE = [(Recorder, 'utils.RecorderMeter'), type(np.dtype(np.float32)),
         *[(np.empty(0).__reduce__()[0], f'numpy.{core}.multiarray._reconstruct') for core in ('core', '_core')]]
 
 
-def rename(key: str) -> Optional[str]:
+def rename(key: str) -> str | None:
     """The key of a tensor of theirs in our model; None for templates that they hold a second time.
 
     A bank stands under the network and under every block and conv that uses it; ours stands under its first conv.
@@ -52,7 +51,7 @@ def rename(key: str) -> Optional[str]:
     return key
 
 
-def convert(theirs: Dict[str, Tensor]) -> Dict[str, Tensor]:
+def convert(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
     """Convert a state dict of theirs.
 
     Raises:
@@ -70,7 +69,7 @@ def convert(theirs: Dict[str, Tensor]) -> Dict[str, Tensor]:
     return renamed
 
 
-def model_config(state_dict: Dict[str, Tensor]) -> Config:
+def model_config(state_dict: dict[str, Tensor]) -> Config:
     """The config of the model that a converted state dict is of. A network of depth 10, whose stages are of one block
     that keeps its own convs, is the plain one."""
     depth = 6 * sum(key.startswith('backbone.layer1.') and key.endswith('.norm1.weight') for key in state_dict) + 4

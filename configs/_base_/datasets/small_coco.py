@@ -1,4 +1,4 @@
-# A small data set in COCO layout, at the size that its pictures have. A data set's own file names root and classes.
+# A small data set in COCO layout, at the size that its images have. A data set's own file names root and classes.
 _base_ = 'mmdet::_base_/datasets/coco_detection.py'
 train_pipeline = [
     dict(type='LoadImageFromFile'),

@@ -1,17 +1,22 @@
 """The models of configs, without a runner."""
+from __future__ import annotations
+
 import copy
+import warnings
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, Callable, Dict
 from unittest.mock import patch
 
 import torch
+from mmdet.models.detectors import BaseDetector
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
-from ..checkpoint import load_checkpoint_file, state_dict_of
 from ..sharing import SharingError
 from ..sharing.state_dict import share_state_dict
+from .checkpoint import load_checkpoint_file, state_dict_of
+from .config import dotted, plain_twin
 
 
 def build_model(cfg: Config) -> nn.Module:
@@ -31,23 +36,12 @@ def build_empty(cfg: Config, build: Callable[[Config], nn.Module] = build_model)
         return build(cfg)
 
 
-def plain_twin(cfg: Any) -> Any:
-    """A model config without sharing: each type that shares becomes the plain one that it is made of."""
-    if isinstance(cfg, dict):
-        twin = type(cfg)({key: plain_twin(value) for key, value in cfg.items() if key != 'sharing'})
-        if 'sharing' in cfg:
-            kind = cfg['type']
-            twin['type'] = kind.replace('Shared', '', 1) if isinstance(kind, str) else kind.plain
-        return twin
-    return [plain_twin(item) for item in cfg] if isinstance(cfg, list) else cfg
-
-
 def build_plain(cfg: Config) -> nn.Module:
     """Build the plain twin of a config's model."""
     return build_model(Config(dict(model=plain_twin(cfg.model), default_scope=cfg.default_scope)))
 
 
-def load_whole(module: nn.Module, state_dict: Dict[str, Tensor], checkpoint: str, network: str) -> None:
+def load_whole(module: nn.Module, state_dict: dict[str, Tensor], checkpoint: str, network: str) -> None:
     """Load the state dict of a checkpoint into a module: all of it, and no other; or say that it is not of a network.
 
     Raises:
@@ -74,3 +68,46 @@ def load_model(cfg: Config, checkpoint: str) -> nn.Module:
     load_whole(model, state_dict, checkpoint, 'the model of this config')
     model.eval()
     return model
+
+
+def check_sharing(cfg: Config) -> None:
+    """Build the model of a config that shares, without numbers, so that what cannot be shared is said before anything
+    else is done.
+
+    Raises:
+        SharingError: If the model cannot share so. What else is wrong with it is told when it is built.
+    """
+    if any('.sharing.' in f'.{key}.' for key, _ in dotted(cfg.model)):
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            try:
+                build_empty(cfg)
+            except SharingError:
+                raise
+            except Exception:
+                return
+
+
+def feature_maps(model: nn.Module, images: Tensor) -> tuple[Tensor, ...]:
+    """What a classifier or a detector makes of images, (N, 3, H, W), by convs alone: logits, or the maps of the
+    neck.
+
+    Raises:
+        SharingError: If it takes no images of this size, or of so many channels.
+    """
+    try:
+        maps = model.extract_feat(images) if isinstance(model, BaseDetector) else model(images)
+    except RuntimeError as error:
+        raise SharingError(f'The network cannot take images of {"x".join(map(str, images.shape[1:]))}: '
+                           f'{str(error).splitlines()[0]}') from error
+    return tuple(maps) if isinstance(maps, (tuple, list)) else (maps, )
+
+
+def inner(model: nn.Module) -> nn.Module:
+    """The backbone of a detector; a classifier as it is."""
+    return model.backbone if isinstance(model, BaseDetector) else model
+
+
+def relative_difference(found: Iterable[Tensor], expected: Iterable[Tensor]) -> float:
+    """The largest difference of tensors, relative to the largest value of each; not a number if one holds such."""
+    return torch.stack([(a - b).abs().max() / b.abs().max() for a, b in zip(found, expected)]).max().item()

@@ -4,7 +4,7 @@ import os.path as osp
 import re
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Dict
+from typing import Any
 from zipfile import BadZipFile, ZipFile
 
 import torch
@@ -15,7 +15,7 @@ from mmengine.runner import checkpoint as mmengine_checkpoint
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor
 
-from .sharing import SharingError
+from ..sharing import SharingError
 
 # Both keep functions of their own class in their state: a checkpoint asks for them by getattr.
 _FUNCTIONS = {HistoryBuffer: ('min', 'max', 'current', 'mean'),
@@ -111,7 +111,7 @@ def _is_finite(tensor: Tensor) -> bool:
     return bool((tensor.float() if tensor.dtype.itemsize == 1 else tensor).isfinite().all())
 
 
-def state_dict_of(checkpoint: dict, key: str = 'state_dict') -> Dict[str, Tensor]:
+def state_dict_of(checkpoint: dict, key: str = 'state_dict') -> dict[str, Tensor]:
     """The tensors by name that a checkpoint has under a key, or that it is itself.
 
     Raises:
@@ -122,7 +122,7 @@ def state_dict_of(checkpoint: dict, key: str = 'state_dict') -> Dict[str, Tensor
     return dict(state_dict)
 
 
-def converted(state_dict: Dict[str, Tensor], checkpoint: str) -> dict:
+def converted(state_dict: dict[str, Tensor], checkpoint: str) -> dict:
     """A checkpoint of weights that were made of those of another one, with the class names that it has."""
     meta = load_checkpoint_file(checkpoint).get('meta') or {}
     return dict(state_dict=state_dict, meta={key: meta[key] for key in ('dataset_meta', ) if key in meta})

@@ -1,7 +1,8 @@
 """Template banks as loops: layers that are alike, the patterns they repeat, the network that runs them."""
 import copy
 import re
-from typing import Dict, Hashable, List, NamedTuple, Sequence, Tuple
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple
 
 import torch
 from mmengine.config import Config
@@ -15,7 +16,7 @@ from .export import drop_hooks
 from .models import build_model
 
 
-def similar_layers(similarity: Tensor, threshold: float) -> List[int]:
+def similar_layers(similarity: Tensor, threshold: float) -> list[int]:
     """Group layers by complete linkage: in a group every two are alike.
 
     Args:
@@ -42,18 +43,18 @@ class Loop(NamedTuple):
         times (int): How often.
     """
 
-    body: List[Hashable]
+    body: list[Hashable]
     times: int
 
 
-def loop_program(sequence: Sequence[Hashable]) -> List[Loop]:
+def loop_program(sequence: Sequence[Hashable]) -> list[Loop]:
     """The shortest program of loops, not nested, that runs a sequence.
 
     Shortest is what names the fewest items, and of such programs one of the fewest parts: a b a b a c is twice [a b],
     then a c. :func:`expand_program` is the inverse.
     """
     sequence = list(sequence)
-    best: List[Tuple[int, int, List[Loop]]] = [(0, 0, [])]  # for each prefix: items named, parts, the program
+    best: list[tuple[int, int, list[Loop]]] = [(0, 0, [])]  # for each prefix: items named, parts, the program
     for end in range(1, len(sequence) + 1):
         programs = []
         for start in range(end):
@@ -72,12 +73,12 @@ def expand_program(program: Sequence[Loop]) -> list:
     return [item for loop in program for item in loop.body * loop.times]
 
 
-def stage_programs(model: nn.Module) -> Dict[str, str]:
+def stage_programs(model: nn.Module) -> dict[str, str]:
     """What each stage of a network that shares runs, as a line of text: convs by their names in the stage, those that
     run one kernel by the name of the first of them."""
     programs = {}
     for stage in dict.fromkeys(_stage_of(model, bank) for bank in banks(model)):
-        names: Dict[tuple, str] = {}
+        names: dict[tuple, str] = {}
         sequence = []
         for name, conv in model.get_submodule(stage).named_modules():
             if isinstance(conv, (nn.Conv2d, SharedLayer)):
@@ -91,7 +92,7 @@ def stage_programs(model: nn.Module) -> Dict[str, str]:
 
 
 @torch.no_grad()
-def fold_loops(cfg: Config, model: nn.Module, threshold: float) -> Tuple[Config, nn.Module, List[Conversion]]:
+def fold_loops(cfg: Config, model: nn.Module, threshold: float) -> tuple[Config, nn.Module, list[Conversion]]:
     """Let those layers of each template bank that are alike run one kernel.
 
     The kernel and the scales of its layers are the best fit of rank one to the kernels that they had: the sum of the
@@ -137,7 +138,7 @@ def fold_loops(cfg: Config, model: nn.Module, threshold: float) -> Tuple[Config,
     return folded_cfg, folded.eval(), conversions
 
 
-def _folded_sharing(network: nn.Module, kernels: Dict[Bank, List[int]]) -> List[dict]:
+def _folded_sharing(network: nn.Module, kernels: dict[Bank, list[int]]) -> list[dict]:
     """The sharing of a network with loops in place of those banks that have numbers of kernels: an entry for each
     group of each stage."""
     sharings = network.sharing if isinstance(network.sharing, (list, tuple)) else [network.sharing]
@@ -157,7 +158,7 @@ def _folded_sharing(network: nn.Module, kernels: Dict[Bank, List[int]]) -> List[
     return folded
 
 
-def _patterns(sharing: dict, key: str) -> List[str]:
+def _patterns(sharing: dict, key: str) -> list[str]:
     patterns = sharing.get(key) or []
     return [patterns] if isinstance(patterns, str) else list(patterns)
 

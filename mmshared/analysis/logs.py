@@ -1,0 +1,48 @@
+"""The scalars that training runs have logged."""
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+Curve = list[tuple[int, float]]
+Scores = dict[tuple[int, int], float]
+
+
+def read_records(work_dir: Path) -> Iterator[dict]:
+    """The lines of a run's logs of scalars, but for one that was cut off as the run was killed."""
+    for log in sorted(work_dir.glob('*/vis_data/scalars.json')):
+        for line in log.read_text().splitlines():
+            try:
+                yield json.loads(line)
+            except ValueError:
+                break
+
+
+def read_scalars(work_dir: Path) -> dict[str, Curve]:
+    """The logged scalars of a run by name, each as (iteration or, for a metric, epoch, value).
+
+    A resumed run has several logs; where they overlap the later one counts.
+    """
+    curves: dict[str, dict[int, float]] = {}
+    for record in read_records(work_dir):
+        for name, value in record.items():
+            if isinstance(value, (int, float)):
+                curves.setdefault(name, {})[record['step']] = value
+    return {name: sorted(curve.items()) for name, curve in curves.items()}
+
+
+def last_scores(scalars: dict[str, Curve], score: str) -> Scores:
+    """The last value of a score of ``PathScore`` for each range of distances, from :func:`read_scalars`."""
+    found = ((re.fullmatch(rf'paths/{score}/(\d+)-(\d+)', name), curve) for name, curve in scalars.items())
+    return {(int(match[1]), int(match[2])): curve[-1][1] for match, curve in found if match}
+
+
+def score_table(runs: dict[str, Scores], longest: int) -> list[str]:
+    """The lines of a table in Markdown: a row for each run, a column for each range, trained ones in bold."""
+    ranges = list(next(iter(runs.values())))
+    heads = [f'**{low}-{high}**' if high <= longest else f'{low}-{high}' for low, high in ranges]
+    rows = [[run, *(f'{100 * scores[ends]:.1f}' for ends in ranges)] for run, scores in runs.items()]
+    lines = [['distance', *heads], ['---', *['---:'] * len(ranges)], *rows]
+    return [f'| {" | ".join(line)} |' for line in lines]

@@ -1,0 +1,232 @@
+"""Figures of runs, banks, detections and timings."""
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import mmcv
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor, nn
+
+from ..hooks import basis_health
+from ..sharing import SharingError
+from .logs import Curve, Scores
+
+
+def draw_curves(scalars: dict[str, Curve], metric: str, out: Path) -> None:
+    """Draw the loss, the orthogonality loss and a metric of a run, each over its own axis."""
+    panels = [('loss', 'iteration', 'linear'), ('loss_orth', 'iteration', 'log'), (metric, 'epoch', 'linear')]
+    panels = [panel for panel in panels if scalars.get(panel[0])]
+    figure = Figure(figsize=(4.5 * len(panels), 3.2))
+    axes = figure.subplots(1, len(panels), squeeze=False)
+    for axis, (name, steps, scale) in zip(axes[0], panels):
+        x, y = zip(*scalars[name])
+        axis.plot(x, y, marker='.' if len(x) < 30 else None)
+        axis.set(xlabel=steps, title=name, yscale=scale)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(out, dpi=120)
+
+
+def draw_runs(runs: dict[str, dict[str, Curve]], pattern: str, out: Path, scale: str = 'log') -> list[str]:
+    """Draw scalars of several runs over each other: a panel for each scalar, a row for each last part of their names.
+
+    Args:
+        runs (dict): The scalars of each run, from :func:`read_scalars`, by the name of the run.
+        pattern (str): Regular expression for the whole name of a scalar.
+        out (Path): The image to write.
+        scale (str): Of the values, ``'log'`` or ``'linear'``.
+
+    Returns:
+        list[str]: The names of the scalars drawn.
+
+    Raises:
+        SharingError: If no scalar matches, or if the pattern is none.
+    """
+    try:
+        wanted = re.compile(pattern)
+    except re.error as error:
+        raise SharingError(f'{pattern!r} is no regular expression: {error}.') from None
+    there = list(dict.fromkeys(name for scalars in runs.values() for name in scalars))
+    rows: dict[str, list[str]] = {}
+    for name in there:
+        if wanted.fullmatch(name):
+            rows.setdefault(name.rpartition('/')[2], []).append(name)
+    if not rows:
+        raise SharingError(f'No scalar of these runs matches {pattern!r}: they have {", ".join(there)}.')
+    columns = max(map(len, rows.values()))
+    figure = Figure(figsize=(4.2 * columns, 2.8 * len(rows)), layout='constrained')
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for row, names in zip(axes, rows.values()):
+        for axis in row[len(names):]:
+            axis.axis('off')
+        for axis, name in zip(row, names):
+            for index, scalars in enumerate(runs.values()):
+                if name in scalars:
+                    _draw_smoothed(axis, scalars[name], f'C{index}')
+            axis.set_title(name, fontsize=9)
+            axis.set_yscale(scale)
+            axis.grid(alpha=0.3)
+    figure.legend([Line2D([], [], color=f'C{index}') for index in range(len(runs))], list(runs), fontsize=9,
+                  loc='outside upper center', ncols=len(runs))
+    figure.savefig(out, dpi=110)
+    return [name for names in rows.values() for name in names]
+
+
+def _draw_smoothed(axis: Axes, curve: Curve, colour: str) -> None:
+    """A curve, pale where it has many points, and over it the mean of each 25th part of them."""
+    x, y = np.array(curve).T
+    if len(x) < 50:
+        axis.plot(x, y, color=colour, marker='.')
+    else:
+        axis.plot(x, y, color=colour, alpha=0.25, linewidth=0.6)
+        means = [[part.mean() for part in np.array_split(values, 25)] for values in (x, y)]
+        axis.plot(*means, color=colour)
+
+
+def draw_scores(panels: dict[str, dict[str, Scores]], longest: int, out: Path) -> None:
+    """Draw scores by distance, a panel for each kind and runs over each other, with the trained distances shaded.
+
+    Args:
+        panels (dict): For each kind of score by its name the scores of the runs by theirs.
+        longest (int): The longest distance of training.
+        out (Path): The image to write.
+    """
+    figure = Figure(figsize=(5.2 * len(panels), 3.6), layout='constrained')
+    axes = figure.subplots(1, len(panels), squeeze=False)
+    for axis, (title, runs) in zip(axes[0], panels.items()):
+        shade = axis.axvspan(0, longest + 0.5, color='0.9', label=f'distances of training, up to {longest}')
+        lines = [axis.plot([sum(ends) / 2 for ends in scores], list(scores.values()), marker='o', label=run)[0]
+                 for run, scores in runs.items()]
+        axis.set(xlabel='distance in steps', title=title, xlim=(0, None), ylim=(-0.03, 1.03))
+        axis.grid(alpha=0.3)
+    figure.legend(handles=[*lines, shade], fontsize=9, loc='outside upper center', ncols=len(lines) + 1)
+    figure.savefig(out, dpi=110)
+
+
+def draw_gram_matrices(spaces: dict[str, Tensor], out: Path) -> None:
+    """Draw the absolute values of Gram matrices side by side: for orthonormal filters, the identity.
+
+    Args:
+        spaces (dict[str, Tensor]): N filters by the name of their space, (N, ...) each.
+        out (Path): The image to write.
+    """
+    matrices = {}
+    for name, filters in spaces.items():
+        b = filters.flatten(1).float().cpu()
+        cosine = basis_health(filters)['cosine']
+        matrices[f'{name}\n{len(b)} filters, cosines up to {cosine:.2g}'] = (b @ b.T).abs()
+    _draw_heat_maps(matrices, LogNorm(1e-3, 1, clip=True), 'absolute inner product of two filters', out)
+
+
+def draw_similarities(similarities: dict[str, Tensor], layers: dict[str, list[str]], out: Path) -> None:
+    """Draw layer similarity matrices side by side.
+
+    Args:
+        similarities (dict[str, Tensor]): The matrix of each bank, (convs, convs), by its name.
+        layers (dict[str, list[str]]): The names of each bank's convs.
+        out (Path): The image to write.
+    """
+    _draw_heat_maps(similarities, Normalize(0, 1), 'absolute cosine of the coefficients', out, layers)
+
+
+def _draw_heat_maps(matrices: dict[str, Tensor], norm: Normalize, label: str, out: Path,
+                    ticks: dict[str, list[str]] | None = None) -> None:
+    """Draw matrices side by side under their titles, in one scale of colours; rows and columns named where wanted."""
+    columns = min(4, len(matrices))
+    rows = -(-len(matrices) // columns)
+    figure = Figure(figsize=(3.4 * columns + 0.8, 3.6 * rows), layout='constrained')
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat[len(matrices):]:
+        axis.axis('off')
+    for axis, (title, matrix) in zip(axes.flat, matrices.items()):
+        image = axis.imshow(matrix, norm=norm, interpolation='nearest')
+        axis.set_title(title, fontsize=9)
+        if ticks:
+            places = range(len(ticks[title]))
+            axis.set_xticks(places, ticks[title], fontsize=7, rotation=90)
+            axis.set_yticks(places, ticks[title], fontsize=7)
+    figure.colorbar(image, ax=axes, label=label, shrink=0.8)
+    figure.savefig(out, dpi=110)
+
+
+def draw_detections(model: nn.Module, images: Sequence[Path], out: Path, score: float = 0.5) -> None:
+    """Draw what a detector finds in some images, side by side.
+
+    Args:
+        model (nn.Module): A detector from ``mmdet.apis.init_detector``.
+        images (Sequence[Path]): The files of the images.
+        out (Path): The image to write.
+        score (float): The least score of a box that is drawn. Defaults to 0.5.
+    """
+    from mmdet.apis import inference_detector
+    from mmdet.visualization import DetLocalVisualizer
+
+    visualizer = DetLocalVisualizer()
+    visualizer.dataset_meta = model.dataset_meta
+    height, width = mmcv.imread(str(images[0])).shape[:2]
+    columns = min(4, len(images))
+    rows = -(-len(images) // columns)
+    size = (3.2 * columns, 3.2 * rows * height / width)
+    figure = Figure(figsize=size)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.axis('off')
+    for axis, path in zip(axes.flat, images):
+        image = mmcv.imread(str(path), channel_order='rgb')
+        # Enlarged, so that boxes and labels of small images can be read.
+        factor = max(1, 480 // max(image.shape[:2]))
+        found = inference_detector(model, str(path)).cpu()
+        found.pred_instances.bboxes *= factor
+        visualizer.add_datasample(
+            '', mmcv.imrescale(image, factor), found, draw_gt=False, pred_score_thr=score)
+        axis.imshow(visualizer.get_image())
+    figure.tight_layout(pad=0.3)
+    figure.savefig(out, dpi=110)
+
+
+def draw_growth(growth: dict[str, list[dict]], out: Path) -> None:
+    """Draw how time and memory grow: a row of plots for each work, a column for each quantity.
+
+    Args:
+        growth (dict): For the name of each quantity its rows, each with ``value``, ``work``, ``network`` and either
+            ``seconds`` or ``bytes``.
+        out (Path): The image to write.
+    """
+    works = list(dict.fromkeys(row['work'] for rows in growth.values() for row in rows))
+    figure = Figure(figsize=(4.2 * len(growth) + 0.6, 2.9 * len(works)), layout='constrained')
+    axes = figure.subplots(len(works), len(growth), squeeze=False)
+    for column, (quantity, rows) in zip(axes.T, growth.items()):
+        for axis, work in zip(column, works):
+            lines: dict[str, list] = {}
+            for row in rows:
+                if row['work'] == work:
+                    size, unit = (row['bytes'] / 1e6, 'MB') if 'bytes' in row else (row['seconds'] * 1e3, 'ms')
+                    lines.setdefault(row['network'], []).append((row['value'], size))
+            for name, points in lines.items():
+                axis.plot(*zip(*sorted(points)), marker='o', label=name)
+            axis.set(title=work, xlabel=quantity, ylabel=unit, xticks=sorted({row['value'] for row in rows}))
+            axis.set_ylim(bottom=0)
+            axis.grid(alpha=0.3)
+    axes[0, 0].legend()
+    figure.savefig(out, dpi=110)
+
+
+def draw_metric(table: list[dict], metric: str, out: Path) -> None:
+    figure = Figure(figsize=(8, 4.2), layout='constrained')
+    axis = figure.subplots()
+    for row in table:
+        axis.errorbar(row['parameters'] / 1e6, row['mean'], yerr=row['deviation'], fmt='o', capsize=4,
+                      label=row['model'])
+    axis.margins(0.1)
+    axis.set(xlabel='parameters in millions', ylabel=metric)
+    axis.grid(alpha=0.3)
+    figure.legend(loc='outside right upper', fontsize=8)
+    figure.savefig(out, dpi=120)
