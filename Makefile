@@ -1,6 +1,7 @@
 # make install   set up .venv (what demo and test do first)
 # make demo      write a small data set, train a shared Faster R-CNN on it, show what it finds
-# make test      run the tests
+# make test      run the tests (make fast: those that take no time, at each save)
+# make lint      check style and types
 #
 # PYTHON=python3.12   the interpreter, 3.10 to 3.12
 # OPS=compiled        also build mmcv's own operators (about ten minutes, needs a compiler)
@@ -14,7 +15,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 DEMO := work_dirs/demo
 DEMO_CONFIG := configs/small/faster-rcnn_r50-narrow-shared_12e_digits.py
 
-.PHONY: install test demo clean
+.PHONY: install lint test fast demo clean
 
 install: $(INSTALLED)
 
@@ -27,7 +28,7 @@ $(INSTALLED): Makefile setup.cfg pyproject.toml .ci/constraints.txt
 	@echo "2/4 installing mmcv as a pure wheel (without pip's cache, which may hold one built for another PyTorch)"
 	@$(PIP) --no-cache-dir --no-deps --force-reinstall onedl-mmcv
 	@echo "3/4 installing PyTorch, OpenMMLab and mmshared: 5 GB with the CUDA libraries, about two minutes"
-	@$(PIP) --editable '.[tests]'
+	@$(PIP) --editable '.[tests,lint]'
 	@$(PIP) --no-deps escnn
 	@$(BIN)/python -c 'import cv2' 2>/dev/null || $(PIP) --force-reinstall --no-deps opencv-python-headless
 ifeq ($(OPS),compiled)
@@ -39,8 +40,16 @@ endif
 	@PYTHONWARNINGS=ignore $(BIN)/python -c 'import mmshared; print("mmshared", mmshared.__version__, "is ready")'
 	@rm -f $(VENV)/installed-with-* && touch $@
 
+lint: $(INSTALLED)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
+
+fast: $(INSTALLED)
+	$(BIN)/python -m pytest -m 'not slow'
 
 demo: $(INSTALLED)
 	$(BIN)/python tools/dataset_converters/digit_scenes.py data/digits

@@ -1,4 +1,5 @@
 """What the tools do around those of mmdet and mmpretrain."""
+
 import argparse
 import logging
 import os
@@ -84,17 +85,25 @@ class ImageSize(argparse.Action):
 
     def __call__(self, parser, namespace, values, option_string=None):
         if len(values) > 3 or min(values) < 1:
-            parser.error(f'{option_string}: give height and width, and before them the channels if not 3, each 1 or '
-                         'more')
+            parser.error(
+                f'{option_string}: give height and width, and before them the channels if not 3, each 1 or more'
+            )
         channels = values[0] if len(values) == 3 else 3
         setattr(namespace, self.dest, (channels, values[0] if len(values) == 1 else values[-2], values[-1]))
 
 
 def add_shape(parser: argparse.ArgumentParser) -> None:
     """Give a tool the option ``--shape``."""
-    parser.add_argument('--shape', type=int, nargs='+', action=ImageSize, default=(3, 224, 224), metavar='SIZE',
-                        help='height and width of the images, after their channels if not 3, or one number for '
-                        'both (default: 224 224)')
+    parser.add_argument(
+        '--shape',
+        type=int,
+        nargs='+',
+        action=ImageSize,
+        default=(3, 224, 224),
+        metavar='SIZE',
+        help='height and width of the images, after their channels if not 3, or one number for '
+        'both (default: 224 224)',
+    )
 
 
 @errors_in_a_sentence()
@@ -138,7 +147,8 @@ def run_tool(script: str, description: str, loaders: list[str]) -> None:
         # mmengine's launcher asks for a GPU in each process: without one they meet here.
         torch.distributed.init_process_group('gloo')
         wrapper = cfg.get('model_wrapper_cfg') or dict(
-            type=DDP, broadcast_buffers=False, find_unused_parameters=cfg.get('find_unused_parameters', False))
+            type=DDP, broadcast_buffers=False, find_unused_parameters=cfg.get('find_unused_parameters', False)
+        )
         if wrapper.get('type', DDP) == DDP:
             args.cfg_options = {**(args.cfg_options or {}), 'model_wrapper_cfg': {**wrapper, 'device_ids': None}}
     tool.parse_args = lambda: args
@@ -180,8 +190,9 @@ def _library_tool(library: str, script: str) -> ModuleType:
 
 def add_runs(parser: argparse.ArgumentParser, out: str) -> None:
     """Add what a tool that compares runs is told: their work dirs, their names, the image to write."""
-    parser.add_argument('work_dirs', type=Path, nargs='+', metavar='work_dir',
-                        help='the work dir of a run of train.py')
+    parser.add_argument(
+        'work_dirs', type=Path, nargs='+', metavar='work_dir', help='the work dir of a run of train.py'
+    )
     parser.add_argument('--legend', nargs='+', help='names of the runs (default: those of their folders)')
     parser.add_argument('--out', type=output_image, default=out, help=f'default: {out}')
 

@@ -1,4 +1,5 @@
 """What several tests need: banks, backbones, and batch norms that leave no output at zero."""
+
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
@@ -42,11 +43,9 @@ BANKS = {
 }
 
 
-def backbone(depth: int = 50,
-             groups: Sequence[str] = ('conv2', ),
-             bank: dict | None = TIED,
-             type: str = 'ResNet',
-             **kwargs) -> nn.Module:
+def backbone(
+    depth: int = 50, groups: Sequence[str] = ('conv2',), bank: dict | None = TIED, type: str = 'ResNet', **kwargs
+) -> nn.Module:
     """A narrow backbone of the current default scope; plain where ``bank`` is None."""
     if 'Res' in type:
         kwargs = {**dict(depth=depth, base_channels=16, stem_channels=16), **kwargs}
@@ -125,12 +124,21 @@ def call(tool: str, *arguments) -> SimpleNamespace:
 
 def small(bank: dict | None = BASIS, **kwargs) -> nn.Module:
     """A backbone of two stages, for :class:`Classifier`."""
-    return backbone(depth=18, groups=['conv[12]'], bank=bank, num_stages=2, strides=(1, 2), dilations=(1, 1),
-                    out_indices=(1, ), **kwargs)
+    return backbone(
+        depth=18,
+        groups=['conv[12]'],
+        bank=bank,
+        num_stages=2,
+        strides=(1, 2),
+        dilations=(1, 1),
+        out_indices=(1,),
+        **kwargs,
+    )
 
 
-def train(network: nn.Module, work_dir: Path, hooks: Sequence[Hook], iterations: int = 2, batch_size: int = 2,
-          **kwargs):
+def train(
+    network: nn.Module, work_dir: Path, hooks: Sequence[Hook], iterations: int = 2, batch_size: int = 2, **kwargs
+):
     """Train a classifier on a backbone by a runner. Returns it, and what each iteration gave to the log."""
     torch.manual_seed(0)
     data = [dict(inputs=torch.randn(3, 32, 32), labels=i % 3) for i in range(4)]
@@ -138,7 +146,6 @@ def train(network: nn.Module, work_dir: Path, hooks: Sequence[Hook], iterations:
     seen = []
 
     class Watch(Hook):
-
         def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
             seen.append(outputs)
 
@@ -151,6 +158,7 @@ def train(network: nn.Module, work_dir: Path, hooks: Sequence[Hook], iterations:
         custom_hooks=[*hooks, Watch()],
         default_scope='mmpretrain',
         experiment_name=f'{work_dir.name}-{id(model)}',
-        **{**dict(optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1))), **kwargs})
+        **{**dict(optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1))), **kwargs},
+    )
     runner.train()
     return model, seen

@@ -1,4 +1,5 @@
 """Suites of runs: finished ones are skipped, interrupted ones go on, failed ones stop no other."""
+
 import csv
 import json
 import os
@@ -27,10 +28,17 @@ SUITES = sorted((ROOT / 'configs/benchmarks').glob('*.yaml'))
 
 
 def write(path, images, configs=CONFIGS, **keys):
-    options = {'data_root': str(images), 'train_dataloader.batch_size': 20, 'train_dataloader.num_workers': 0,
-               'train_dataloader.persistent_workers': False, 'val_dataloader.num_workers': 0,
-               'val_dataloader.persistent_workers': False, 'default_hooks.logger.interval': 1,
-               'train_cfg.max_epochs': 4, 'default_hooks.checkpoint.max_keep_ckpts': -1}
+    options = {
+        'data_root': str(images),
+        'train_dataloader.batch_size': 20,
+        'train_dataloader.num_workers': 0,
+        'train_dataloader.persistent_workers': False,
+        'val_dataloader.num_workers': 0,
+        'val_dataloader.persistent_workers': False,
+        'default_hooks.logger.interval': 1,
+        'train_cfg.max_epochs': 4,
+        'default_hooks.checkpoint.max_keep_ckpts': -1,
+    }
     suite = dict(metric='accuracy/top1', shape=[32, 32], seeds=[0, 1], configs=configs, options=options)
     path.write_text(yaml.safe_dump({**suite, **keys}))
     return path
@@ -55,8 +63,14 @@ def benchmark(suite, work_dir, *options):
 
 def test_an_interrupted_suite_goes_on_and_gives_one_table(images, tmp_path):
     suite, work_dir = write(tmp_path / 'small.yaml', images), tmp_path / 'runs'
-    process = subprocess.Popen(command(suite, work_dir, '--jobs', '2'), stdout=subprocess.PIPE, text=True, cwd=ROOT,
-                               stderr=subprocess.STDOUT, start_new_session=True)
+    process = subprocess.Popen(
+        command(suite, work_dir, '--jobs', '2'),
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
     third = work_dir / 'shared-resnet32-s8u1_4e_cifar10-jpeg/seed_0'
     deadline = time.monotonic() + 120
     while not (third / 'last_checkpoint').exists() and time.monotonic() < deadline:
@@ -113,22 +127,30 @@ def test_a_failed_run_stops_no_other_and_its_reason_is_told(images, tmp_path, op
     if '--submitit' in options:
         assert 'Error: --submitit finds no SLURM here' in benchmark(suite, tmp_path / 'runs', *options).stderr
         executor, asked = submitit.AutoExecutor, []
-        monkeypatch.setattr(submitit, 'AutoExecutor', lambda folder, cluster: asked.append(cluster) or executor(
-            folder, cluster='local'))
+        monkeypatch.setattr(
+            submitit,
+            'AutoExecutor',
+            lambda folder, cluster: asked.append(cluster) or executor(folder, cluster='local'),
+        )
     result = benchmark(suite, tmp_path / 'runs', *options)
     assert result.returncode == 1
-    assert re.search(r'failed: broken, seed 0: The data set of .*none/, which is not there.*run.log', result.stdout), \
+    assert re.search(r'failed: broken, seed 0: The data set of .*none/, which is not there.*run.log', result.stdout), (
         result.stdout + result.stderr
+    )
     assert '| shared-resnet32-s8u1_4e_cifar10-jpeg | 1 |' in result.stdout
     assert '--submitit' not in options or asked == ['slurm']
 
 
 def test_options_arrive_as_the_file_has_them(tmp_path):
-    options = {'model.backbone.sharing': {'groups': [r'conv(1|2)\b'], 'bank': {'unique_rank': 2}},
-               'optim_wrapper.optimizer.lr': 1.0e-3, 'data_root': '/data/my images, all', 'work_dir': None}
+    options = {
+        'model.backbone.sharing': {'groups': [r'conv(1|2)\b'], 'bank': {'unique_rank': 2}},
+        'optim_wrapper.optimizer.lr': 1.0e-3,
+        'data_root': '/data/my images, all',
+        'work_dir': None,
+    }
     suite = dict(metric='accuracy/top1', configs=[dict(config=str(ROOT / CONFIGS[1]), name='one', options=options)])
     (tmp_path / 'suite.yaml').write_text(yaml.safe_dump(suite))
-    run, = read_suite(tmp_path / 'suite.yaml', tmp_path / 'runs').runs
+    (run,) = read_suite(tmp_path / 'suite.yaml', tmp_path / 'runs').runs
     (tmp_path / 'config.py').write_text(run.config)
     cfg = Config.fromfile(tmp_path / 'config.py')
     assert cfg.model.backbone.sharing.bank.unique_rank == 2
@@ -150,23 +172,28 @@ def test_the_suites_name_configs_that_are_there_and_keys_that_they_have(path, tm
         assert suite['metric'].split('/')[0] in str(cfg.val_evaluator).lower()
 
 
-@pytest.mark.parametrize('text, words', [
-    ('configs: [', 'cannot be read'),
-    ('configs: [a.py]', 'has to be a mapping with metric, a name, and configs'),
-    ('metric: a\nconfigs: [a.py]\nseed: 3', 'has to be a mapping'),
-    ('metric: a\nconfigs: [{name: b}]', 'give a config, or a mapping with config'),
-    ('metric: a\nconfigs: [{config: b.py, name: ../b}]', 'letters, digits'),
-    ('metric: a\nconfigs: [3]', 'has the entry 3'),
-    ('metric: a\nconfigs: []', 'has no config'),
-    ('metric: a\nconfigs:', 'has to be a mapping'),
-    ('metric: a\nconfigs: [a.py]\nseeds: [1, 1]', 'different whole numbers'),
-    ('metric: a\nconfigs: [a.py]\nseeds: 1', 'has to be a mapping'),
-    ('metric: a\nconfigs: [a.py]\nshape: [32]', 'height and width'),
-    ('metric: a\nconfigs: [a.py]', 'There is no config a.py'),
-    (f'metric: a\nconfigs: [{CONFIGS[1]}, {CONFIGS[1]}]', 'twice: give entries of one config names of their own'),
-    (f'metric: a\nconfigs: [{{config: {CONFIGS[1]}, options: {{model.backbone.sharing.groups: [none]}}}}]',
-     "cannot be built: .*'none' forms no group"),
-])
+@pytest.mark.parametrize(
+    'text, words',
+    [
+        ('configs: [', 'cannot be read'),
+        ('configs: [a.py]', 'has to be a mapping with metric, a name, and configs'),
+        ('metric: a\nconfigs: [a.py]\nseed: 3', 'has to be a mapping'),
+        ('metric: a\nconfigs: [{name: b}]', 'give a config, or a mapping with config'),
+        ('metric: a\nconfigs: [{config: b.py, name: ../b}]', 'letters, digits'),
+        ('metric: a\nconfigs: [3]', 'has the entry 3'),
+        ('metric: a\nconfigs: []', 'has no config'),
+        ('metric: a\nconfigs:', 'has to be a mapping'),
+        ('metric: a\nconfigs: [a.py]\nseeds: [1, 1]', 'different whole numbers'),
+        ('metric: a\nconfigs: [a.py]\nseeds: 1', 'has to be a mapping'),
+        ('metric: a\nconfigs: [a.py]\nshape: [32]', 'height and width'),
+        ('metric: a\nconfigs: [a.py]', 'There is no config a.py'),
+        (f'metric: a\nconfigs: [{CONFIGS[1]}, {CONFIGS[1]}]', 'twice: give entries of one config names of their own'),
+        (
+            f'metric: a\nconfigs: [{{config: {CONFIGS[1]}, options: {{model.backbone.sharing.groups: [none]}}}}]',
+            "cannot be built: .*'none' forms no group",
+        ),
+    ],
+)
 def test_a_suite_that_says_something_else_is_refused(tmp_path, text, words):
     (tmp_path / 'suite.yaml').write_text(text)
     with pytest.raises(SharingError, match=words):

@@ -1,4 +1,5 @@
 """What the tools say of what they cannot take, and that nothing is lost by it."""
+
 import json
 import os
 import sys
@@ -36,31 +37,42 @@ def files(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize('tool, arguments, words', [
-    ('model_converters/fold.py', [SHARED, 'plain.pth', 'new.pth'], 'plain.pth is of the plain network, and that of'),
-    ('model_converters/fold.py', [SHARED, 'list.pth', 'new.pth'], 'has no state dict: tensors by their names'),
-    ('model_converters/fold.py', [SHARED, 'plain.pth', 'folder'], 'folder is a folder: name a file'),
-    ('model_converters/fold.py', [SHARED, 'plain.pth', 'plain.pth/new.pth'], 'cannot be written: '),
-    ('model_converters/fold.py', ['wrong.py', 'plain.pth', 'new.pth'], 'wrong.py cannot be read: '),
-    ('model_converters/fold.py', ['classes.pth', 'plain.pth', 'new.pth'], 'classes.pth cannot be read: '),
-    ('model_converters/fold.py', [ROOT / 'configs/_base_/mmshared.py', 'plain.pth', 'new.pth'], 'it has no model'),
-    ('model_converters/dense_to_shared.py', [PLAIN, 'plain.pth', 'new.pth'], 'of this config shares nothing'),
-    ('model_converters/dense_to_shared.py', [SHARED, 'classes.pth', 'new.pth'], 'not of the plain network of the'),
-    ('model_converters/dense_to_shared.py', [SHARED, 'plain.pth', 'plain.pth'], 'have to be files of their own'),
-    ('model_converters/rescale.py', [LARGE, 'plain.pth', 'plain.pth'], 'have to be files of their own'),
-    ('model_converters/rescale.py', [LARGE, 'list.pth', 'new.pth'], 'has no state dict'),
-    ('model_converters/repeatnet_to_mmshared.py', ['plain.pth', 'plain.pth'], 'have to be files of their own'),
-    ('model_converters/repeatnet_to_mmshared.py', ['list.pth', 'new.pth'], 'has no state dict'),
-    ('model_converters/net_rl2_to_mmshared.py', ['list.pth', 'new.pth'], 'no shared_basis|no state dict'),
-    ('analysis_tools/sharing_report.py', [SHARED, '--shape', '1', '32', '32'], 'cannot take images of 1x32x32: '),
-    ('analysis_tools/sharing_report.py', [SHARED, '--json', 'folder'], 'folder is a folder: name a file'),
-    ('analysis_tools/gram_matrices.py', [SHARED, 'plain.pth', '--out', 'image'], 'no name of an image: let it end'),
-    ('analysis_tools/benchmark_speed.py', [SHARED, '--device', 'foo'], 'foo cannot be used here: '),
-    ('analysis_tools/benchmark_speed.py', [SHARED, '--device', 'meta'], 'meta cannot be used here: '),
-    ('analysis_tools/report_run.py', ['folder', '--images', '0'], '--images 0: give 1 or more'),
-    ('analysis_tools/report_run.py', ['folder'], 'no work dir of a finished run: it has no config'),
-    ('benchmark.py', ['plain.pth', '--jobs', '0'], '--gpus-per-run, --jobs and --timeout are 1 or more'),
-])
+@pytest.mark.parametrize(
+    'tool, arguments, words',
+    [
+        (
+            'model_converters/fold.py',
+            [SHARED, 'plain.pth', 'new.pth'],
+            'plain.pth is of the plain network, and that of',
+        ),
+        ('model_converters/fold.py', [SHARED, 'list.pth', 'new.pth'], 'has no state dict: tensors by their names'),
+        ('model_converters/fold.py', [SHARED, 'plain.pth', 'folder'], 'folder is a folder: name a file'),
+        ('model_converters/fold.py', [SHARED, 'plain.pth', 'plain.pth/new.pth'], 'cannot be written: '),
+        ('model_converters/fold.py', ['wrong.py', 'plain.pth', 'new.pth'], 'wrong.py cannot be read: '),
+        ('model_converters/fold.py', ['classes.pth', 'plain.pth', 'new.pth'], 'classes.pth cannot be read: '),
+        ('model_converters/fold.py', [ROOT / 'configs/_base_/mmshared.py', 'plain.pth', 'new.pth'], 'it has no model'),
+        ('model_converters/dense_to_shared.py', [PLAIN, 'plain.pth', 'new.pth'], 'of this config shares nothing'),
+        ('model_converters/dense_to_shared.py', [SHARED, 'classes.pth', 'new.pth'], 'not of the plain network of the'),
+        ('model_converters/dense_to_shared.py', [SHARED, 'plain.pth', 'plain.pth'], 'have to be files of their own'),
+        ('model_converters/rescale.py', [LARGE, 'plain.pth', 'plain.pth'], 'have to be files of their own'),
+        ('model_converters/rescale.py', [LARGE, 'list.pth', 'new.pth'], 'has no state dict'),
+        ('model_converters/repeatnet_to_mmshared.py', ['plain.pth', 'plain.pth'], 'have to be files of their own'),
+        ('model_converters/repeatnet_to_mmshared.py', ['list.pth', 'new.pth'], 'has no state dict'),
+        ('model_converters/net_rl2_to_mmshared.py', ['list.pth', 'new.pth'], 'no shared_basis|no state dict'),
+        ('analysis_tools/sharing_report.py', [SHARED, '--shape', '1', '32', '32'], 'cannot take images of 1x32x32: '),
+        ('analysis_tools/sharing_report.py', [SHARED, '--json', 'folder'], 'folder is a folder: name a file'),
+        (
+            'analysis_tools/gram_matrices.py',
+            [SHARED, 'plain.pth', '--out', 'image'],
+            'no name of an image: let it end',
+        ),
+        ('analysis_tools/benchmark_speed.py', [SHARED, '--device', 'foo'], 'foo cannot be used here: '),
+        ('analysis_tools/benchmark_speed.py', [SHARED, '--device', 'meta'], 'meta cannot be used here: '),
+        ('analysis_tools/report_run.py', ['folder', '--images', '0'], '--images 0: give 1 or more'),
+        ('analysis_tools/report_run.py', ['folder'], 'no work dir of a finished run: it has no config'),
+        ('benchmark.py', ['plain.pth', '--jobs', '0'], '--gpus-per-run, --jobs and --timeout are 1 or more'),
+    ],
+)
 def test_what_a_tool_cannot_take_is_one_sentence(files, monkeypatch, tool, arguments, words):
     monkeypatch.chdir(files)
     before = {path: path.read_bytes() for path in files.iterdir() if path.is_file()}
@@ -90,15 +102,18 @@ def test_a_checkpoint_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('script, resume', [('test.py', False), ('train.py', True), ('train.py', False)])
-def test_a_checkpoint_of_another_head_starts_a_training_and_nothing_else(mmpretrain, tmp_path, monkeypatch, script,
-                                                                         resume):
+def test_a_checkpoint_of_another_head_starts_a_training_and_nothing_else(
+    mmpretrain, tmp_path, monkeypatch, script, resume
+):
     monkeypatch.setattr(Runner, 'load_checkpoint', Runner.load_checkpoint)  # as it was, afterwards
     refuse_other_networks(script)
     runner = Runner(Classifier(small()), str(tmp_path), resume=resume, experiment_name=f'{script}-{resume}')
     state = {key: tensor.clone() for key, tensor in runner.model.state_dict().items()}
     lacking = {key: tensor for key, tensor in state.items() if key != 'fc.bias'}
-    for changed, words in (({**state, 'fc.weight': torch.zeros(5, 32)}, 'this config: size mismatch for fc.weight'),
-                           (lacking, 'this config: missing keys in source state_dict: fc.bias')):
+    for changed, words in (
+        ({**state, 'fc.weight': torch.zeros(5, 32)}, 'this config: size mismatch for fc.weight'),
+        (lacking, 'this config: missing keys in source state_dict: fc.bias'),
+    ):
         torch.save(dict(state_dict=changed), tmp_path / 'other.pth')
         if script == 'test.py' or resume:
             with pytest.raises(SharingError, match=words):
@@ -156,10 +171,13 @@ def full_disk(path, *args, **kwargs):
     raise OSError(28, 'No space left on device', str(path))
 
 
-@pytest.mark.parametrize('tool, arguments', [
-    ('analysis_tools/sharing_report.py', [SHARED, '--shape', '32', '--json', 'new']),
-    ('model_converters/publish_model.py', ['plain.pth', 'new']),
-])
+@pytest.mark.parametrize(
+    'tool, arguments',
+    [
+        ('analysis_tools/sharing_report.py', [SHARED, '--shape', '32', '--json', 'new']),
+        ('model_converters/publish_model.py', ['plain.pth', 'new']),
+    ],
+)
 def test_an_output_that_cannot_be_written_is_one_sentence(files, monkeypatch, tmp_path, tool, arguments):
     monkeypatch.setattr(Path, 'write_text', full_disk)
     monkeypatch.setattr(Path, 'write_bytes', full_disk)
@@ -191,7 +209,7 @@ def run(monkeypatch, script, config, *arguments, main=lambda: None):
 def test_an_image_that_a_training_lacks_is_no_file_of_ours(monkeypatch, tmp_path):
 
     def main():
-        open(tmp_path / 'image.jpg')
+        (tmp_path / 'image.jpg').read_bytes()
 
     with pytest.raises(FileNotFoundError):
         run(monkeypatch, 'train.py', DIGITS, '--work-dir', tmp_path / 'run', main=main)
@@ -210,8 +228,12 @@ def test_the_note_of_the_last_checkpoint_is_mended_once_and_where_the_run_is(mon
     own = f'work_dir = {str(work_dir)!r}\n' if way == 'config' else ''
     (tmp_path / 'own.py').write_text(f'_base_ = {str(DIGITS)!r}\n{own}')
     arguments = ['--resume', *(['--work-dir', work_dir] if way == 'argument' else [])]
-    for launcher, rank, mended in (('none', {}, True), ('none', dict(SLURM_PROCID='1'), True),
-                                   ('slurm', dict(SLURM_PROCID='1'), False), ('slurm', dict(SLURM_PROCID='0'), True)):
+    for launcher, rank, mended in (
+        ('none', {}, True),
+        ('none', dict(SLURM_PROCID='1'), True),
+        ('slurm', dict(SLURM_PROCID='1'), False),
+        ('slurm', dict(SLURM_PROCID='0'), True),
+    ):
         note.write_text('moved/epoch_1.pth')
         with monkeypatch.context() as patch:
             for name, value in rank.items():
@@ -223,16 +245,19 @@ def test_the_note_of_the_last_checkpoint_is_mended_once_and_where_the_run_is(mon
 def test_only_whole_folders_move_to_another_root():
     dataset = dict(data_root='data/coco/', ann_file='data/coco/a.json', proposal_file='data/coco_proposals/x.pkl')
     cfg = Config(dict(train_dataloader=dict(dataset=dataset)))
-    assert moved_root(cfg, 'NEW') == {'train_dataloader.dataset.data_root': 'NEW/',
-                                      'train_dataloader.dataset.ann_file': 'NEW/a.json'}
+    assert moved_root(cfg, 'NEW') == {
+        'train_dataloader.dataset.data_root': 'NEW/',
+        'train_dataloader.dataset.ann_file': 'NEW/a.json',
+    }
 
 
 def test_a_module_beside_a_config_is_found(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, 'path', list(sys.path))
     monkeypatch.setenv('PYTHONPATH', 'first')
     (tmp_path / 'bank_of_my_own.py').write_text('NAME = 1\n')
-    (tmp_path / 'own.py').write_text(f"_base_ = {str(DIGITS)!r}\n"
-                                     "custom_imports = dict(imports=['mmshared', 'bank_of_my_own'])\n")
+    (tmp_path / 'own.py').write_text(
+        f"_base_ = {str(DIGITS)!r}\ncustom_imports = dict(imports=['mmshared', 'bank_of_my_own'])\n"
+    )
     monkeypatch.chdir(tmp_path.parent)
     for _ in range(2):
         load_config(f'{tmp_path.name}/own.py')
@@ -240,15 +265,21 @@ def test_a_module_beside_a_config_is_found(monkeypatch, tmp_path):
     assert sys.path[-1] == str(tmp_path) and os.environ['PYTHONPATH'] == f'first{os.pathsep}{tmp_path}'
 
 
-@pytest.mark.parametrize('options, words', [
-    ({'model.backbone.type': 'SharedResNt'}, 'There is no SharedResNt: the nearest are SharedResNet'),
-    ({'model.backbone.type': 'SharedRegNt'}, 'There is no SharedRegNt: the nearest are .*SharedRegNet'),
-    ({'model.backbone.type': 'mmpretrain.SharedMobileNtV2'}, 'There is no mmpretrain.SharedMobileNtV2: the nearest'),
-    ({'model.backbone.type': 'SharedQ'}, 'There is no SharedQ: there are, among others, Shared'),
-    ({'model.backbone.type': 'ResNet'}, '^ResNet takes no sharing: write type=SharedResNet.$'),
-    ({'model.backbone.type': 'mmdet.ResNet'}, '^mmdet.ResNet takes no sharing: write type=mmdet.SharedResNet.$'),
-    ({'model.data_preprocessor.sharing': {}}, 'DetDataPreprocessor takes no sharing, and there'),
-])
+@pytest.mark.parametrize(
+    'options, words',
+    [
+        ({'model.backbone.type': 'SharedResNt'}, 'There is no SharedResNt: the nearest are SharedResNet'),
+        ({'model.backbone.type': 'SharedRegNt'}, 'There is no SharedRegNt: the nearest are .*SharedRegNet'),
+        (
+            {'model.backbone.type': 'mmpretrain.SharedMobileNtV2'},
+            'There is no mmpretrain.SharedMobileNtV2: the nearest',
+        ),
+        ({'model.backbone.type': 'SharedQ'}, 'There is no SharedQ: there are, among others, Shared'),
+        ({'model.backbone.type': 'ResNet'}, '^ResNet takes no sharing: write type=SharedResNet.$'),
+        ({'model.backbone.type': 'mmdet.ResNet'}, '^mmdet.ResNet takes no sharing: write type=mmdet.SharedResNet.$'),
+        ({'model.data_preprocessor.sharing': {}}, 'DetDataPreprocessor takes no sharing, and there'),
+    ],
+)
 def test_a_shared_network_that_there_is_not_is_one_sentence(options, words):
     cfg = load_config(str(DIGITS))
     merge_options(cfg, options)
@@ -269,7 +300,8 @@ def test_networks_that_there_are_pass(tmp_path):
 
 
 def test_the_network_is_looked_at_before_the_data(monkeypatch):
-    monkeypatch.setattr(sys, 'argv', ['train.py', str(DIGITS), '--cfg-options', 'data_root=nowhere',
-                                      'model.backbone.type=SharedResNt'])
+    monkeypatch.setattr(
+        sys, 'argv', ['train.py', str(DIGITS), '--cfg-options', 'data_root=nowhere', 'model.backbone.type=SharedResNt']
+    )
     with pytest.raises(SystemExit, match='There is no SharedResNt'):
         run_tool('train.py', '', ['train_dataloader'])

@@ -1,5 +1,6 @@
 """mmcv's operators from torchvision: against torchvision's reference, against finite differences, and against mmcv's
 own compiled ones where an mmcv has them."""
+
 import subprocess
 import sys
 
@@ -33,13 +34,12 @@ def feature(channels=3):
 
 @from_torchvision
 class TestTorchvision:
-
     def test_nms_is_torchvisions(self):
         candidates, scores = boxes(), torch.rand(40)
         kept = mmcv.ops.nms(candidates, scores, 0.4)[1]
         assert torch.equal(kept, torchvision.ops.nms(candidates, scores, 0.4))
         # Two boxes of 2x1 and 1x1 pixels have the IoU 1/2; counted from corner to corner, with offset 1, 4/6.
-        pair = torch.tensor([[0., 0, 2, 1], [0., 0, 1, 1]])
+        pair = torch.tensor([[0.0, 0, 2, 1], [0.0, 0, 1, 1]])
         assert len(mmcv.ops.nms(pair, scores[:2], 0.6)[1]) == 2
         assert len(mmcv.ops.nms(pair, scores[:2], 0.6, offset=1)[1]) == 1
 
@@ -66,7 +66,7 @@ class TestTorchvision:
         expected = torchvision.ops.sigmoid_focal_loss(logits, one_hot, 0.25, 2.0)
         torch.testing.assert_close(got, expected)
         torch.testing.assert_close(*[torch.autograd.grad(y.sum(), logits)[0] for y in (got, expected)])
-        weight = torch.tensor([1., 2., 3.])
+        weight = torch.tensor([1.0, 2.0, 3.0])
         weighted = mmcv.ops.sigmoid_focal_loss(logits, target, 2.0, 0.25, weight, 'none')
         torch.testing.assert_close(weighted[:3], expected[:3] * weight[:, None])
         torch.testing.assert_close(weighted[3:5], expected[3:5])
@@ -79,11 +79,16 @@ class TestTorchvision:
         bias = torch.randn(6).double().requires_grad_()
         geometry = dict(stride=2, padding=1, dilation=1)
         pairs = [
-            (mmcv.ops.deform_conv2d(x, offset, weight, 2, 1, 1, groups, deform_groups),
-             torchvision.ops.deform_conv2d(x, offset, weight, None, **geometry), (x, offset, weight)),
-            (mmcv.ops.modulated_deform_conv2d(x, offset, mask, weight, bias, 2, 1, 1, groups, deform_groups),
-             torchvision.ops.deform_conv2d(x, offset, weight, bias, mask=mask, **geometry),
-             (x, offset, mask, weight, bias)),
+            (
+                mmcv.ops.deform_conv2d(x, offset, weight, 2, 1, 1, groups, deform_groups),
+                torchvision.ops.deform_conv2d(x, offset, weight, None, **geometry),
+                (x, offset, weight),
+            ),
+            (
+                mmcv.ops.modulated_deform_conv2d(x, offset, mask, weight, bias, 2, 1, 1, groups, deform_groups),
+                torchvision.ops.deform_conv2d(x, offset, weight, bias, mask=mask, **geometry),
+                (x, offset, mask, weight, bias),
+            ),
         ]
         for got, expected, inputs in pairs:
             torch.testing.assert_close(got, expected)
@@ -124,8 +129,11 @@ def soft_nms(candidates, scores, threshold, sigma, least, method):
         found.append((best, left.pop(best)))
         for other in list(left):
             iou = torchvision.ops.box_iou(candidates[[best]], candidates[[other]]).item()
-            decay = {'naive': 0. if iou >= threshold else 1., 'linear': 1 - iou if iou >= threshold else 1.,
-                     'gaussian': torch.exp(torch.tensor(-iou**2 / sigma)).item()}[method]
+            decay = {
+                'naive': 0.0 if iou >= threshold else 1.0,
+                'linear': 1 - iou if iou >= threshold else 1.0,
+                'gaussian': torch.exp(torch.tensor(-(iou**2) / sigma)).item(),
+            }[method]
             left[other] *= decay
             if left[other] < least:
                 del left[other]
@@ -186,9 +194,10 @@ class TestCompiled:
             results = []
             for function in (compiled.softnms, mmcv_ops.softnms):
                 dets = torch.zeros(40, 5)
-                inds = function(candidates, scores, dets, iou_threshold=0.3, sigma=0.5, min_score=0.01,
-                                method=method, offset=0)
-                results.append((inds, dets[:len(inds)]))
+                inds = function(
+                    candidates, scores, dets, iou_threshold=0.3, sigma=0.5, min_score=0.01, method=method, offset=0
+                )
+                results.append((inds, dets[: len(inds)]))
             for a, b in zip(*results):
                 torch.testing.assert_close(a, b)
 
@@ -198,10 +207,24 @@ class TestCompiled:
         for aligned in (True, False):
             for sampling_ratio in (0, 2):
                 options = dict(geometry, aligned=aligned, sampling_ratio=sampling_ratio)
-                self.both('roi_align_forward', dict(output=torch.zeros(5, 3, 2, 3).double()), x, regions,
-                          argmax_y=empty, argmax_x=empty, **options)
-                self.both('roi_align_backward', dict(grad_input=torch.zeros_like(x)),
-                          torch.randn(5, 3, 2, 3).double(), regions, argmax_y=empty, argmax_x=empty, **options)
+                self.both(
+                    'roi_align_forward',
+                    dict(output=torch.zeros(5, 3, 2, 3).double()),
+                    x,
+                    regions,
+                    argmax_y=empty,
+                    argmax_x=empty,
+                    **options,
+                )
+                self.both(
+                    'roi_align_backward',
+                    dict(grad_input=torch.zeros_like(x)),
+                    torch.randn(5, 3, 2, 3).double(),
+                    regions,
+                    argmax_y=empty,
+                    argmax_x=empty,
+                    **options,
+                )
 
     def test_deformable_convs(self):
         x, weight, bias = torch.randn(2, 4, 8, 8), torch.randn(6, 4, 3, 3), torch.randn(6)
@@ -211,8 +234,10 @@ class TestCompiled:
             mmcv.ops.deform_conv.ext_module = mmcv.ops.modulated_deform_conv.ext_module = extension
             inputs = [tensor.clone().requires_grad_() for tensor in (x, offset, weight, mask, bias)]
             x_, offset_, weight_, mask_, bias_ = inputs
-            outputs = [mmcv.ops.deform_conv2d(x_, offset_, weight_, 1, 1),
-                       mmcv.ops.modulated_deform_conv2d(x_, offset_, mask_, weight_, bias_, 1, 1)]
+            outputs = [
+                mmcv.ops.deform_conv2d(x_, offset_, weight_, 1, 1),
+                mmcv.ops.modulated_deform_conv2d(x_, offset_, mask_, weight_, bias_, 1, 1),
+            ]
             results.append(outputs + list(torch.autograd.grad([(y * grad).sum() for y in outputs], inputs)))
         mmcv.ops.deform_conv.ext_module = mmcv.ops.modulated_deform_conv.ext_module = compiled
         for a, b in zip(*results):

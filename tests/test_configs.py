@@ -1,4 +1,5 @@
 """The configs build what the papers' tables and the READMEs say."""
+
 import json
 import subprocess
 import sys
@@ -14,8 +15,12 @@ from mmshared.analysis.complexity import complexity, count_multiply_adds, parame
 from mmshared.analysis.tables import measure, readmes
 from mmshared.engine.build import build_empty, build_model, build_plain
 
-CONFIGS = sorted(path for folder in ('configs', 'projects') for path in (ROOT / folder).rglob('*.py')
-                 if '_base_' not in path.parts and 'model' in Config.fromfile(path))
+CONFIGS = sorted(
+    path
+    for folder in ('configs', 'projects')
+    for path in (ROOT / folder).rglob('*.py')
+    if '_base_' not in path.parts and 'model' in Config.fromfile(path)
+)
 METAFILES = sorted((ROOT / 'configs').glob('*/metafile.yml'))
 
 # Parameters of the authors' networks (https://github.com/lolemacs/soft-sharing): depth, width, templates, with 10 and
@@ -56,7 +61,7 @@ def wide_resnet_macs(depth: int, width: int, classes: int) -> int:
     """The multiply-adds of a wide ResNet at 32x32, templates or not; those of generating kernels are not counted."""
     blocks, channels, macs = (depth - 4) // 6, 16, 32**2 * 27 * 16
     for stage in range(3):
-        out, pixels = 16 * width << stage, (32 >> stage)**2
+        out, pixels = 16 * width << stage, (32 >> stage) ** 2
         macs += pixels * (9 * channels * out + 9 * out**2 * (2 * blocks - 1) + channels * out)
         channels = out
     return macs + channels * classes
@@ -78,7 +83,9 @@ PAPER = {
     ('MobileNetV2-Shared', 'ImageNet-1k'): (3_243_080 - 2_400, 313_619_328 - 12_845_056),
     ('MobileNetV2-Shared++', 'ImageNet-1k'): (2_978_888 - 2_400, 313_619_328 - 12_845_056),
     ('MobileNetV2-Shared++ with channel attention', 'ImageNet-1k'): (
-        2_978_905 - 2_400, 313_619_328 - 12_845_056 + 2 * 32 + 3 * 64 + (2 * 96 + 2 * 160) * 3),
+        2_978_905 - 2_400,
+        313_619_328 - 12_845_056 + 2 * 32 + 3 * 64 + (2 * 96 + 2 * 160) * 3,
+    ),
     ('ResNet34-S8U1', 'CIFAR-100'): (5_865_428, 395_036_672),
     ('ResNet34-S16U1', 'CIFAR-100'): (6_485_844, 520_865_792),
     ('ResNet34-S32U1', 'CIFAR-100'): (7_726_676, 772_524_032),
@@ -162,13 +169,15 @@ OPTIONS = {
 @pytest.mark.parametrize('options', OPTIONS, ids=lambda options: 'cifar{}-{}-s{}u{}'.format(*options))
 def test_the_ranks_of_a_config_give_the_authors_other_networks(options):
     data, bases, shared_rank, unique_rank = options
-    depth = dict([('100', 34), ('10', 32)])[data]
+    depth = {'100': 34, '10': 32}[data]
     cfg = Config.fromfile(ROOT / f'configs/shared_resnet/shared-resnet{depth}-s16u1_b256_cifar{data}.py')
-    cfg.merge_from_dict({
-        'model.backbone.sharing.bank.shared_rank': shared_rank,
-        'model.backbone.sharing.bank.unique_rank': unique_rank,
-        'model.backbone.sharing.groups': dict(single=['conv[12]'], double=['conv1', 'conv2'])[bases],
-    })
+    cfg.merge_from_dict(
+        {
+            'model.backbone.sharing.bank.shared_rank': shared_rank,
+            'model.backbone.sharing.bank.unique_rank': unique_rank,
+            'model.backbone.sharing.groups': dict(single=['conv[12]'], double=['conv1', 'conv2'])[bases],
+        }
+    )
     model = build_model(cfg)
     assert (parameter_count(model), count_multiply_adds(model, (32, 32))['']) == OPTIONS[options]
 
@@ -183,7 +192,8 @@ def test_every_config_builds_a_network_that_shares_if_it_says_so(path):
     assert bool(banks(model)) is shares
     found = banks(model)
     regularised = any(bank.basis() is not None for bank in found) and not any(
-        word in path.stem for word in ('noorth', 'recurrent'))
+        word in path.stem for word in ('noorth', 'recurrent')
+    )
     assert any(hook['type'] == 'OrthogonalityLossHook' for hook in cfg.get('custom_hooks', [])) is regularised
     for hook in cfg.get('custom_hooks', []):
         HOOKS.build(hook)
@@ -203,8 +213,9 @@ def test_wide_resnets_have_the_parameters_of_the_authors(network):
     for classes, expected in zip((10, 100), TEMPLATES[network]):
         name = 'swrn28-10-2' if templates else 'wrn28-10'
         cfg = Config.fromfile(ROOT / f'configs/soft_sharing/{name}_b128_cifar{classes}.py')
-        cfg.merge_from_dict(dict(model=dict(
-            backbone=dict(depth=depth, widen_factor=width), head=dict(in_channels=64 * width))))
+        cfg.merge_from_dict(
+            dict(model=dict(backbone=dict(depth=depth, widen_factor=width), head=dict(in_channels=64 * width)))
+        )
         if templates:
             cfg.model.backbone.sharing.bank.num_templates = templates
         model = build_empty(cfg)
@@ -233,16 +244,23 @@ def test_the_tables_of_the_readmes_are_those_of_the_metafiles():
         assert path.read_text() == text, f'{path} is out of date: run tools/misc/update_tables.py'
 
 
-@pytest.mark.parametrize('name', ['shared_resnet/shared-resnet32-s16u1-double_b256_cifar10.py',
-                                  'repeatnet/repeat-resnet-w2-linear_b128_cifar10.py',
-                                  'repeatnet/repeat-vgg4-swish_b128_cifar10.py',
-                                  'small/faster-rcnn_r50-narrow-shared_12e_digits.py'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        'shared_resnet/shared-resnet32-s16u1-double_b256_cifar10.py',
+        'repeatnet/repeat-resnet-w2-linear_b128_cifar10.py',
+        'repeatnet/repeat-vgg4-swish_b128_cifar10.py',
+        'small/faster-rcnn_r50-narrow-shared_12e_digits.py',
+    ],
+)
 def test_the_report_of_groups_adds_up(name):
     cfg = Config.fromfile(ROOT / 'configs' / name)
     model, totals = build_model(cfg), complexity(cfg, (64, 64))
     rows = sharing_groups(model, (64, 64))
-    assert sum(row['shared'] + row['own'] - row['plain'] for row in rows) == \
-        totals['parameters'] - totals['plain_parameters']
+    assert (
+        sum(row['shared'] + row['own'] - row['plain'] for row in rows)
+        == totals['parameters'] - totals['plain_parameters']
+    )
     assert sum(row['macs'] - row['plain_macs'] for row in rows) == totals['macs'] - totals['plain_macs']
     layers = [model.get_submodule(f'{row["stage"]}.{layer}'.lstrip('.')) for row in rows for layer in row['layers']]
     assert layers == [layer for bank in banks(model) for layer in bank.layers]
@@ -250,8 +268,16 @@ def test_the_report_of_groups_adds_up(name):
 
 def test_the_report_is_printed_and_written(tmp_path):
     name = 'configs/shared_resnet/shared-resnet32-s16u1_b256_cifar10.py'
-    command = [sys.executable, 'tools/analysis_tools/sharing_report.py', name, '--shape', '32', '32', '--json',
-               tmp_path / 'report.json']
+    command = [
+        sys.executable,
+        'tools/analysis_tools/sharing_report.py',
+        name,
+        '--shape',
+        '32',
+        '32',
+        '--json',
+        tmp_path / 'report.json',
+    ]
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert 'parameters of the whole model: 197,258, plain 464,154 (-57.5%)' in result.stdout, result.stderr
     report = json.loads((tmp_path / 'report.json').read_text())

@@ -1,4 +1,5 @@
 """Damaged checkpoints of networks: whatever was done to a file, it loads what was saved, or nothing and says why."""
+
 import os
 from collections import Counter
 
@@ -14,21 +15,51 @@ from mmshared import SharingError
 from mmshared.engine.build import build_model, load_whole
 from mmshared.engine.checkpoint import load_checkpoint_file, state_dict_of
 
-BACKBONE = dict(type='SharedResNetA_CIFAR', depth=20,
-                sharing=dict(groups=['conv[12]'], bank=dict(type='FilterBasis', shared_rank=8, unique_rank=1,
-                                                            base_channels=16)))
-CASES = settings(max_examples=int(os.environ.get('MMSHARED_DAMAGED_FILES', 200)) // 4, derandomize=True, deadline=None,
-                 database=None)
-DAMAGES = ('flipped bits', 'zeroed range', 'cut off', 'not finite', 'name', 'no tensor', 'sparse', 'renamed', 'dropped',
-           'shape')
+BACKBONE = dict(
+    type='SharedResNetA_CIFAR',
+    depth=20,
+    sharing=dict(groups=['conv[12]'], bank=dict(type='FilterBasis', shared_rank=8, unique_rank=1, base_channels=16)),
+)
+CASES = settings(
+    max_examples=int(os.environ.get('MMSHARED_DAMAGED_FILES', 200)) // 4,
+    derandomize=True,
+    deadline=None,
+    database=None,
+)
+DAMAGES = (
+    'flipped bits',
+    'zeroed range',
+    'cut off',
+    'not finite',
+    'name',
+    'no tensor',
+    'sparse',
+    'renamed',
+    'dropped',
+    'shape',
+)
 
 
 def classifier(shared: bool) -> torch.nn.Module:
     torch.manual_seed(0)
     backbone = BACKBONE if shared else dict(type='ResNetA_CIFAR', depth=20)
-    return evaluating(randomise_norms(build_model(Config(dict(default_scope='mmpretrain', model=dict(
-        type='ImageClassifier', backbone=backbone, neck=dict(type='GlobalAveragePooling'),
-        head=dict(type='LinearClsHead', num_classes=10, in_channels=64)))))))
+    return evaluating(
+        randomise_norms(
+            build_model(
+                Config(
+                    dict(
+                        default_scope='mmpretrain',
+                        model=dict(
+                            type='ImageClassifier',
+                            backbone=backbone,
+                            neck=dict(type='GlobalAveragePooling'),
+                            head=dict(type='LinearClsHead', num_classes=10, in_channels=64),
+                        ),
+                    )
+                )
+            )
+        )
+    )
 
 
 @pytest.fixture(scope='module')
@@ -53,21 +84,29 @@ def damage(state, path, kind, place, other):
     elif kind == 'zeroed range':
         start = int(place * len(content))
         length = min(int(1 + 2000 * other), len(content) - start)
-        content[start:start + length] = bytes(length)
+        content[start : start + length] = bytes(length)
     elif kind == 'cut off':
-        content = content[:int(place * len(content))]
+        content = content[: int(place * len(content))]
     else:
         state = dict(state)
         # Of the stages: what the rest of a network lacks is the loader's matter.
-        keys = [key for key in state if '.layer' in key and not key.endswith('num_batches_tracked') and state[key].numel()]
+        keys = [
+            key for key in state if '.layer' in key and not key.endswith('num_batches_tracked') and state[key].numel()
+        ]
         key = keys[int(place * len(keys))]
         tensor = state.pop(key)
         if kind == 'not finite':
             tensor = tensor.clone()
             tensor.view(-1)[int(other * tensor.numel())] = float('nan')
-        changed = {'not finite': {key: tensor}, 'name': {int(100 * other): tensor, key: tensor}, 'no tensor': {key: [1.]},
-                   'sparse': {key: tensor.to_sparse()}, 'renamed': {f'{key}x': tensor}, 'dropped': {},
-                   'shape': {key: torch.cat([tensor, tensor])}}[kind]
+        changed = {
+            'not finite': {key: tensor},
+            'name': {int(100 * other): tensor, key: tensor},
+            'no tensor': {key: [1.0]},
+            'sparse': {key: tensor.to_sparse()},
+            'renamed': {f'{key}x': tensor},
+            'dropped': {},
+            'shape': {key: torch.cat([tensor, tensor])},
+        }[kind]
         torch.save(dict(meta=dict(epoch=1), state_dict={**state, **changed}), out)
         return out
     out.write_bytes(bytes(content))
@@ -84,8 +123,9 @@ def test_a_damaged_network_loads_what_was_saved_or_nothing(networks, name, way):
     seen = Counter()
 
     @CASES
-    @given(kind=st.sampled_from(DAMAGES), place=st.floats(0, 1, exclude_max=True),
-           other=st.floats(0, 1, exclude_max=True))
+    @given(
+        kind=st.sampled_from(DAMAGES), place=st.floats(0, 1, exclude_max=True), other=st.floats(0, 1, exclude_max=True)
+    )
     def try_one(kind, place, other):
         damaged = damage(state, path, kind, place, other)
         for key, tensor in target.state_dict().items():
@@ -106,4 +146,6 @@ def test_a_damaged_network_loads_what_was_saved_or_nothing(networks, name, way):
 
     try_one()
     print(dict(seen))
-    assert {end for _, end in seen} <= {'refused', 'loaded'} and sum(n for (_, end), n in seen.items() if end == 'refused')
+    assert {end for _, end in seen} <= {'refused', 'loaded'} and sum(
+        n for (_, end), n in seen.items() if end == 'refused'
+    )

@@ -1,4 +1,5 @@
 """Two processes with half of the batch each take the step of one process with the whole."""
+
 import copy
 import os
 import re
@@ -66,13 +67,16 @@ def leave():
 def worker(rank, bank, with_cp, folder):
     model = MMDistributedDataParallel(start(rank, bank, folder, with_cp), static_graph=with_cp)
     inputs, labels = batch()
-    result = gradients(model, inputs[2 * rank:2 * rank + 2], labels[2 * rank:2 * rank + 2])
+    result = gradients(model, inputs[2 * rank : 2 * rank + 2], labels[2 * rank : 2 * rank + 2])
     torch.save(result, f'{folder}/{rank}.pth')
     leave()
 
 
-@pytest.mark.parametrize('bank, with_cp', [(TIED, False), (BASIS, False), (TIED, True), (BASIS, True)],
-                         ids=['tied', 'basis', 'tied-checkpointed', 'basis-checkpointed'])
+@pytest.mark.parametrize(
+    'bank, with_cp',
+    [(TIED, False), (BASIS, False), (TIED, True), (BASIS, True)],
+    ids=['tied', 'basis', 'tied-checkpointed', 'basis-checkpointed'],
+)
 def test_gradients_agree_across_processes(bank, with_cp, tmp_path):
     model = network(bank)
     torch.save(model.state_dict(), tmp_path / 'start.pth')
@@ -99,7 +103,7 @@ def take_steps(model, optimizer, inputs, labels):
 def sharded_worker(rank, bank, optimizer, wrapper, folder):
     model = MODEL_WRAPPERS.build(dict(wrapper, module=start(rank, bank, folder)))
     inputs, labels = batch()
-    take_steps(model, optimizer, inputs[2 * rank:2 * rank + 2], labels[2 * rank:2 * rank + 2])
+    take_steps(model, optimizer, inputs[2 * rank : 2 * rank + 2], labels[2 * rank : 2 * rank + 2])
     if isinstance(model, FullyShardedDataParallel):
         FullyShardedDataParallel.set_state_dict_type(model, StateDictType.FULL_STATE_DICT)
         state = model.state_dict()
@@ -110,10 +114,14 @@ def sharded_worker(rank, bank, optimizer, wrapper, folder):
 
 
 @pytest.mark.parametrize('bank', [TIED, BASIS], ids=['tied', 'basis'])
-@pytest.mark.parametrize('optimizer, wrapper', [
-    (dict(SGD, type='ZeroRedundancyOptimizer', optimizer_type='SGD'), dict(type='MMDistributedDataParallel')),
-    (SGD, dict(type='MMFullyShardedDataParallel', use_orig_params=True, device_id=torch.device('cpu'))),
-], ids=['zero', 'fsdp'])
+@pytest.mark.parametrize(
+    'optimizer, wrapper',
+    [
+        (dict(SGD, type='ZeroRedundancyOptimizer', optimizer_type='SGD'), dict(type='MMDistributedDataParallel')),
+        (SGD, dict(type='MMFullyShardedDataParallel', use_orig_params=True, device_id=torch.device('cpu'))),
+    ],
+    ids=['zero', 'fsdp'],
+)
 def test_sharded_training_takes_the_same_steps(bank, optimizer, wrapper, tmp_path):
     model = network(bank)
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
@@ -130,11 +138,15 @@ def test_sharded_training_takes_the_same_steps(bank, optimizer, wrapper, tmp_pat
 
 def split_worker(rank, folder):
     policy = partial(size_based_auto_wrap_policy, min_num_params=2000)
-    model = MMFullyShardedDataParallel(start(rank, TIED, folder), auto_wrap_policy=policy,
-                                       device_id=torch.device('cpu'))
+    model = MMFullyShardedDataParallel(
+        start(rank, TIED, folder), auto_wrap_policy=policy, device_id=torch.device('cpu')
+    )
     inputs, labels = batch()
-    for act in (lambda: gradients(model, inputs, labels), lambda: model(inputs=inputs),
-                lambda: GradientFlowHook().before_train(SimpleNamespace(model=model))):
+    for act in (
+        lambda: gradients(model, inputs, labels),
+        lambda: model(inputs=inputs),
+        lambda: GradientFlowHook().before_train(SimpleNamespace(model=model)),
+    ):
         try:
             act()
         except SharingError as error:
@@ -145,17 +157,28 @@ def split_worker(rank, folder):
 
 def test_units_that_part_what_is_shared_are_refused(tmp_path):
     torch.save(network(TIED).state_dict(), tmp_path / 'start.pth')
-    mp.spawn(split_worker, (str(tmp_path), ), nprocs=2)
+    mp.spawn(split_worker, (str(tmp_path),), nprocs=2)
     told = (tmp_path / '0.txt').read_text().splitlines()
     assert len(told) == 3 and all('a unit of its own, and other layers share parameters' in line for line in told[:2])
     assert 'cannot see the parameters that FSDP shards' in told[2]
 
 
 def train_command(images, work_dir, *options):
-    loading = [f'{split}_dataloader.{option}' for split in ('train', 'val')
-               for option in ('num_workers=0', 'persistent_workers=False', 'batch_size=5')]
-    return ['projects/dsfb/configs/shared-resnet32-s8u1_4e_cifar10-jpeg.py', '--work-dir', str(work_dir),
-            '--cfg-options', f'data_root={images}', 'default_hooks.logger.interval=1', *loading, *options]
+    loading = [
+        f'{split}_dataloader.{option}'
+        for split in ('train', 'val')
+        for option in ('num_workers=0', 'persistent_workers=False', 'batch_size=5')
+    ]
+    return [
+        'projects/dsfb/configs/shared-resnet32-s8u1_4e_cifar10-jpeg.py',
+        '--work-dir',
+        str(work_dir),
+        '--cfg-options',
+        f'data_root={images}',
+        'default_hooks.logger.interval=1',
+        *loading,
+        *options,
+    ]
 
 
 # The images themselves: augmentation draws on the random state, which mmengine does not keep in a checkpoint.
@@ -166,8 +189,13 @@ def test_a_resumed_run_ends_in_the_same_weights(images, tmp_path):
     options = [*PLAIN, 'default_hooks.checkpoint.max_keep_ckpts=-1']
     first = [sys.executable, 'tools/train.py', *train_command(images, tmp_path / 'whole', *options)]
     subprocess.run(first, check=True, capture_output=True, cwd=ROOT)
-    again = [sys.executable, 'tools/train.py', *train_command(images, tmp_path / 'resumed', *options),
-             '--resume', str(tmp_path / 'whole/epoch_2.pth')]
+    again = [
+        sys.executable,
+        'tools/train.py',
+        *train_command(images, tmp_path / 'resumed', *options),
+        '--resume',
+        str(tmp_path / 'whole/epoch_2.pth'),
+    ]
     subprocess.run(again, check=True, capture_output=True, cwd=ROOT)
     assert not (tmp_path / 'resumed/epoch_2.pth').exists()
     states = [load_checkpoint_file(str(tmp_path / run / 'epoch_4.pth')) for run in ('whole', 'resumed')]
@@ -184,8 +212,14 @@ def test_a_killed_process_ends_the_job_and_it_can_be_resumed(images, tmp_path):
     environment = dict(os.environ, PATH=f'{Path(sys.executable).parent}:{os.environ["PATH"]}', PORT=port)
     config, *rest = train_command(images, tmp_path)
     command = ['tools/dist_train.sh', config, '2', *rest]
-    job = subprocess.Popen([*command, 'train_cfg.max_epochs=400'], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                           text=True, cwd=ROOT, env=environment)
+    job = subprocess.Popen(
+        [*command, 'train_cfg.max_epochs=400'],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=ROOT,
+        env=environment,
+    )
     try:
         assert any(re.search(r'Epoch\(train\) +\[3\]', line) for line in job.stdout)
         workers = subprocess.run(['pgrep', '-P', str(job.pid)], capture_output=True, text=True).stdout.split()

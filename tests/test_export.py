@@ -1,4 +1,5 @@
 """A folded checkpoint is one of the stock classes, which know nothing of mmshared."""
+
 import hashlib
 import re
 import subprocess
@@ -62,8 +63,10 @@ def trained(request, tmp_path):
     config = tmp_path / 'shared.py'
     config.write_text(f"_base_ = '{ROOT}/configs/{base}'\n{text}")
     model = randomise_norms(build_model(Config.fromfile(config)))
-    torch.save(dict(state_dict=model.state_dict(), meta=dict(dataset_meta=dict(classes=['a']), seed=3)),
-               tmp_path / 'shared.pth')
+    torch.save(
+        dict(state_dict=model.state_dict(), meta=dict(dataset_meta=dict(classes=['a']), seed=3)),
+        tmp_path / 'shared.pth',
+    )
     return config, tmp_path / 'shared.pth', model.eval()
 
 
@@ -74,8 +77,12 @@ def test_stock_classes_load_a_folded_checkpoint(trained, tmp_path):
     assert float(re.search(r'relative difference of the outputs: (\S+)', result.stdout).group(1)) < 1e-4
     assert 'mmshared' not in (tmp_path / 'plain.py').read_text()
     assert load_checkpoint_file(str(tmp_path / 'plain.pth'))['meta'] == dict(dataset_meta=dict(classes=['a']))
-    script = STOCK.format(operators=str(ROOT / 'mmshared/compat/mmcv_ops.py'), config=str(tmp_path / 'plain.py'),
-                          checkpoint=str(tmp_path / 'plain.pth'), out=str(tmp_path / 'maps.pth'))
+    script = STOCK.format(
+        operators=str(ROOT / 'mmshared/compat/mmcv_ops.py'),
+        config=str(tmp_path / 'plain.py'),
+        checkpoint=str(tmp_path / 'plain.pth'),
+        out=str(tmp_path / 'maps.pth'),
+    )
     stock = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, cwd=tmp_path)
     assert stock.returncode == 0, stock.stderr
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
@@ -97,15 +104,21 @@ def test_onnx_is_one_conv_per_conv_and_takes_any_batch_and_size(trained, tmp_pat
     assert 'ONNX against PyTorch, 3x3x96x128: relative difference' in result.stdout
 
 
-@pytest.mark.parametrize('name, most', [('shared_resnet/shared-resnet32-s16u1_b256_cifar10.py', 0.5),
-                                        ('small/faster-rcnn_r50-narrow-shared_12e_digits.py', 0.9)])
+@pytest.mark.parametrize(
+    'name, most',
+    [
+        ('shared_resnet/shared-resnet32-s16u1_b256_cifar10.py', 0.5),
+        ('small/faster-rcnn_r50-narrow-shared_12e_digits.py', 0.9),
+    ],
+)
 def test_shared_filters_are_stored_once_in_onnx(name, most, tmp_path):
     onnx = pytest.importorskip('onnx')
     config = ROOT / 'configs' / name
     model = randomise_norms(build_model(Config.fromfile(config)))
     torch.save(dict(state_dict=model.state_dict()), tmp_path / 'shared.pth')
-    result = fold(config, tmp_path / 'shared.pth', tmp_path / 'plain.pth', '--onnx', tmp_path / 'model.onnx',
-                  '--keep-shared')
+    result = fold(
+        config, tmp_path / 'shared.pth', tmp_path / 'plain.pth', '--onnx', tmp_path / 'model.onnx', '--keep-shared'
+    )
     assert result.returncode == 0, result.stderr
     assert re.search(r'ONNX: \S+ MB plain, \S+ MB shared', result.stdout) and 'ONNX nodes, shared' in result.stdout
     graph = onnx.load(tmp_path / 'model.onnx').graph
@@ -121,6 +134,7 @@ def test_shared_filters_are_stored_once_in_onnx(name, most, tmp_path):
 def test_torchvision_and_safetensors(tmp_path):
     safetensors = pytest.importorskip('safetensors.torch')
     from torchvision.models import resnet34
+
     config = ROOT / 'configs/shared_resnet/shared-resnet34-s32u1_8xb32_in1k.py'
     model = randomise_norms(build_model(Config.fromfile(config))).eval()
     # Shared tensors are stored once: safetensors has nothing to complain of.
@@ -148,8 +162,13 @@ def test_a_training_checkpoint_is_as_small_as_its_parameters_and_is_published(mm
     sizes, counts = {}, {}
     for name, each in (('plain', None), ('shared', bank)):
         checkpoints = dict(checkpoint=dict(type='CheckpointHook', interval=2, by_epoch=False))
-        model, _ = train(small(each), tmp_path / name, [], default_hooks=checkpoints,
-                         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1, momentum=0.9)))
+        model, _ = train(
+            small(each),
+            tmp_path / name,
+            [],
+            default_hooks=checkpoints,
+            optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1, momentum=0.9)),
+        )
         sizes[name] = (tmp_path / name / 'iter_2.pth').stat().st_size
         counts[name] = sum(parameter.numel() for parameter in model.parameters())
         checkpoint = load_checkpoint_file(str(tmp_path / name / 'iter_2.pth'))
@@ -159,7 +178,7 @@ def test_a_training_checkpoint_is_as_small_as_its_parameters_and_is_published(mm
         assert stored == sum(momentum) == counts[name]
     result = call('model_converters/publish_model.py', tmp_path / 'shared/iter_2.pth', tmp_path / 'out/model.pth')
     assert sizes['shared'] < 0.8 * sizes['plain'] and counts['shared'] < 0.8 * counts['plain']
-    published, = (tmp_path / 'out').iterdir()
+    (published,) = (tmp_path / 'out').iterdir()
     assert published.name == f'model-{hashlib.sha256(published.read_bytes()).hexdigest()[:8]}.pth', result.stderr
     checkpoint = torch.load(published, weights_only=True)
     assert set(checkpoint) == {'meta', 'state_dict'} and published.stat().st_size < 0.6 * sizes['shared']
@@ -196,7 +215,8 @@ def test_the_stock_config_keeps_the_hooks_and_imports_of_others(tmp_path):
     (tmp_path / 'mine.py').write_text(
         f"_base_ = '{base}'\n"
         "custom_hooks = [*_base_.custom_hooks, dict(type='EMAHook')]\n"
-        "custom_imports = dict(imports=['mmshared', 'json'])\n")
+        "custom_imports = dict(imports=['mmshared', 'json'])\n"
+    )
     stock = stock_config(Config.fromfile(tmp_path / 'mine.py'))
     assert [hook['type'] for hook in stock.custom_hooks] == ['EMAHook'] and stock.custom_imports['imports'] == ['json']
     assert stock.model.backbone.type == 'ResNet' and 'sharing' not in stock.model.backbone

@@ -1,4 +1,5 @@
 """Laws of loading: a plain checkpoint is converted, one that fits neither way is refused, nothing is half-loaded."""
+
 import pickle
 import re
 import subprocess
@@ -38,9 +39,13 @@ def test_a_shared_checkpoint_loads_as_it_is(library, bank):
     assert difference(*[evaluating(model)(x) for model in models]) == 0
 
 
-@pytest.mark.parametrize('bank', [dict(bank, shared_rank=384) if bank.get('shared_rank') else bank
-                                  for bank in (BANKS[name] for name in BANKS
-                                               if name not in ('basis-without-shared', 'repeated'))])
+@pytest.mark.parametrize(
+    'bank',
+    [
+        dict(bank, shared_rank=384) if bank.get('shared_rank') else bank
+        for bank in (BANKS[name] for name in BANKS if name not in ('basis-without-shared', 'repeated'))
+    ],
+)
 def test_a_folded_network_loads_back_without_loss(library, bank):
     # What was shared once lies in the span of a basis of its rank, its tied kernels and its plain copies agree.
     torch.manual_seed(0)
@@ -116,24 +121,43 @@ def test_a_checkpoint_of_another_network_is_refused(library):
     for bank in (None, TIED):
         deeper = backbone(depth=101, bank=bank)
         refuses(model, deeper.state_dict(), 'layer3 has 23 blocks there and 6 here')
-        refuses(deeper if bank else backbone(depth=101), backbone(bank=bank).state_dict(),
-                'layer3 has 6 blocks there and 23 here')
+        refuses(
+            deeper if bank else backbone(depth=101),
+            backbone(bank=bank).state_dict(),
+            'layer3 has 6 blocks there and 23 here',
+        )
     refuses(model, without(plain, 'layer1.'), 'layer1 has 0 blocks there and 3 here')
     refuses(model, without(plain, 'layer2.1.bn1.weight'), 'it has no layer2.1.bn1.weight')
-    refuses(model, without(plain, 'layer3.4.conv2'), 'neither as a plain nor as a shared network',
-            'layer3.4.conv2.weight', 'layer3.1.conv2.bank.filters')
-    refuses(model, dict(plain, **{'layer2.1.conv2.weight': plain['layer2.1.conv2.weight'] * float('nan')}),
-            'not finite in layer2.1.conv2.weight')
+    refuses(
+        model,
+        without(plain, 'layer3.4.conv2'),
+        'neither as a plain nor as a shared network',
+        'layer3.4.conv2.weight',
+        'layer3.1.conv2.bank.filters',
+    )
+    refuses(
+        model,
+        dict(plain, **{'layer2.1.conv2.weight': plain['layer2.1.conv2.weight'] * float('nan')}),
+        'not finite in layer2.1.conv2.weight',
+    )
 
 
 def test_a_checkpoint_that_is_shared_in_another_way_is_refused(library):
     small = dict(BASIS, shared_rank=16)
-    refuses(backbone(depth=34, bank=BASIS), backbone(depth=34, bank=small).state_dict(),
-            'shared in another way', '(16, 5, 1, 1) there and (16, 9, 1, 1) here')
+    refuses(
+        backbone(depth=34, bank=BASIS),
+        backbone(depth=34, bank=small).state_dict(),
+        'shared in another way',
+        '(16, 5, 1, 1) there and (16, 9, 1, 1) here',
+    )
     refuses(backbone(), backbone(bank=BASIS).state_dict(), 'shared in another way', 'layer1.1.conv2.bank.filters')
     # Where the tensors that are needed are all there, what is too many tells.
-    refuses(backbone(), backbone(bank=dict(BASIS, shared_rank=64, unique_rank=0)).state_dict(),
-            'shared in another way', 'layer1.1.conv2.unique')
+    refuses(
+        backbone(),
+        backbone(bank=dict(BASIS, shared_rank=64, unique_rank=0)).state_dict(),
+        'shared in another way',
+        'layer1.1.conv2.unique',
+    )
     for bank in (TIED, BASIS):
         double = backbone(depth=34, groups=['conv1', 'conv2'], bank=bank)
         single = backbone(depth=34, groups=['conv[12]'], bank=bank)
@@ -150,19 +174,21 @@ def test_keys_that_sharing_does_not_touch_may_lack(mmdet):
 
 
 class _Payload:
-
     def __reduce__(self):
-        return print, ('a checkpoint ran code', )
+        return print, ('a checkpoint ran code',)
 
 
-@pytest.mark.parametrize('content, words', [
-    (None, 'There is no checkpoint'),
-    (b'', 'damaged or cut off'),
-    (b'no checkpoint at all', 'damaged or cut off'),
-    ('cut', 'damaged or cut off'),
-    ('payload', 'holds more than weights'),
-    ('list', 'holds a list and no state dict'),
-])
+@pytest.mark.parametrize(
+    'content, words',
+    [
+        (None, 'There is no checkpoint'),
+        (b'', 'damaged or cut off'),
+        (b'no checkpoint at all', 'damaged or cut off'),
+        ('cut', 'damaged or cut off'),
+        ('payload', 'holds more than weights'),
+        ('list', 'holds a list and no state dict'),
+    ],
+)
 def test_a_damaged_or_foreign_file_is_refused_and_runs_nothing(tmp_path, capsys, content, words):
     path = tmp_path / 'checkpoint.pth'
     if content == 'cut':
@@ -182,9 +208,15 @@ def test_a_damaged_or_foreign_file_is_refused_and_runs_nothing(tmp_path, capsys,
 def test_the_state_of_every_schedule_can_be_loaded(tmp_path):
     schedules = [kind for name, kind in vars(param_scheduler).items() if name.endswith('LR')]
     assert len(schedules) > 8
-    settings = dict(MultiStepLR=dict(milestones=[1]), StepLR=dict(step_size=1), CosineAnnealingLR=dict(T_max=2),
-                    ExponentialLR=dict(gamma=0.5), OneCycleLR=dict(eta_max=1, total_steps=5),
-                    CosineRestartLR=dict(periods=[2], eta_min=0), ReduceOnPlateauLR={})
+    settings = dict(
+        MultiStepLR=dict(milestones=[1]),
+        StepLR=dict(step_size=1),
+        CosineAnnealingLR=dict(T_max=2),
+        ExponentialLR=dict(gamma=0.5),
+        OneCycleLR=dict(eta_max=1, total_steps=5),
+        CosineRestartLR=dict(periods=[2], eta_min=0),
+        ReduceOnPlateauLR={},
+    )
     for kind in schedules:
         optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
         state = kind(optimizer, **settings.get(kind.__name__, {})).state_dict()
@@ -208,8 +240,15 @@ def test_the_command_writes_what_loading_makes(tmp_path):
     config = ROOT / 'configs/shared_resnet/shared-resnet32-s8u1_b256_cifar10.py'
     plain = build_model(Config.fromfile(config.with_name('resnet32_b256_cifar10.py')))
     torch.save(dict(state_dict=plain.state_dict()), tmp_path / 'plain.pth')
-    command = [sys.executable, 'tools/model_converters/dense_to_shared.py', config, tmp_path / 'plain.pth',
-               tmp_path / 'shared.pth', '--rank-for-energy', '0.9']
+    command = [
+        sys.executable,
+        'tools/model_converters/dense_to_shared.py',
+        config,
+        tmp_path / 'plain.pth',
+        tmp_path / 'shared.pth',
+        '--rank-for-energy',
+        '0.9',
+    ]
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert result.returncode == 0, result.stderr
     shared = build_model(Config.fromfile(config))
@@ -217,11 +256,13 @@ def test_the_command_writes_what_loading_makes(tmp_path):
     written = load_checkpoint_file(str(tmp_path / 'shared.pth'))['state_dict']
     assert written.keys() == shared.state_dict().keys()
     kept, rank = re.search(r'layer3 .* (\d+\.\d)% │ +\d\.\d+ │ +(\d+) │', result.stdout).groups()
-    rows = torch.cat([conv.weight.flatten(1) for block in list(plain.backbone.layer3)[1:]
-                      for conv in (block.conv1, block.conv2)])
+    rows = torch.cat(
+        [conv.weight.flatten(1) for block in list(plain.backbone.layer3)[1:] for conv in (block.conv1, block.conv2)]
+    )
     shares = torch.linalg.svdvals(rows).square().cumsum(0) / rows.square().sum()
     assert shares[int(rank) - 1] >= 0.9 > shares[int(rank) - 2]
     assert shares[31].item() < float(kept) / 100 < 1  # 32 shared filters, and four of each conv's own
-    again = subprocess.run(command[:3] + [tmp_path / 'shared.pth', tmp_path / 'no.pth'], capture_output=True,
-                           text=True, cwd=ROOT)
+    again = subprocess.run(
+        command[:3] + [tmp_path / 'shared.pth', tmp_path / 'no.pth'], capture_output=True, text=True, cwd=ROOT
+    )
     assert again.returncode == 1 and 'is shared already' in again.stderr and not (tmp_path / 'no.pth').exists()

@@ -1,4 +1,5 @@
 """Laws of template banks as loops: similarity, the loss that rewards it, programs, folding."""
+
 import re
 
 import numpy as np
@@ -42,33 +43,45 @@ def make_bank(rows, size=3):
 def config(bank=TEMPLATES, data_root=None, network=None, width=64):
     """A classifier on a wide ResNet of depth 28 and width 1, whose banks have six convs each, or on another backbone;
     with data where there is some."""
-    network = network or dict(type='SharedWideResNet_CIFAR', depth=28, widen_factor=1,
-                              sharing=dict(groups=['conv[12]'], bank=bank))
+    network = network or dict(
+        type='SharedWideResNet_CIFAR', depth=28, widen_factor=1, sharing=dict(groups=['conv[12]'], bank=bank)
+    )
     cfg = dict(
-        model=dict(type='ImageClassifier', backbone=network, neck=dict(type='GlobalAveragePooling'),
-                   head=dict(type='LinearClsHead', num_classes=10, in_channels=width)),
+        model=dict(
+            type='ImageClassifier',
+            backbone=network,
+            neck=dict(type='GlobalAveragePooling'),
+            head=dict(type='LinearClsHead', num_classes=10, in_channels=width),
+        ),
         default_scope='mmpretrain',
-        custom_imports=dict(imports=['mmshared'], allow_failed_imports=False))
+        custom_imports=dict(imports=['mmshared'], allow_failed_imports=False),
+    )
     if data_root is not None:
         for split in ('train', 'test'):
             pipeline = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]
             cfg[f'{split}_dataloader'] = dict(
-                batch_size=8, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=split == 'train'),
-                dataset=dict(type='CustomDataset', data_root=str(data_root), data_prefix=split, pipeline=pipeline))
+                batch_size=8,
+                num_workers=0,
+                sampler=dict(type='DefaultSampler', shuffle=split == 'train'),
+                dataset=dict(type='CustomDataset', data_root=str(data_root), data_prefix=split, pipeline=pipeline),
+            )
         cfg.update(
-            data_preprocessor=dict(mean=[127.] * 3, std=[60.] * 3, to_rgb=True),
-            test_cfg=dict(), test_evaluator=dict(type='Accuracy', topk=(1, )),
-            train_cfg=dict(by_epoch=True, max_epochs=1), optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
-            custom_hooks=[dict(type='LayerSimilarityHook'), dict(type='EmptyCacheHook')])
+            data_preprocessor=dict(mean=[127.0] * 3, std=[60.0] * 3, to_rgb=True),
+            test_cfg=dict(),
+            test_evaluator=dict(type='Accuracy', topk=(1,)),
+            train_cfg=dict(by_epoch=True, max_epochs=1),
+            optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
+            custom_hooks=[dict(type='LayerSimilarityHook'), dict(type='EmptyCacheHook')],
+        )
     return Config(cfg)
 
 
-def make_alike(model, pattern=PATTERN, noise=0.):
+def make_alike(model, pattern=PATTERN, noise=0.0):
     """Give the layers of each bank coefficients that follow a pattern, in sizes and signs of their own."""
     for bank in template_banks(model).values():
         rows = torch.randn(max(pattern) + 1, len(bank.templates))
         for i, (conv, kernel) in enumerate(zip(bank.layers, pattern)):
-            row = (-1)**(i // 2) * (0.5 + 0.3 * i) * rows[kernel]
+            row = (-1) ** (i // 2) * (0.5 + 0.3 * i) * rows[kernel]
             conv.coefficients.data = row + noise * torch.randn_like(row)
     return evaluating(randomise_norms(model))
 
@@ -76,8 +89,10 @@ def make_alike(model, pattern=PATTERN, noise=0.):
 def write(tmp_path, cfg, model):
     """A config and a checkpoint as files."""
     cfg.dump(tmp_path / 'config.py')
-    torch.save(dict(state_dict=model.state_dict(), meta=dict(epoch=3, dataset_meta=dict(classes=list('abcdefghij')))),
-               tmp_path / 'model.pth')
+    torch.save(
+        dict(state_dict=model.state_dict(), meta=dict(epoch=3, dataset_meta=dict(classes=list('abcdefghij')))),
+        tmp_path / 'model.pth',
+    )
     return tmp_path / 'config.py', tmp_path / 'model.pth'
 
 
@@ -85,7 +100,7 @@ def write(tmp_path, cfg, model):
 
 
 def test_similarity_is_the_absolute_cosine_and_0_without_coefficients():
-    bank = make_bank(torch.tensor([[3., 4.], [-6., -8.], [4., -3.], [0., 0.], [1., 0.]]))
+    bank = make_bank(torch.tensor([[3.0, 4.0], [-6.0, -8.0], [4.0, -3.0], [0.0, 0.0], [1.0, 0.0]]))
     expected = torch.tensor([[1, 1, 0, 0, 0.6], [1, 1, 0, 0, 0.6], [0, 0, 1, 0, 0.8], [0] * 5, [0.6, 0.6, 0.8, 0, 1]])
     torch.testing.assert_close(layer_similarity(bank), expected)
     with torch.autocast('cpu', torch.bfloat16):
@@ -108,10 +123,10 @@ def test_the_recurrence_loss_equals_its_formula_and_its_gradient_raises_similari
         for conv in bank.layers:
             conv.coefficients.data -= 0.01 * conv.coefficients.grad
     assert recurrence_loss(banks) < loss - 1e-3
-    alike = {'a': make_bank(torch.tensor([[1., 2.], [-2., -4.], [3., 6.]]))}
+    alike = {'a': make_bank(torch.tensor([[1.0, 2.0], [-2.0, -4.0], [3.0, 6.0]]))}
     assert recurrence_loss(alike).abs() < 1e-6
     # A conv without coefficients is like none; nothing is divided by its length.
-    without = make_bank(torch.tensor([[1., 2.], [0., 0.]]))
+    without = make_bank(torch.tensor([[1.0, 2.0], [0.0, 0.0]]))
     recurrence_loss({'a': without}).backward()
     assert all(conv.coefficients.grad.isfinite().all() for conv in without.layers)
     for conv in banks['a'].layers:
@@ -120,8 +135,9 @@ def test_the_recurrence_loss_equals_its_formula_and_its_gradient_raises_similari
 
 
 def test_the_hooks_add_the_loss_and_write_the_similarity(mmpretrain, tmp_path):
-    network = backbone(depth=34, groups=['conv[12]'], bank=TEMPLATES, num_stages=2, strides=(1, 2), dilations=(1, 1),
-                       out_indices=(1, ))
+    network = backbone(
+        depth=34, groups=['conv[12]'], bank=TEMPLATES, num_stages=2, strides=(1, 2), dilations=(1, 1), out_indices=(1,)
+    )
     start = recurrence_loss(template_banks(network)).item()
     model, seen = train(network, tmp_path, [RecurrenceLossHook(0.5), LayerSimilarityHook(2)], iterations=4)
     assert seen[0]['loss_recurrence'].item() == pytest.approx(0.5 * start)
@@ -135,7 +151,7 @@ def test_the_hooks_add_the_loss_and_write_the_similarity(mmpretrain, tmp_path):
             written = scalars[f'similarity/{name}/{key}']
             assert [step for step, _ in written] == [2, 4]
             assert written[-1][1] == pytest.approx(value.item(), abs=1e-5)
-        drawn, = tmp_path.glob(f'*/vis_data/vis_image/similarity_{name.replace("[", "[[]")}_4.png')
+        (drawn,) = tmp_path.glob(f'*/vis_data/vis_image/similarity_{name.replace("[", "[[]")}_4.png')
         # The brighter, the more alike: a square for each pair.
         green = np.asarray(Image.open(drawn))[8::16, 8::16, 1].astype(int)
         assert green.shape == similarity.shape
@@ -143,7 +159,7 @@ def test_the_hooks_add_the_loss_and_write_the_similarity(mmpretrain, tmp_path):
         assert (np.diff(green.flatten()[order]) >= 0).all() and green.max() > green.min()
 
 
-@pytest.mark.parametrize('hook', [RecurrenceLossHook(1.), LayerSimilarityHook()])
+@pytest.mark.parametrize('hook', [RecurrenceLossHook(1.0), LayerSimilarityHook()])
 def test_hooks_without_a_template_bank_are_refused(mmpretrain, tmp_path, hook):
     with pytest.raises(SharingError, match=f'{type(hook).__name__} found no TemplateBank'):
         train(small(), tmp_path, [hook])
@@ -154,7 +170,7 @@ def test_hooks_without_a_template_bank_are_refused(mmpretrain, tmp_path, hook):
 
 def test_every_two_layers_of_a_group_are_alike():
     # A chain: neighbours are alike, the ends are not.
-    angles = torch.tensor([0., 0.25, 0.45, 1.5, 1.6, 0.05])
+    angles = torch.tensor([0.0, 0.25, 0.45, 1.5, 1.6, 0.05])
     similarity = (angles[:, None] - angles).cos().abs()
     assert similar_layers(similarity, 0.95) == [0, 1, 1, 2, 2, 0]
     assert similar_layers(similarity, 0.8) == [0, 0, 0, 1, 1, 0]
@@ -166,16 +182,19 @@ def test_every_two_layers_of_a_group_are_alike():
         assert (similarity[groups[:, None] == groups] > 0.9).all()
 
 
-@pytest.mark.parametrize('sequence, program', [
-    ('ababab', [('ab', 3)]),
-    ('aaaa', [('a', 4)]),
-    ('abc', [('abc', 1)]),
-    ('abcbcbcd', [('a', 1), ('bc', 3), ('d', 1)]),
-    ('ababac', [('ab', 2), ('ac', 1)]),
-    ('aabaab', [('aab', 2)]),
-    ('aabb', [('a', 2), ('b', 2)]),
-    ('', []),
-])
+@pytest.mark.parametrize(
+    'sequence, program',
+    [
+        ('ababab', [('ab', 3)]),
+        ('aaaa', [('a', 4)]),
+        ('abc', [('abc', 1)]),
+        ('abcbcbcd', [('a', 1), ('bc', 3), ('d', 1)]),
+        ('ababac', [('ab', 2), ('ac', 1)]),
+        ('aabaab', [('aab', 2)]),
+        ('aabb', [('a', 2), ('b', 2)]),
+        ('', []),
+    ],
+)
 def test_the_program_of_a_sequence_is_the_shortest(sequence, program):
     assert [(''.join(body), times) for body, times in loop_program(sequence)] == program
 
@@ -192,12 +211,15 @@ def test_a_program_runs_its_sequence():
 # Folding
 
 
-@pytest.mark.parametrize('templates, pattern, program', [
-    (2, PATTERN, '0.conv1 0.conv2; loop 3 x [1.conv1 1.conv2]'),
-    (4, PATTERN, '0.conv1 0.conv2; loop 3 x [1.conv1 1.conv2]'),
-    (1, [0] * 6, '0.conv1 0.conv2; loop 6 x [1.conv1]'),
-    (2, [0, 1, 1, 2, 3, 0], '0.conv1 0.conv2 1.conv1; loop 2 x [1.conv2]; 2.conv2 3.conv1 1.conv1'),
-])
+@pytest.mark.parametrize(
+    'templates, pattern, program',
+    [
+        (2, PATTERN, '0.conv1 0.conv2; loop 3 x [1.conv1 1.conv2]'),
+        (4, PATTERN, '0.conv1 0.conv2; loop 3 x [1.conv1 1.conv2]'),
+        (1, [0] * 6, '0.conv1 0.conv2; loop 6 x [1.conv1]'),
+        (2, [0, 1, 1, 2, 3, 0], '0.conv1 0.conv2 1.conv1; loop 2 x [1.conv2]; 2.conv2 3.conv1 1.conv1'),
+    ],
+)
 def test_layers_that_are_alike_fold_without_a_change_of_the_output(templates, pattern, program):
     cfg = config(dict(TEMPLATES, num_templates=templates))
     model = build_model(cfg)
@@ -207,7 +229,7 @@ def test_layers_that_are_alike_fold_without_a_change_of_the_output(templates, pa
         for i, (conv, kernel) in enumerate(zip(bank.layers, pattern)):
             row = torch.zeros(templates)
             row[:2] = torch.stack([angles[kernel].cos(), angles[kernel].sin()])[:templates]
-            conv.coefficients.data = (-1)**(i // 2) * (0.5 + 0.3 * i) * row
+            conv.coefficients.data = (-1) ** (i // 2) * (0.5 + 0.3 * i) * row
     evaluating(randomise_norms(model))
     folded_cfg, folded, conversions = fold_loops(cfg, model, 0.95)
     assert [bank.kernels for banks in stage_banks(folded).values() for bank in banks] == 3 * [pattern]
@@ -273,12 +295,20 @@ def test_a_bank_without_alike_layers_stays_beside_one_that_loops():
 
 
 def test_each_group_of_a_stage_has_loops_of_its_own():
-    cfg = config(width=256, network=dict(type='SharedResNet', depth=50, base_channels=8, stem_channels=8,
-                                         sharing=dict(groups=['conv2', 'conv3'], bank=TEMPLATES)))
+    cfg = config(
+        width=256,
+        network=dict(
+            type='SharedResNet',
+            depth=50,
+            base_channels=8,
+            stem_channels=8,
+            sharing=dict(groups=['conv2', 'conv3'], bank=TEMPLATES),
+        ),
+    )
     model = build_model(cfg)
     for conv2, conv3 in stage_banks(model).values():
         for conv in conv2.layers:
-            conv.coefficients.data = torch.tensor([1., 2.])
+            conv.coefficients.data = torch.tensor([1.0, 2.0])
         for i, conv in enumerate(conv3.layers):
             conv.coefficients.data = torch.eye(2)[i % 2]
     evaluating(randomise_norms(model))
@@ -293,8 +323,10 @@ def test_each_group_of_a_stage_has_loops_of_its_own():
 
 def test_a_plain_checkpoint_loads_into_loops(mmpretrain):
     bank = dict(type='LoopedTemplates', kernels=[0, 0], num_templates=1)
-    plain, looped = [backbone(depth=34, groups=['conv1'], bank=each, num_stages=1, strides=(1, ), dilations=(1, ),
-                              out_indices=(0, )) for each in (None, bank)]
+    plain, looped = [
+        backbone(depth=34, groups=['conv1'], bank=each, num_stages=1, strides=(1,), dilations=(1,), out_indices=(0,))
+        for each in (None, bank)
+    ]
     looped.load_state_dict(plain.state_dict(), strict=True)
     rows = torch.stack([plain.layer1[i].conv1.weight.flatten() for i in (1, 2)])
     change = sum((plain.layer1[i].conv1.weight - looped.layer1[i].conv1.dense()[0]).square().sum() for i in (1, 2))
@@ -314,26 +346,35 @@ def test_kernels_of_no_size_and_at_right_angles_fit():
 def test_stages_without_a_group_need_no_bank(library):
     # MobileNetV2: stages of one to four blocks, of which the first keeps its own convs.
     pattern = '(conv.0|expand_conv).conv'
-    make = dict(type='MobileNetV2', groups=[pattern], widen_factor=0.25, out_indices=(6, ))
+    make = dict(type='MobileNetV2', groups=[pattern], widen_factor=0.25, out_indices=(6,))
     model = evaluating(randomise_norms(backbone(bank=TEMPLATES, **make)))
     counts = {bank.stage: len(bank.layers) for bank in banks(model)}
     assert counts == dict(layer3=2, layer4=3, layer5=2, layer6=2)
-    sharing = [dict(stages=stage, groups=[pattern], bank=dict(type='LoopedTemplates', kernels=[0] * count,
-                                                              num_templates=1)) for stage, count in counts.items()]
-    looped = evaluating(MODELS.build(dict(type='SharedMobileNetV2', widen_factor=0.25, out_indices=(6, ),
-                                          sharing=sharing)))
+    sharing = [
+        dict(stages=stage, groups=[pattern], bank=dict(type='LoopedTemplates', kernels=[0] * count, num_templates=1))
+        for stage, count in counts.items()
+    ]
+    looped = evaluating(
+        MODELS.build(dict(type='SharedMobileNetV2', widen_factor=0.25, out_indices=(6,), sharing=sharing))
+    )
     assert parameter_count(looped) < parameter_count(model)
     assert {bank.stage: len(bank.layers) for bank in banks(looped)} == counts
     assert looped(image())[0].isfinite().all()
 
 
-@pytest.mark.parametrize('bank, words', [
-    ([TEMPLATES] * 2, 'There are 2 banks for the groups'),
-    ([[TEMPLATES] * 2], 'is no config of a bank'),
-    (dict(type='LoopedTemplates', kernels=[0, 1, 0], num_templates=1), 'no list of kernels for a group of 6 convs'),
-    (dict(type='LoopedTemplates', kernels=[0, 0, 2, 0, 2, 0], num_templates=1), 'number the kernels from 0'),
-    (dict(type='LoopedTemplates', kernels=[0] * 6, num_templates=0), 'num_templates=0 makes no kernel'),
-])
+@pytest.mark.parametrize(
+    'bank, words',
+    [
+        ([TEMPLATES] * 2, 'There are 2 banks for the groups'),
+        ([[TEMPLATES] * 2], 'is no config of a bank'),
+        (
+            dict(type='LoopedTemplates', kernels=[0, 1, 0], num_templates=1),
+            'no list of kernels for a group of 6 convs',
+        ),
+        (dict(type='LoopedTemplates', kernels=[0, 0, 2, 0, 2, 0], num_templates=1), 'number the kernels from 0'),
+        (dict(type='LoopedTemplates', kernels=[0] * 6, num_templates=0), 'num_templates=0 makes no kernel'),
+    ],
+)
 def test_banks_that_fit_no_network_are_refused(bank, words):
     with pytest.raises(SharingError, match=words):
         build_model(config(bank))
@@ -363,8 +404,13 @@ def test_the_tool_writes_a_network_of_loops_that_loads_and_tells_what_it_costs(i
     folded.load_state_dict(checkpoint['state_dict'], strict=True)
     assert parameter_count(folded) == int(after.replace(',', ''))
     assert [bank.kernels for banks in stage_banks(folded).values() for bank in banks] == 3 * [PATTERN]
-    kernels = [conv.dense()[0] for net in (model, folded) for banks in stage_banks(net).values() for bank in banks
-               for conv in bank.layers]
+    kernels = [
+        conv.dense()[0]
+        for net in (model, folded)
+        for banks in stage_banks(net).values()
+        for bank in banks
+        for conv in bank.layers
+    ]
     assert difference(kernels[18:], kernels[:18]) < 0.2
     # The first batch norm has the mean of two batches of the training set, not the numbers that it was given.
     means = [network.backbone.layer1[0].norm1.running_mean for network in (folded, model)]
@@ -384,8 +430,10 @@ def test_the_tool_goes_on_without_data_and_leaves_what_does_not_loop(tmp_path):
     assert re.search('Nothing is evaluated: The data set of test_dataloader .* is not there', result.stdout)
     assert result.returncode == 0 and out.exists()
     # What loops has no template bank any more, and a plain network never had one.
-    assert 'Error: The network of this config has no TemplateBank' in call(
-        FOLD, out.with_suffix('.py'), out, tmp_path / 'again.pth').stderr
+    assert (
+        'Error: The network of this config has no TemplateBank'
+        in call(FOLD, out.with_suffix('.py'), out, tmp_path / 'again.pth').stderr
+    )
     plain = config(network=dict(type='WideResNet_CIFAR', depth=16, widen_factor=1))
     files = write(tmp_path, plain, build_model(plain))
     assert 'Error: The network of this config has no TemplateBank' in call(FOLD, *files, tmp_path / 'again.pth').stderr

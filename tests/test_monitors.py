@@ -1,4 +1,5 @@
 """What is written down of the banks while a model trains, and the images of it."""
+
 import re
 from functools import partial
 
@@ -23,10 +24,10 @@ def test_the_health_of_a_basis_is_what_its_filters_are_made_to_be():
     q = nn.init.orthogonal_(torch.empty(6, 3, 2, 2))
     for scales, cosine in [((1, 1, 1, 1, 1, 1), 0), ((2, 1, 1, 1, 1, 0.5), 0), ((1, 1, 1, 1, 1, 1), -0.6)]:
         filters = q * torch.tensor(scales).view(-1, 1, 1, 1)
-        filters[1] = cosine * filters[0] + (1 - cosine**2)**0.5 * filters[1]
+        filters[1] = cosine * filters[0] + (1 - cosine**2) ** 0.5 * filters[1]
         health = basis_health(filters)
         # Two unit vectors of cosine c have the Gram matrix of eigenvalues 1 + c and 1 - c.
-        condition = ((1 - cosine) / (1 + cosine))**0.5 if cosine else max(scales) / min(scales)
+        condition = ((1 - cosine) / (1 + cosine)) ** 0.5 if cosine else max(scales) / min(scales)
         expected = dict(cosine=-cosine, min_norm=min(scales), max_norm=max(scales), condition=condition)
         assert health == pytest.approx(expected, abs=1e-5)
     assert basis_health(q[:1])['cosine'] == 0
@@ -65,8 +66,13 @@ def test_gradients_and_health_are_written_at_their_intervals(mmpretrain, tmp_pat
 
 
 def test_accumulated_steps_are_counted_and_frozen_banks_left_out(mmpretrain, tmp_path):
-    train(small(frozen_stages=1), tmp_path, [GradientFlowHook(1)], iterations=4,
-          optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1), accumulative_counts=2))
+    train(
+        small(frozen_stages=1),
+        tmp_path,
+        [GradientFlowHook(1)],
+        iterations=4,
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1), accumulative_counts=2),
+    )
     scalars = read_scalars(tmp_path)
     assert [step for step, _ in scalars['grad/backbone.layer2.conv[12]/mean']] == [2, 4]
     assert not any('layer1' in name for name in scalars)
@@ -82,10 +88,15 @@ def test_gradients_are_those_before_loss_scaling(mmpretrain, tmp_path):
     for fused in (False, True):
         work_dir = tmp_path / str(fused)
         torch.manual_seed(0)
-        train(small(), work_dir, [ScaledLoss(fused), GradientFlowHook(1)],
-              optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1, fused=fused)))
-        written.append([value for name, curve in read_scalars(work_dir).items() if 'grad/' in name
-                        for _, value in curve])
+        train(
+            small(),
+            work_dir,
+            [ScaledLoss(fused), GradientFlowHook(1)],
+            optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1, fused=fused)),
+        )
+        written.append(
+            [value for name, curve in read_scalars(work_dir).items() if 'grad/' in name for _, value in curve]
+        )
     assert written[0] == pytest.approx(written[1], rel=1e-4) and len(written[0]) == 8
 
 
@@ -93,20 +104,23 @@ class ScaledLoss(Hook):
     """Scales the loss by 1024, and has a fused optimizer undo it, as GradScaler does."""
 
     def __init__(self, fused):
-        self.scale = torch.tensor(1024.) if fused else None
+        self.scale = torch.tensor(1024.0) if fused else None
 
     def before_train(self, runner):
         wrapper = runner.optim_wrapper
         if self.scale is not None:
-            wrapper.optimizer.grad_scale, wrapper.optimizer.found_inf = self.scale, torch.tensor(0.)
+            wrapper.optimizer.grad_scale, wrapper.optimizer.found_inf = self.scale, torch.tensor(0.0)
             wrapper.scale_loss = lambda loss: loss * self.scale
 
 
-@pytest.mark.parametrize('hook, bank, words', [
-    (BasisHealthHook, None, 'BasisHealthHook found no bank in the model'),
-    (GradientFlowHook, None, 'GradientFlowHook found no bank in the model'),
-    (BasisHealthHook, dict(type='OrthonormalFilterBasis', shared_rank=32, unique_rank=4), 'found no filter basis'),
-])
+@pytest.mark.parametrize(
+    'hook, bank, words',
+    [
+        (BasisHealthHook, None, 'BasisHealthHook found no bank in the model'),
+        (GradientFlowHook, None, 'GradientFlowHook found no bank in the model'),
+        (BasisHealthHook, dict(type='OrthonormalFilterBasis', shared_rank=32, unique_rank=4), 'found no filter basis'),
+    ],
+)
 def test_nothing_to_watch_is_refused(mmpretrain, tmp_path, hook, bank, words):
     with pytest.raises(SharingError, match=words):
         train(small(bank=bank), tmp_path, [hook()])

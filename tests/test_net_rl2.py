@@ -1,4 +1,5 @@
 """The converter of the authors' checkpoints, against a transcription of their forward on their own keys."""
+
 import os
 import re
 import sys
@@ -17,8 +18,15 @@ from mmshared.engine.checkpoint import load_checkpoint_file
 sys.path.insert(0, str(ROOT / 'tools/model_converters'))
 import net_rl2_to_mmshared as converter
 
-NAMES = ['34-s32u1_8xb32_in1k', '34-s48u1-double_8xb32_in1k', '50_8xb32_in1k', '50-pp_8xb32_in1k',
-         '34-s8u1_b256_cifar100', '32-s16u1_b256_cifar10', '32-s16u1-double_b256_cifar10']
+NAMES = [
+    '34-s32u1_8xb32_in1k',
+    '34-s48u1-double_8xb32_in1k',
+    '50_8xb32_in1k',
+    '50-pp_8xb32_in1k',
+    '34-s8u1_b256_cifar100',
+    '32-s16u1_b256_cifar10',
+    '32-s16u1-double_b256_cifar10',
+]
 
 
 class Theirs:
@@ -44,15 +52,19 @@ class Theirs:
             self.state[re.sub(r'conv(\d)\.coefficients', r'coeff_conv\1.weight', key)] = tensor
 
     def norm(self, name, x):
-        return F.batch_norm(x, *(self.state[f'{name}.{part}'] for part in ('running_mean', 'running_var', 'weight',
-                                                                           'bias')))
+        return F.batch_norm(
+            x, *(self.state[f'{name}.{part}'] for part in ('running_mean', 'running_var', 'weight', 'bias'))
+        )
 
     def conv(self, name, x, **kwargs):
         return F.conv2d(x, self.state[f'{name}.weight'], **kwargs)
 
     def shared(self, block, number):
-        return f'{block}.shared_basis' if f'{block}.shared_basis.weight' in self.state else \
-            f'{block}.shared_basis_{number}'
+        return (
+            f'{block}.shared_basis'
+            if f'{block}.shared_basis.weight' in self.state
+            else f'{block}.shared_basis_{number}'
+        )
 
     def based(self, block, number, x):
         """basis_conv and shared_basis side by side, basis_bn, coeff_conv."""
@@ -64,8 +76,10 @@ class Theirs:
             y = F.relu(self.norm(f'{name}.bn1', self.based(name, 1, x)))
             y = self.norm(f'{name}.bn2', self.based(name, 2, y))
         elif self.bottleneck:
-            middle, last = [f'{name}.conv{i}' if f'{name}.conv{i}.weight' in self.state else self.shared(name, i - 1)
-                            for i in (2, 3)]
+            middle, last = [
+                f'{name}.conv{i}' if f'{name}.conv{i}.weight' in self.state else self.shared(name, i - 1)
+                for i in (2, 3)
+            ]
             y = F.relu(self.norm(f'{name}.bn1', self.conv(f'{name}.conv1', x)))
             y = F.relu(self.norm(f'{name}.bn2', self.conv(middle, y, stride=stride, padding=1)))
             y = self.norm(f'{name}.bn3', self.conv(last, y))
@@ -81,8 +95,11 @@ class Theirs:
 
     def __call__(self, x):
         imagenet = self.state['conv1.weight'].shape[-1] == 7
-        x = F.relu(self.norm('bn1', self.conv('conv1', x, stride=2, padding=3) if imagenet else
-                             self.conv('conv1', x, padding=1)))
+        x = F.relu(
+            self.norm(
+                'bn1', self.conv('conv1', x, stride=2, padding=3) if imagenet else self.conv('conv1', x, padding=1)
+            )
+        )
         x = F.max_pool2d(x, 3, 2, 1) if imagenet else x
         for name in dict.fromkeys('.'.join(key.split('.')[:2]) for key in self.state if key.startswith('layer')):
             x = self.block(name, x, 2 if name.endswith('.0') and not name.startswith('layer1') else 1)
@@ -93,8 +110,10 @@ class Theirs:
 def test_a_converted_checkpoint_gives_their_outputs(name, tmp_path, monkeypatch, capsys):
     path = converter.CONFIGS / f'shared-resnet{name}.py'
     theirs = Theirs(randomise_norms(build_model(Config.fromfile(path))))
-    torch.save(dict(net_state_dict={f'module.{key}': tensor for key, tensor in theirs.state.items()},
-                    acc=torch.tensor(92.5)), tmp_path / 'theirs.pth')
+    torch.save(
+        dict(net_state_dict={f'module.{key}': tensor for key, tensor in theirs.state.items()}, acc=torch.tensor(92.5)),
+        tmp_path / 'theirs.pth',
+    )
     monkeypatch.setattr(sys, 'argv', ['converter', str(tmp_path / 'theirs.pth'), str(tmp_path / 'ours.pth')])
     monkeypatch.setattr(converter, 'matching_config', lambda state: path)  # searched for in the next test
     converter.main()
@@ -113,10 +132,16 @@ def test_the_config_is_found_by_its_tensors():
         assert converter.matching_config(build_model(Config.fromfile(path)).state_dict()) == path
 
 
-@pytest.mark.parametrize('state, words', [
-    ({'conv1.weight': torch.zeros(1)}, 'has no shared_basis'),
-    ({'shared_basis_1.weight': torch.zeros(1), 'layers.0.conv1.weight': torch.zeros(1)}, 'Their MobileNetV2 differs'),
-])
+@pytest.mark.parametrize(
+    'state, words',
+    [
+        ({'conv1.weight': torch.zeros(1)}, 'has no shared_basis'),
+        (
+            {'shared_basis_1.weight': torch.zeros(1), 'layers.0.conv1.weight': torch.zeros(1)},
+            'Their MobileNetV2 differs',
+        ),
+    ],
+)
 def test_another_network_is_refused(state, words):
     with pytest.raises(SharingError, match=words):
         converter.convert(state)
@@ -127,8 +152,9 @@ def test_a_network_without_a_config_is_refused():
         converter.matching_config({'backbone.conv1.weight': torch.zeros(1)})
 
 
-@pytest.mark.skipif('NET_RL2_CHECKPOINTS' not in os.environ,
-                    reason='NET_RL2_CHECKPOINTS names no folder of checkpoints of the authors')
+@pytest.mark.skipif(
+    'NET_RL2_CHECKPOINTS' not in os.environ, reason='NET_RL2_CHECKPOINTS names no folder of checkpoints of the authors'
+)
 def test_their_trained_checkpoints_convert():
     paths = sorted(Path(os.environ['NET_RL2_CHECKPOINTS']).glob('*ResNet*.pth'))
     assert paths

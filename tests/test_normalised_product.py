@@ -1,4 +1,5 @@
 """A batch norm and the product behind it in one."""
+
 import copy
 
 import pytest
@@ -16,7 +17,8 @@ FORMATS = pytest.mark.parametrize('layout', [torch.contiguous_format, torch.chan
 def shared_blocks() -> nn.ModuleList:
     """Two convs on one filter basis, each with a norm behind it."""
     blocks = nn.ModuleList(
-        nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU()) for _ in range(2))
+        nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU()) for _ in range(2)
+    )
     share_layers(blocks, ['0'], dict(type='FilterBasis', shared_rank=4, unique_rank=1, base_channels=8), own_blocks=0)
     return blocks
 
@@ -36,7 +38,7 @@ def found_by(work, responses, norm, coefficients, bias, grad):
 
 @FORMATS
 @pytest.mark.parametrize('shape, out_channels', [((8, 33, 14, 14), 24), ((4, 24, 5, 5), 48)])
-@pytest.mark.parametrize('mean, deviation', [(0., 1.), (100., 0.1)])
+@pytest.mark.parametrize('mean, deviation', [(0.0, 1.0), (100.0, 0.1)])
 def test_it_is_as_accurate_as_a_batch_norm_and_a_product(layout, shape, out_channels, mean, deviation):
     torch.manual_seed(0)
     rank = shape[1]
@@ -45,7 +47,9 @@ def test_it_is_as_accurate_as_a_batch_norm_and_a_product(layout, shape, out_chan
     coefficients, bias = torch.randn(out_channels, rank, 1, 1) / rank**0.5, torch.randn(out_channels)
     grad = torch.randn(shape[0], out_channels, *shape[2:]).to(memory_format=layout)
     given = responses, norm, coefficients, bias, grad
-    exact = found_by(separately, responses.double(), copy.deepcopy(norm).double(), *(each.double() for each in given[2:]))
+    exact = found_by(
+        separately, responses.double(), copy.deepcopy(norm).double(), *(each.double() for each in given[2:])
+    )
     for truth, found, usual in zip(exact, found_by(normalised_product, *given), found_by(separately, *given)):
         error, usual_error = ((each - truth).norm() / truth.norm() for each in (found, usual))
         assert error < 2 * usual_error + 1e-6
@@ -55,8 +59,10 @@ def test_it_is_as_accurate_as_a_batch_norm_and_a_product(layout, shape, out_chan
 def test_its_gradients_are_those_of_a_batch_norm_and_a_product(layout):
     norm = randomise_norms(nn.BatchNorm2d(5)).double()
     given = [torch.randn(3, 5, 4, 4), norm, torch.randn(6, 5, 1, 1), torch.randn(6), torch.randn(3, 6, 4, 4)]
-    given = [each.double().to(memory_format=layout) if each is not norm and each.dim() == 4 else each.double()
-             for each in given]
+    given = [
+        each.double().to(memory_format=layout) if each is not norm and each.dim() == 4 else each.double()
+        for each in given
+    ]
     for found, expected in zip(found_by(normalised_product, *given), found_by(separately, *given)):
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
@@ -69,21 +75,26 @@ def test_the_responses_are_all_that_it_keeps_of_maps():
     assert {tensor.data_ptr() for tensor in kept if tensor.dim() == 4 and len(tensor) == 2} == {responses.data_ptr()}
 
 
-@pytest.mark.parametrize('norm', [
-    nn.BatchNorm2d(5, momentum=None),
-    nn.BatchNorm2d(5, affine=False),
-    nn.BatchNorm2d(5, track_running_stats=False),
-    nn.BatchNorm2d(5).eval(),
-    nn.BatchNorm2d(5).bfloat16(),
-    nn.GroupNorm(5, 5),
-    nn.Identity(),
-], ids=['momentum', 'affine', 'statistics', 'eval', 'bfloat16', 'group', 'identity'])
+@pytest.mark.parametrize(
+    'norm',
+    [
+        nn.BatchNorm2d(5, momentum=None),
+        nn.BatchNorm2d(5, affine=False),
+        nn.BatchNorm2d(5, track_running_stats=False),
+        nn.BatchNorm2d(5).eval(),
+        nn.BatchNorm2d(5).bfloat16(),
+        nn.GroupNorm(5, 5),
+        nn.Identity(),
+    ],
+    ids=['momentum', 'affine', 'statistics', 'eval', 'bfloat16', 'group', 'identity'],
+)
 def test_other_norms_are_computed_as_they_are(norm):
     like = next(norm.parameters(), torch.empty(0))
     responses, coefficients = torch.randn(2, 5, 4, 4).to(like), torch.randn(6, 5, 1, 1).to(like)
     twin, before = copy.deepcopy(norm), responses.clone()
-    assert torch.equal(normalised_product(responses, norm, coefficients, None), separately(before, twin, coefficients,
-                                                                                           None))
+    assert torch.equal(
+        normalised_product(responses, norm, coefficients, None), separately(before, twin, coefficients, None)
+    )
     assert all(map(torch.equal, norm.state_dict().values(), twin.state_dict().values()))
 
 
@@ -91,8 +102,10 @@ def test_mixed_precision_is_that_of_a_batch_norm_and_a_product():
     norm, conv = randomise_norms(nn.BatchNorm2d(5)), nn.Conv2d(3, 5, 3)
     given = torch.randn(2, 3, 8, 8), norm, torch.randn(6, 5, 1, 1), torch.randn(6), torch.randn(2, 6, 6, 6).bfloat16()
     with torch.autocast('cpu', torch.bfloat16):
-        forms = [found_by(lambda x, *rest, form=form: form(conv(x), *rest), *given)
-                 for form in (normalised_product, separately)]
+        forms = [
+            found_by(lambda x, *rest, form=form: form(conv(x), *rest), *given)
+            for form in (normalised_product, separately)
+        ]
     for found, expected in zip(*forms):
         assert found.dtype == expected.dtype
         assert (found - expected).norm() < 0.02 * expected.norm()
@@ -111,6 +124,8 @@ def test_a_compiled_network_has_no_graph_break_and_the_same_training_step(layout
     for out in outs:
         out.square().mean().backward()
     for (name, found), expected in zip(works[1].named_parameters(), works[0].parameters()):
-        torch.testing.assert_close(found.grad, expected.grad, rtol=1e-4, atol=1e-5, msg=lambda text: f'{name}: {text}')
+        torch.testing.assert_close(
+            found.grad, expected.grad, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f'{name}: {text}'
+        )
     for found, expected in zip(works[1].buffers(), works[0].buffers()):
         torch.testing.assert_close(found, expected)

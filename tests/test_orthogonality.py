@@ -1,4 +1,5 @@
 """The orthogonality loss: equal to the authors' formulas, and a loss like every other while a model trains."""
+
 import pytest
 import torch
 
@@ -29,8 +30,8 @@ def single(stages):
     error, count = 0, 0
     for banks in stages:
         basis = rows(banks[0])
-        error += ((basis @ basis.T - torch.eye(len(basis)).double())**2).sum()
-        count += len(basis)**2
+        error += ((basis @ basis.T - torch.eye(len(basis)).double()) ** 2).sum()
+        count += len(basis) ** 2
     return error / count
 
 
@@ -39,8 +40,8 @@ def double(stages):
     error, count = 0, 0
     for banks in stages:
         basis = rows(*banks)
-        error += ((basis @ basis.T - torch.eye(len(basis)).double())**2).sum()
-        count += len(basis)**2
+        error += ((basis @ basis.T - torch.eye(len(basis)).double()) ** 2).sum()
+        count += len(basis) ** 2
     return error / count
 
 
@@ -56,13 +57,13 @@ def with_own_filters(stages):
         shared = rows(*banks)
         own = [conv.unique.flatten(1) for bank in banks for conv in bank.layers]
         everything = torch.cat([shared, *own])
-        gram = (everything @ everything.T - torch.eye(len(everything)).double())**2
-        error += gram[:len(shared)].sum()
+        gram = (everything @ everything.T - torch.eye(len(everything)).double()) ** 2
+        error += gram[: len(shared)].sum()
         count += len(shared) * len(everything)
         at = len(shared)
         for unique in own:
-            error += gram[at:at + len(unique), at:at + len(unique)].sum()
-            count += len(unique)**2
+            error += gram[at : at + len(unique), at : at + len(unique)].sum()
+            count += len(unique) ** 2
             at += len(unique)
     return error / count
 
@@ -80,12 +81,16 @@ def test_the_loss_with_own_filters_equals_the_authors_formula(mmpretrain, groups
         torch.testing.assert_close(grad, other, rtol=1e-10, atol=1e-14)
 
 
-@pytest.mark.parametrize('formula, network', [
-    (single, dict(depth=34, groups=['conv[12]'], bank=BASIS)),
-    (single, dict(depth=50, groups=['conv2'], bank=TIED)),
-    (double, dict(depth=34, groups=['conv1', 'conv2'], bank=BASIS)),
-    (separate, dict(depth=50, groups=['conv2', 'conv3'], bank=TIED)),
-], ids=['single-FilterBasis', 'single-TiedFilters', 'double', 'separate'])
+@pytest.mark.parametrize(
+    'formula, network',
+    [
+        (single, dict(depth=34, groups=['conv[12]'], bank=BASIS)),
+        (single, dict(depth=50, groups=['conv2'], bank=TIED)),
+        (double, dict(depth=34, groups=['conv1', 'conv2'], bank=BASIS)),
+        (separate, dict(depth=50, groups=['conv2', 'conv3'], bank=TIED)),
+    ],
+    ids=['single-FilterBasis', 'single-TiedFilters', 'double', 'separate'],
+)
 def test_the_loss_equals_the_authors_formulas(mmpretrain, formula, network):
     model = disturbed(**network)
     loss = orthogonality_loss(orthogonality_spaces(model))
@@ -98,8 +103,9 @@ def test_the_loss_equals_the_authors_formulas(mmpretrain, formula, network):
 
 def test_a_stage_without_a_group_leaves_the_others_together(mmdet):
     # Deformable convs keep their kernels: stages 2 to 4 have no group of conv2.
-    model = disturbed(groups=['conv2', 'conv3'], dcn=dict(type='DCN', deform_groups=1),
-                      stage_with_dcn=(False, True, True, True))
+    model = disturbed(
+        groups=['conv2', 'conv3'], dcn=dict(type='DCN', deform_groups=1), stage_with_dcn=(False, True, True, True)
+    )
     stages = list(stage_banks(model).values())
     assert [len(banks) for banks in stages] == [2, 1, 1, 1]
     expected = single(stages[:1]) + single([banks[-1:] for banks in stages])
@@ -133,7 +139,7 @@ def test_frozen_banks_are_left_out(library):
     torch.testing.assert_close(loss, single(list(stage_banks(model).values())[2:]))
 
 
-def run(network, tmp_path, loss_weight=10., iterations=2, **kwargs):
+def run(network, tmp_path, loss_weight=10.0, iterations=2, **kwargs):
     return train(network, tmp_path, [OrthogonalityLossHook(loss_weight, **kwargs)], iterations)
 
 
@@ -144,14 +150,14 @@ def test_the_hook_adds_the_weighted_loss_to_the_sum_and_the_gradient(mmpretrain,
     start = {key: tensor.clone() for key, tensor in network.state_dict().items()}
     expected = 10 * single([[bank.double() for bank in banks] for banks in stage_banks(network).values()])
     network.float()
-    model, seen = run(network, tmp_path, 10., 1)
+    model, seen = run(network, tmp_path, 10.0, 1)
     torch.testing.assert_close(seen[0]['loss_orth'].double(), expected.double(), rtol=1e-5, atol=0)
     names = [name for name in seen[0] if name.startswith('loss')]
     assert sorted(names) == ['loss', 'loss_orth']
 
     plain = small()
     plain.load_state_dict(start)
-    other, seen = run(plain, tmp_path, 0., 1)
+    other, seen = run(plain, tmp_path, 0.0, 1)
     step = model.backbone.state_dict()['layer1.1.conv1.bank.filters']
     step_without = other.backbone.state_dict()['layer1.1.conv1.bank.filters']
     assert seen[0]['loss_orth'] == 0 and not torch.allclose(step, step_without)
@@ -171,6 +177,6 @@ def test_own_filters_that_are_not_there_are_refused(mmpretrain, tmp_path):
 
 
 def test_a_model_without_a_basis_is_refused(mmpretrain, tmp_path):
-    plain = backbone(depth=18, bank=None, num_stages=2, strides=(1, 2), dilations=(1, 1), out_indices=(1, ))
+    plain = backbone(depth=18, bank=None, num_stages=2, strides=(1, 2), dilations=(1, 1), out_indices=(1,))
     with pytest.raises(SharingError, match='found no filter basis in the model'):
         run(plain, tmp_path)

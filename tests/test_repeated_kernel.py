@@ -1,4 +1,5 @@
 """Laws of learnable repetition."""
+
 from functools import partial
 
 import pytest
@@ -49,7 +50,8 @@ def directly(name, transform, kernel):
         linear=lambda x, a, b: x,
         swish=swish,
         bireal=lambda x, a, b: x * transform.mask[a, b].sign(),
-        static_drop=lambda x, a, b: x * transform.kept[a, b])[name]
+        static_drop=lambda x, a, b: x * transform.kept[a, b],
+    )[name]
     out = torch.empty(transform.shape)
     for a in range(rows):
         for b in range(whole_columns):
@@ -88,8 +90,12 @@ def test_the_fast_form_is_the_direct_form_in_values_and_gradients(small, shape, 
 
 @pytest.mark.parametrize('width', [2, 4])
 def test_the_fast_form_does_the_multiply_adds_of_the_small_kernel(width):
-    counts = [count_multiply_adds(repeated_chain(8 * width, 4 * width, width=width, transform=dict(type=name))[0],
-                                  (8 * width, 10, 10))[''] for name in ('linear', 'swish')]
+    counts = [
+        count_multiply_adds(
+            repeated_chain(8 * width, 4 * width, width=width, transform=dict(type=name))[0], (8 * width, 10, 10)
+        )['']
+        for name in ('linear', 'swish')
+    ]
     assert counts == [8 * 4 * 9 * 100, 8 * 4 * 9 * 100 * width**2]
 
 
@@ -122,7 +128,7 @@ def repeated_chain(*channels, pattern='conv.*', **bank):
     stage = nn.Sequential(nn.Sequential())
     for i, (a, b) in enumerate(zip(channels, channels[1:])):
         stage[0].add_module(f'conv{i}', nn.Conv2d(a, b, 3, padding=1))
-    bank, = share_layers(stage, layers=rf'0\.{pattern}', bank=dict(type='RepeatedKernel', **bank))
+    (bank,) = share_layers(stage, layers=rf'0\.{pattern}', bank=dict(type='RepeatedKernel', **bank))
     return stage[0], bank
 
 
@@ -154,25 +160,36 @@ def test_both_is_the_two_kernels_side_by_side():
     for conv, own in zip(bank.layers[1:], (2, 2)):
         assert conv.kernel.shape[:2] == (4, own)
         pair = torch.cat([conv.kernel, bank.kernel], 1)  # (4, 4, 3, 3)
-        torch.testing.assert_close(conv.dense()[0], pair.repeat(3, 2, 1, 1)[:conv.out_channels, :conv.in_channels])
+        torch.testing.assert_close(conv.dense()[0], pair.repeat(3, 2, 1, 1)[: conv.out_channels, : conv.in_channels])
 
 
-@pytest.mark.parametrize('channels, bank, words', [
-    ((4, 8), dict(width=0.5), 'width=0.5 makes kernels larger'),
-    ((4, 8), dict(width=16), 'width=16 leaves nothing of a conv from 4 to 8'),
-    ((4, 8, 8), dict(), "mode='intra' needs a width"),
-    ((4, 8, 8), dict(mode='inter', width=2), 'the other modes have neither width'),
-    ((4, 8), dict(mode='inter'), 'a group has one conv alone'),
-    ((8, 8, 4), dict(mode='inter'), r'the shape \(8, 8, 3, 3\) cannot be repeated to \(4, 8, 3, 3\)'),
-    ((4, 8), dict(mode='within', width=2), "mode='within' is none of"),
-    ((4, 8), dict(width='2'), "width='2' is no finite number"),
-    ((4, 8), dict(width=float('nan')), 'width=nan is no finite number'),
-    ((4, 8), dict(width=float('inf')), 'width=inf is no finite number'),
-    ((4, 8), dict(width=2, transform='swish'), "transform='swish' is no config of a kernel transform: write"),
-    ((4, 8), dict(width=2, transform=dict(drop_rate=0.5)), 'is no config of a kernel transform: write'),
-    ((4, 8), dict(width=2, transform=dict(type='static_drop', rate=1)), "do not fit StaticDrop: .*argument 'rate'"),
-    ((4, 8), dict(width=2, transform=dict(type='fourier')), "no kernel transform 'fourier': there are linear, swish"),
-])
+@pytest.mark.parametrize(
+    'channels, bank, words',
+    [
+        ((4, 8), dict(width=0.5), 'width=0.5 makes kernels larger'),
+        ((4, 8), dict(width=16), 'width=16 leaves nothing of a conv from 4 to 8'),
+        ((4, 8, 8), dict(), "mode='intra' needs a width"),
+        ((4, 8, 8), dict(mode='inter', width=2), 'the other modes have neither width'),
+        ((4, 8), dict(mode='inter'), 'a group has one conv alone'),
+        ((8, 8, 4), dict(mode='inter'), r'the shape \(8, 8, 3, 3\) cannot be repeated to \(4, 8, 3, 3\)'),
+        ((4, 8), dict(mode='within', width=2), "mode='within' is none of"),
+        ((4, 8), dict(width='2'), "width='2' is no finite number"),
+        ((4, 8), dict(width=float('nan')), 'width=nan is no finite number'),
+        ((4, 8), dict(width=float('inf')), 'width=inf is no finite number'),
+        ((4, 8), dict(width=2, transform='swish'), "transform='swish' is no config of a kernel transform: write"),
+        ((4, 8), dict(width=2, transform=dict(drop_rate=0.5)), 'is no config of a kernel transform: write'),
+        (
+            (4, 8),
+            dict(width=2, transform=dict(type='static_drop', rate=1)),
+            "do not fit StaticDrop: .*argument 'rate'",
+        ),
+        (
+            (4, 8),
+            dict(width=2, transform=dict(type='fourier')),
+            "no kernel transform 'fourier': there are linear, swish",
+        ),
+    ],
+)
 def test_what_cannot_be_repeated_is_refused_with_the_reason(channels, bank, words):
     with pytest.raises(SharingError, match=words):
         repeated_chain(*channels, **{**dict(transform=dict(type='linear')), **bank})
@@ -186,7 +203,10 @@ def test_types_are_classes_too():
 
 def test_a_pattern_without_convs_is_told_what_its_own_bank_demands():
     configs = [dict(type='TiedFilters'), dict(type='RepeatedKernel', width=2, transform=dict(type='linear'))]
-    for pattern, words in (('a', 'two or more plain convs or linears of a stage, outside its first'), ('b', 'one or more')):
+    for pattern, words in (
+        ('a', 'two or more plain convs or linears of a stage, outside its first'),
+        ('b', 'one or more'),
+    ):
         stage = nn.Sequential(*[nn.Sequential(nn.Conv2d(4, 4, 3)) for _ in range(3)])
         groups = [name if name == pattern else '0' for name in 'ab']
         with pytest.raises(SharingError, match=f"'{pattern}' forms no group: a group is {words}"):
@@ -225,7 +245,7 @@ def test_plain_copies_are_deployed_in_the_form_that_is_faster(monkeypatch, posit
         timed.append([sum(isinstance(module, nn.BatchNorm2d) for module in form.modules()) for form in forms])
         return position
 
-    monkeypatch.setattr(deployment, '_fastest', fastest)
+    monkeypatch.setattr(deployment, 'fastest', fastest)
     x = image(8)[:, :1].repeat(1, 4, 1, 1)
     network = deploy(block, x)
     assert timed == [[0, 1]]  # the norm is there to be timed where it is not fused
@@ -239,24 +259,36 @@ def test_plain_copies_are_deployed_in_the_form_that_is_faster(monkeypatch, posit
 def test_grouped_convs_are_refused(mmpretrain):
     with pytest.raises(SharingError, match='only ungrouped convs'):
         backbone(type='ResNeXt', base_channels=64, stem_channels=64, bank=REPEATED)
-    with pytest.raises(SharingError, match=r"'conv9' forms no group: a group is one or more plain convs of a stage "
-                                           'whose'):
+    with pytest.raises(
+        SharingError,
+        match=r"'conv9' forms no group: a group is one or more plain convs of a stage "
+        'whose',
+    ):
         backbone(groups=['conv9'], bank=REPEATED)
 
 
 def test_all_convs_of_a_stage_repeat_and_what_comes_from_the_stem_is_not_widened(mmpretrain):
     model = backbone(depth=18, groups=['.*'], base_channels=32, bank=dict(REPEATED, input_channels=16))
-    shapes = {name: tuple(conv.kernel.shape[:2]) for name, conv in model.layer1.named_modules()
-              if hasattr(conv, 'kernel') and hasattr(conv, 'added_bias')}
-    assert shapes == {'0.conv1': (16, 16), '0.conv2': (16, 16), '0.downsample.0': (16, 16), '1.conv1': (16, 16),
-                      '1.conv2': (16, 16)}
+    shapes = {
+        name: tuple(conv.kernel.shape[:2])
+        for name, conv in model.layer1.named_modules()
+        if hasattr(conv, 'kernel') and hasattr(conv, 'added_bias')
+    }
+    assert shapes == {
+        '0.conv1': (16, 16),
+        '0.conv2': (16, 16),
+        '0.downsample.0': (16, 16),
+        '1.conv1': (16, 16),
+        '1.conv2': (16, 16),
+    }
     assert model.layer2[0].conv1.kernel.shape[:2] == (32, 16)
     assert model.layer1[0].conv1.transform.r_in == 1 and model.layer1[0].conv2.transform.r_in == 2
 
 
 def test_the_bias_of_a_repeated_conv_folds_into_its_norm(mmpretrain):
-    model = evaluating(randomise_norms(backbone(depth=18, groups=['.*'], base_channels=32,
-                                                bank=dict(REPEATED, input_channels=16))))
+    model = evaluating(
+        randomise_norms(backbone(depth=18, groups=['.*'], base_channels=32, bank=dict(REPEATED, input_channels=16)))
+    )
     for conv in model.layer3.modules():
         if getattr(conv, 'added_bias', None) is not None:
             nn.init.normal_(conv.added_bias)
@@ -299,7 +331,6 @@ def test_a_new_transform_is_one_class():
 
     @KERNEL_TRANSFORMS.register_module('halved', force=True)
     class Halved(KernelTransform):
-
         def transform(self, part, region):
             return part / 2
 
@@ -320,7 +351,6 @@ def test_a_new_transform_is_one_class():
 def test_the_fit_of_a_scaled_kernel_to_its_own_is_exact():
 
     class Tenth(KernelTransform):
-
         affine = True
 
         def transform(self, part, region):

@@ -1,4 +1,5 @@
 """The configs of RepeatNet build the networks that the authors' code builds."""
+
 from copy import deepcopy
 from types import SimpleNamespace
 
@@ -17,7 +18,7 @@ from mmshared.engine.build import build_empty, build_model, build_plain
 from mmshared.engine.checkpoint import load_checkpoint_file
 
 CONFIGS = ROOT / 'configs/repeatnet'
-CLASSES = {'cifar10': (10, 100, 200), 'rotmnist': (10, ), 'in1k': (1000, )}
+CLASSES = {'cifar10': (10, 100, 200), 'rotmnist': (10,), 'in1k': (1000,)}
 SIZES = {'cifar10': (32, 32), 'rotmnist': (1, 29, 29), 'in1k': (224, 224)}
 
 # Counted in the authors' code: parameters for each number of classes, and multiply-adds in units of 1e9.
@@ -26,9 +27,9 @@ PLAIN = {
     'resnet-w2_b128_cifar10': ((692_122, 703_732, 716_632), '0.101'),
     'resnet-w4_b128_cifar10': ((2_749_786, 2_772_916, 2_798_616), '0.393'),
     'resnet-w8_b128_cifar10': ((10_963_162, 11_009_332, 11_060_632), '1.548'),
-    'resnet18-w1_8xb32_in1k': ((11_689_512, ), '1.814'),
-    'resnet18-w2_8xb32_in1k': ((45_618_216, ), '6.696'),
-    'resnet18-w4_8xb32_in1k': ((180_191_016, ), '25.913'),
+    'resnet18-w1_8xb32_in1k': ((11_689_512,), '1.814'),
+    'resnet18-w2_8xb32_in1k': ((45_618_216,), '6.696'),
+    'resnet18-w4_8xb32_in1k': ((180_191_016,), '25.913'),
     'vgg4_b128_cifar10': ((114_378, 125_988, 138_888), '0.058'),
     'vgg5_b128_cifar10': ((262_218, 273_828, 286_728), '0.096'),
     'vgg6_b128_cifar10': ((559_178, 582_308, 608_008), '0.115'),
@@ -37,7 +38,7 @@ PLAIN = {
     'vgg9_b128_cifar10': ((4_694_346, 4_740_516, 4_791_816), '0.209'),
     'vgg10_b128_cifar10': ((7_055_178, 7_101_348, 7_152_648), '0.219'),
     'vgg11_b128_cifar10': ((9_416_010, 9_462_180, 9_513_480), '0.228'),
-    'cnn_b128_rotmnist': ((340_309, ), '0.028'),
+    'cnn_b128_rotmnist': ((340_309,), '0.028'),
 }
 # Parameters with plain copies, the numbers that swish has beside them, the values of the masks of bireal, those of
 # them that touch no kernel and get no gradient in the authors' code, where the small kernel has the size of the conv
@@ -47,9 +48,9 @@ REPEATED = {
     'resnet-w2_b128_cifar10': ((178_426, 190_036, 202_936), 112, 688_128, 0, '0.101'),
     'resnet-w4_b128_cifar10': ((183_066, 206_196, 231_896), 432, 2_742_272, 0, '0.393'),
     'resnet-w8_b128_cifar10': ((192_346, 238_516, 289_816), 1_696, 10_948_608, 0, '1.548'),
-    'resnet18-w1_8xb32_in1k': ((11_694_248, ), 0, 11_157_504, 11_157_504, '1.814'),
-    'resnet18-w2_8xb32_in1k': ((12_224_936, ), 152, 44_564_480, 0, '6.696'),
-    'resnet18-w4_8xb32_in1k': ((13_277_736, ), 592, 178_094_080, 0, '25.913'),
+    'resnet18-w1_8xb32_in1k': ((11_694_248,), 0, 11_157_504, 11_157_504, '1.814'),
+    'resnet18-w2_8xb32_in1k': ((12_224_936,), 152, 44_564_480, 0, '6.696'),
+    'resnet18-w4_8xb32_in1k': ((13_277_736,), 592, 178_094_080, 0, '25.913'),
     'vgg4_b128_cifar10': ((126_282, 172_452, 223_752), 252, 9_289_728, 0, '0.228'),
     'vgg5_b128_cifar10': ((273_738, 319_908, 371_208), 176, 9_142_272, 0, '0.228'),
     'vgg6_b128_cifar10': ((568_650, 614_820, 666_120), 96, 8_847_360, 0, '0.228'),
@@ -57,9 +58,9 @@ REPEATED = {
     'vgg8_b128_cifar10': ((2_338_122, 2_384_292, 2_435_592), 28, 7_077_888, 0, '0.228'),
     'vgg9_b128_cifar10': ((4_697_418, 4_743_588, 4_794_888), 4, 4_718_592, 2_359_296, '0.228'),
     'vgg10_b128_cifar10': ((7_056_714, 7_102_884, 7_154_184), 0, 2_359_296, 2_359_296, '0.228'),
-    'cnn-c4_b128_rotmnist': ((352_921, ), 66, 2_716_736, 0, '0.228'),
-    'cnn-c8_b128_rotmnist': ((360_773, ), 190, 5_416_885, 0, '0.452'),
-    'cnn-c16_b128_rotmnist': ((371_897, ), 282, 10_860_672, 0, '0.909'),
+    'cnn-c4_b128_rotmnist': ((352_921,), 66, 2_716_736, 0, '0.228'),
+    'cnn-c8_b128_rotmnist': ((360_773,), 190, 5_416_885, 0, '0.452'),
+    'cnn-c16_b128_rotmnist': ((371_897,), 282, 10_860_672, 0, '0.909'),
 }
 # What their code builds without a config of ours: of a config, the width, the channels of a stage at this width for
 # each unit of it and those of the head.
@@ -108,8 +109,10 @@ def test_repeated_networks_have_the_authors_counts(name, transform):
 
 def test_dropped_and_random_kernels_are_no_parameters():
     # The small kernels have 173,312 values.
-    for transform, parameters, stored in (('static-drop', 178_426, 688_128),
-                                          ('random-bireal', 178_426 + 688_128, 688_128 - 173_312)):
+    for transform, parameters, stored in (
+        ('static-drop', 178_426, 688_128),
+        ('random-bireal', 178_426 + 688_128, 688_128 - 173_312),
+    ):
         model = build_empty(config(f'repeat-resnet-w2-{transform}_b128_cifar10'))
         assert parameter_count(model) == parameters
         assert sum(buffer.numel() for key, buffer in model.named_buffers() if '.transform.' in key) == stored
@@ -144,15 +147,27 @@ def test_the_forms_of_plain_copies_are_timed_against_each_other():
     assert result.returncode and 'has no plain copies: give one whose transform is linear' in result.stderr
 
 
-@pytest.mark.parametrize('number, sources', {
-    4: 'conv2_1 ' * 7, 5: 'conv2_1 conv2_2 ' * 3, 6: 'conv2_1 conv2_2 conv3_1 conv2_2 conv3_1',
-    7: 'conv2_1 conv2_2 conv3_1 conv3_2', 8: 'conv3_1 conv3_2 conv4_1', 9: 'conv4_1 conv4_2', 10: 'conv5_1'}.items())
+@pytest.mark.parametrize(
+    'number, sources',
+    {
+        4: 'conv2_1 ' * 7,
+        5: 'conv2_1 conv2_2 ' * 3,
+        6: 'conv2_1 conv2_2 conv3_1 conv2_2 conv3_1',
+        7: 'conv2_1 conv2_2 conv3_1 conv3_2',
+        8: 'conv3_1 conv3_2 conv4_1',
+        9: 'conv4_1 conv4_2',
+        10: 'conv5_1',
+    }.items(),
+)
 def test_the_convs_of_a_vgg_repeat_the_kernels_of_the_authors_sources(number, sources):
     model = build_empty(config(f'repeat-vgg{number}-swish_b128_cifar10')).backbone
     convs = dict(model.features[0].named_children())
     names = {conv: name for name, conv in convs.items()}
-    found = [names[conv.bank.layers[0]] for conv in convs.values() if hasattr(conv, 'bank')
-             and conv.bank.layers[0] is not conv]
+    found = [
+        names[conv.bank.layers[0]]
+        for conv in convs.values()
+        if hasattr(conv, 'bank') and conv.bank.layers[0] is not conv
+    ]
     assert found == sources.split() and len(found) + number - 1 == 10
 
 
@@ -177,13 +192,19 @@ def test_images_pass_the_affine_augmentation(mmpretrain, images, name, size):
 def test_optimizers_and_learning_rates_are_those_of_the_recipes():
     from mmengine.optim import build_optim_wrapper
     from mmengine.registry import PARAM_SCHEDULERS
+
     for name, kind, decay, expected in (
-            ('resnet-w1_b128_cifar10', 'SGD', 1e-3, {0: 0.1, 79: 0.1, 80: 0.01, 119: 0.01, 120: 0.001, 159: 0.001}),
-            ('repeat-resnet-w2-bireal-maskonly_b128_cifar10', 'SGD', 1e-4,
-             {0: 0.1, 5: 0.1, 6: 0.01, 11: 0.01, 12: 0.001, 17: 0.001}),
-            ('resnet-w1_b128_tinyimagenet', 'SGD', 1e-4, {29: 0.1, 30: 0.01, 59: 0.01, 60: 0.001, 89: 0.001}),
-            ('resnet18-w1_8xb32_in1k', 'SGD', 1e-4, {29: 0.1, 30: 0.01, 60: 0.001, 89: 0.001}),
-            ('cnn_b128_rotmnist', 'Adam', 1e-7, {9: 1e-3, 10: 0.8e-3, 11: 0.64e-3, 29: 0.8**20 * 1e-3})):
+        ('resnet-w1_b128_cifar10', 'SGD', 1e-3, {0: 0.1, 79: 0.1, 80: 0.01, 119: 0.01, 120: 0.001, 159: 0.001}),
+        (
+            'repeat-resnet-w2-bireal-maskonly_b128_cifar10',
+            'SGD',
+            1e-4,
+            {0: 0.1, 5: 0.1, 6: 0.01, 11: 0.01, 12: 0.001, 17: 0.001},
+        ),
+        ('resnet-w1_b128_tinyimagenet', 'SGD', 1e-4, {29: 0.1, 30: 0.01, 59: 0.01, 60: 0.001, 89: 0.001}),
+        ('resnet18-w1_8xb32_in1k', 'SGD', 1e-4, {29: 0.1, 30: 0.01, 60: 0.001, 89: 0.001}),
+        ('cnn_b128_rotmnist', 'Adam', 1e-7, {9: 1e-3, 10: 0.8e-3, 11: 0.64e-3, 29: 0.8**20 * 1e-3}),
+    ):
         cfg = config(name)
         optimizer = dict(cfg.optim_wrapper.optimizer)
         assert (optimizer['type'], optimizer['weight_decay']) == (kind, decay)
@@ -201,12 +222,15 @@ def test_optimizers_and_learning_rates_are_those_of_the_recipes():
             scheduler.step()
 
 
-@pytest.mark.parametrize('name, base, size', [
-    ('repeat-resnet-w4-linear_b128_cifar10', 'resnet-w1_b128_cifar10', (3, 32, 32)),
-    ('repeat-resnet-w2-bireal_b128_cifar10', 'repeat-resnet-w1-swish_b128_cifar10', (3, 32, 32)),
-    ('repeat-cnn-c8-linear_b128_rotmnist', 'cnn_b128_rotmnist', (1, 29, 29)),  # sizes that do not divide
-    ('repeat-resnet-w2-bireal-maskonly_b128_cifar10', 'repeat-resnet-w2-linear_b128_cifar10', (3, 32, 32)),
-])
+@pytest.mark.parametrize(
+    'name, base, size',
+    [
+        ('repeat-resnet-w4-linear_b128_cifar10', 'resnet-w1_b128_cifar10', (3, 32, 32)),
+        ('repeat-resnet-w2-bireal_b128_cifar10', 'repeat-resnet-w1-swish_b128_cifar10', (3, 32, 32)),
+        ('repeat-cnn-c8-linear_b128_rotmnist', 'cnn_b128_rotmnist', (1, 29, 29)),  # sizes that do not divide
+        ('repeat-resnet-w2-bireal-maskonly_b128_cifar10', 'repeat-resnet-w2-linear_b128_cifar10', (3, 32, 32)),
+    ],
+)
 def test_a_rescaled_network_begins_as_the_small_one(name, base, size, tmp_path):
     base = randomise_norms(build_model(config(base)).double())
     for key, parameter in base.named_parameters():
@@ -242,25 +266,29 @@ def test_the_convs_of_a_small_vgg_become_the_kernels_that_are_passed_on(tmp_path
     base = randomise_norms(build_model(config('vgg6_b128_cifar10')))
     torch.save(base.state_dict(), tmp_path / 'small.pth')
     out, options = tmp_path / 'out.pth', ('--cfg-options', 'model.head.num_classes=10')
-    result = call('model_converters/rescale.py', CONFIGS / 'repeat-vgg6-swish_b128_cifar10.py',
-                  tmp_path / 'small.pth', out, *options)
+    result = call(
+        'model_converters/rescale.py',
+        CONFIGS / 'repeat-vgg6-swish_b128_cifar10.py',
+        tmp_path / 'small.pth',
+        out,
+        *options,
+    )
     assert 'as the config begins: backbone.features.0.conv3_2, backbone.features.0.bn3_2, ' in result.stdout
     assert result.stdout.count('conv5_2') == 1 and 'conv3_1' not in result.stdout, result.stderr
     model = build_model(config('repeat-vgg6-swish_b128_cifar10'))
     model.load_state_dict(load_checkpoint_file(str(out))['state_dict'], strict=True)
     chains, x = [evaluating(each).backbone.features[0] for each in (base, model)], torch.randn(1, 3, 32, 32)
     with torch.no_grad():
-        for layer, (name, module) in enumerate(chains[0].named_children()):
-            if name == 'conv3_1':
-                break
+        layer = [name for name, _ in chains[0].named_children()].index('conv3_1')
         # What lies behind the last conv of the small network is a pooling of its own.
-        torch.testing.assert_close(chains[1][:layer + 3](x), chains[0][:layer + 3](x))
+        torch.testing.assert_close(chains[1][: layer + 3](x), chains[0][: layer + 3](x))
 
 
 def test_what_cannot_be_rescaled_is_refused():
     rescale = load_tool('model_converters/rescale.py').rescale
-    model, state = (build_model(config(name)) for name in ('repeat-resnet-w2-linear_b128_cifar10',
-                                                           'resnet-w1_b128_cifar10'))
+    model, state = (
+        build_model(config(name)) for name in ('repeat-resnet-w2-linear_b128_cifar10', 'resnet-w1_b128_cifar10')
+    )
     state = state.state_dict()
     for change, words in [
         (lambda state: state.pop('backbone.layer1.0.conv1.weight'), r'conv1.kernel of the shape .* it has nothing'),
@@ -276,22 +304,24 @@ def test_what_cannot_be_rescaled_is_refused():
         rescale(model, {key: tensor[:5] if key.startswith('head') else tensor for key, tensor in state.items()})
     with pytest.raises(SharingError, match='does not repeat kernels within its layers or between them'):
         rescale(build_model(config('resnet-w2_b128_cifar10')), state)
-    vgg, wide = (build_model(config(name)).state_dict() for name in ('vgg6_b128_cifar10',
-                                                                     'repeat-resnet-w2-linear_b128_cifar10'))
+    vgg, wide = (
+        build_model(config(name)).state_dict()
+        for name in ('vgg6_b128_cifar10', 'repeat-resnet-w2-linear_b128_cifar10')
+    )
     for name, state, words in (
-            ('repeat-vgg5-linear_b128_cifar10', vgg, r'it has backbone.features.0.conv3_1.weight'),
-            ('repeat-vgg7-linear_b128_cifar10', vgg, r'nothing for .*conv3_2\.(bank\.kernel|weight)'),
-            ('repeat-resnet-w4-linear_b128_cifar10', wide, 'repeats its kernel to 32 channels, and here it has 64')):
+        ('repeat-vgg5-linear_b128_cifar10', vgg, r'it has backbone.features.0.conv3_1.weight'),
+        ('repeat-vgg7-linear_b128_cifar10', vgg, r'nothing for .*conv3_2\.(bank\.kernel|weight)'),
+        ('repeat-resnet-w4-linear_b128_cifar10', wide, 'repeats its kernel to 32 channels, and here it has 64'),
+    ):
         with pytest.raises(SharingError, match=words):
             rescale(build_model(config(name)), state)
 
 
 def test_masks_and_norms_alone_are_trained(tmp_path, mmpretrain):
-    hook, = config('repeat-resnet-w2-bireal-maskonly_b128_cifar10').custom_hooks
+    (hook,) = config('repeat-resnet-w2-bireal-maskonly_b128_cifar10').custom_hooks
     network, before = small(dict(BANK, transform=dict(type='bireal'))), {}
 
     class Watch(Hook):
-
         def before_train(self, runner):
             before.update({name: parameter.clone() for name, parameter in network.named_parameters()})
 
@@ -322,7 +352,7 @@ def test_what_is_not_in_common_is_not_watched(tmp_path, mmpretrain):
 
 def test_processes_that_expect_gradients_are_told():
     wrapper = nn.parallel.DistributedDataParallel
-    runner = SimpleNamespace(model=type('Wrapped', (wrapper, ), {'find_unused_parameters': False}).__new__(wrapper))
+    runner = SimpleNamespace(model=type('Wrapped', (wrapper,), {'find_unused_parameters': False}).__new__(wrapper))
     with pytest.raises(SharingError, match='set find_unused_parameters=True'):
         TrainOnlyHook(['bn']).before_train(runner)
 

@@ -1,4 +1,5 @@
 """The converter of RepeatNet's checkpoints, against a transcription of their forward on their own keys."""
+
 import argparse
 import re
 import sys
@@ -81,20 +82,25 @@ class Theirs:
                 more = tiled[:, :e1] * self.sign(f'{name}.binary_activation1', rows, e1, k, k)
                 tiled = torch.cat([tiled, more], 1)
         if self.transform == 'swish':
-            blocks = [self.get(f'{name}.{part}', 1, r0 * r1).view(r0, r1).repeat_interleave(o, 0)
-                      .repeat_interleave(i, 1)[..., None, None] for part in ('alphas', 'betas')]
+            blocks = [
+                self.get(f'{name}.{part}', 1, r0 * r1)
+                .view(r0, r1)
+                .repeat_interleave(o, 0)
+                .repeat_interleave(i, 1)[..., None, None]
+                for part in ('alphas', 'betas')
+            ]
             tiled = tiled * blocks[0] / (1 + torch.exp(tiled * blocks[1]))
-            for axis, rest, size in ((0, e0, (1, )), (1, e1, (1, 1))):
+            for axis, rest, size in ((0, e0, (1,)), (1, e1, (1, 1))):
                 if rest:
-                    alpha, beta = (self.get(f'{name}.e{part}{axis + 1}', *size, draw=torch.rand)
-                                   for part in ('alpha', 'beta'))
+                    alpha, beta = (
+                        self.get(f'{name}.e{part}{axis + 1}', *size, draw=torch.rand) for part in ('alpha', 'beta')
+                    )
                     more = tiled.narrow(axis, 0, rest)
                     tiled = torch.cat([tiled, more * alpha / (1 + torch.exp(more * beta))], axis)
         return tiled
 
 
 class TheirResNet(Theirs):
-
     def __init__(self, width, imagenet=False, **kwargs):
         super().__init__(**kwargs)
         self.width, self.imagenet = width, imagenet
@@ -104,7 +110,7 @@ class TheirResNet(Theirs):
         small = (outputs // w, inputs if first else inputs // w)
         y = self.conv(f'{name}.conv1', x, outputs, 3, small, stride=stride, padding=1)
         y = F.relu(self.norm(f'{name}.bn1', y))
-        y = self.norm(f'{name}.bn2', self.conv(f'{name}.conv2', y, outputs, 3, (outputs // w, ) * 2, padding=1))
+        y = self.norm(f'{name}.bn2', self.conv(f'{name}.conv2', y, outputs, 3, (outputs // w,) * 2, padding=1))
         if stride != 1 or inputs != outputs:
             x = self.conv(f'{name}.downsample.0', x, outputs, 1, small, stride=stride)
             x = self.norm(f'{name}.downsample.1', x)
@@ -112,19 +118,29 @@ class TheirResNet(Theirs):
 
     def __call__(self, x):
         base = 64 if self.imagenet else 16
-        x = self.conv('conv1', x, base, *(7, ) if self.imagenet else (3, ), stride=1 + self.imagenet,
-                      padding=3 if self.imagenet else 1)
+        x = self.conv(
+            'conv1',
+            x,
+            base,
+            *(7,) if self.imagenet else (3,),
+            stride=1 + self.imagenet,
+            padding=3 if self.imagenet else 1,
+        )
         x = F.relu(self.norm('bn1', x))
         x = F.max_pool2d(x, 3, 2, 1) if self.imagenet else x
         for stage in range(4 if self.imagenet else 3):
             for block in range(2):
-                x = self.block(f'layer{stage + 1}.{block}', x, base * self.width * 2**stage,
-                               1 + (stage > 0 and block == 0), stage == 0 and block == 0)
+                x = self.block(
+                    f'layer{stage + 1}.{block}',
+                    x,
+                    base * self.width * 2**stage,
+                    1 + (stage > 0 and block == 0),
+                    stage == 0 and block == 0,
+                )
         return self.linear('fc', x.mean((2, 3)), self.classes)
 
 
 class TheirVGG(Theirs):
-
     def __init__(self, number, **kwargs):
         super().__init__(**kwargs)
         self.number = number
@@ -148,8 +164,7 @@ class TheirVGG(Theirs):
 
 
 class TheirCNN(Theirs):
-
-    def __init__(self, factor=1., **kwargs):
+    def __init__(self, factor=1.0, **kwargs):
         super().__init__(**kwargs)
         self.factor = factor
 
@@ -157,8 +172,14 @@ class TheirCNN(Theirs):
         small = [1, *(int(width / sqrt(2)) for width in (32, 48, 64, 64, 96, 128))]
         large = [1, *(int(width * (1 / sqrt(2)) * self.factor) for width in (32, 48, 64, 64, 96, 128))]
         for i in range(1, 7):
-            x = self.conv(f'conv{i}', x, large[i], 7 if i == 1 else 5, (small[i], small[i - 1]),
-                          padding=(1, 2, 2, 2, 2, 0)[i - 1])
+            x = self.conv(
+                f'conv{i}',
+                x,
+                large[i],
+                7 if i == 1 else 5,
+                (small[i], small[i - 1]),
+                padding=(1, 2, 2, 2, 2, 0)[i - 1],
+            )
             x = F.elu(self.norm(f'bn{i}', x))
             x = F.max_pool2d(x, 2) if i in (2, 4) else x
         x = self.linear('fully_net.0', x.mean((2, 3)), 64)
@@ -166,14 +187,17 @@ class TheirCNN(Theirs):
 
 
 NETWORKS = {
-    **{f'repeat-resnet-w2-{transform}_b128_cifar10': lambda transform=transform: TheirResNet(2, transform=transform)
-       for transform in ('linear', 'swish', 'bireal', 'static-drop', 'random-bireal')},
+    **{
+        f'repeat-resnet-w2-{transform}_b128_cifar10': lambda transform=transform: TheirResNet(2, transform=transform)
+        for transform in ('linear', 'swish', 'bireal', 'static-drop', 'random-bireal')
+    },
     'repeat-resnet-w1-bireal_b128_cifar10': lambda: TheirResNet(1, transform='bireal', classes=100),
     'resnet-w2_b128_cifar10': lambda: TheirResNet(2, repeated=False),
     'repeat-resnet18-w1-linear_8xb32_in1k': lambda: TheirResNet(1, True, classes=1000),
-    **{f'repeat-vgg{n}-{transform}_b128_cifar10': lambda n=n, transform=transform: TheirVGG(n, transform=transform)
-       for n, transform in ((5, 'linear'), (6, 'bireal'), (7, 'swish'), (8, 'swish'), (9, 'bireal'),
-                            (10, 'bireal'))},
+    **{
+        f'repeat-vgg{n}-{transform}_b128_cifar10': lambda n=n, transform=transform: TheirVGG(n, transform=transform)
+        for n, transform in ((5, 'linear'), (6, 'bireal'), (7, 'swish'), (8, 'swish'), (9, 'bireal'), (10, 'bireal'))
+    },
     # Without a config of their own: of that of another transform.
     'repeat-resnet-w1-swish_b128_cifar10': lambda: TheirResNet(1, transform='static-drop'),
     'repeat-vgg4-swish_b128_cifar10': lambda: TheirVGG(4, transform='random-bireal'),
@@ -193,9 +217,15 @@ def checkpoint_of(network, path):
     with pytest.MonkeyPatch.context() as patch:
         for name, each in {**parents, module.__name__: module}.items():
             patch.setitem(sys.modules, name, each)
-        torch.save(dict(state_dict={f'model.{key}': tensor for key, tensor in network.state.items()}, epoch=3,
-                        callbacks={module.ModelCheckpoint: dict(best_model_score=torch.tensor(0.5))},
-                        hyper_parameters=dict(args=argparse.Namespace(model_name='?'), batch_size=128)), path)
+        torch.save(
+            dict(
+                state_dict={f'model.{key}': tensor for key, tensor in network.state.items()},
+                epoch=3,
+                callbacks={module.ModelCheckpoint: dict(best_model_score=torch.tensor(0.5))},
+                hyper_parameters=dict(args=argparse.Namespace(model_name='?'), batch_size=128),
+            ),
+            path,
+        )
 
 
 @pytest.mark.parametrize('name', NETWORKS)
@@ -207,8 +237,12 @@ def test_a_converted_checkpoint_gives_their_outputs(name, tmp_path):
     result = call(TOOL, tmp_path / 'theirs.ckpt', tmp_path / 'ours.pth')
     assert f'is for configs/repeatnet/{name}.py' in result.stdout, result.stderr
     cfg = Config.fromfile(converter.CONFIGS / f'{name}.py')
-    cfg.merge_from_dict({key: int(value) if value.isdigit() else value
-                         for key, value in re.findall(r'(model\.\S+)=(\S+)', result.stdout)})
+    cfg.merge_from_dict(
+        {
+            key: int(value) if value.isdigit() else value
+            for key, value in re.findall(r'(model\.\S+)=(\S+)', result.stdout)
+        }
+    )
     assert cfg.model.head.num_classes == theirs.classes
     ours = build_model(cfg)
     ours.load_state_dict(load_checkpoint_file(str(tmp_path / 'ours.pth'))['state_dict'], strict=True)
@@ -225,9 +259,11 @@ def test_other_checkpoints_are_refused():
         (lambda state: state.update({'layer4.0.conv1.weight': torch.zeros(1)}), 'nothing like backbone.layer4.0'),
         (lambda state: state.pop('layer1.0.conv1.weight'), 'of none of their ResNets'),
         (lambda state: state.pop('conv1.weight'), "no whole one of a network of theirs: 'conv1.weight'"),
-        (lambda state: state.update({'layer2.0.conv1.weight': state['layer2.0.conv1.weight'].transpose(0, 1)}),
-         'nothing that becomes backbone.layer2.0.conv1.kernel'),
-        (lambda state: state.update({'bn1.weight': torch.full((16, ), torch.nan)}), 'not finite in bn1.weight'),
+        (
+            lambda state: state.update({'layer2.0.conv1.weight': state['layer2.0.conv1.weight'].transpose(0, 1)}),
+            'nothing that becomes backbone.layer2.0.conv1.kernel',
+        ),
+        (lambda state: state.update({'bn1.weight': torch.full((16,), torch.nan)}), 'not finite in bn1.weight'),
         (lambda state: state.update({'layer1.0.conv1.random_weights': torch.zeros(0, 3, 3)}), 'of full size'),
     ]:
         state = dict(theirs.state)

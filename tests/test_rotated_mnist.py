@@ -1,4 +1,5 @@
 """Rotated MNIST, the networks that are equivariant to rotations, and the share of what equivariance gains."""
+
 import copy
 import functools
 import gzip
@@ -61,8 +62,10 @@ def test_each_digit_is_turned_by_an_angle_of_its_own_and_is_in_one_split(mnist, 
     assert set(seen) & set(range(30, 40))  # the images of MNIST's test files are among them
     angles = []
     for info in train + test:
-        turned = {angle: np.asarray(Image.fromarray(digits[info['gt_label']]).rotate(angle, Image.BILINEAR), int)
-                  for angle in range(360)}
+        turned = {
+            angle: np.asarray(Image.fromarray(digits[info['gt_label']]).rotate(angle, Image.BILINEAR), int)
+            for angle in range(360)
+        }
         errors = {angle: np.abs(image - info['img'])[4:24, 4:24].mean() for angle, image in turned.items()}
         angles.append(min(errors, key=errors.get))
         assert errors[angles[-1]] < 2 and info['img'].dtype == np.uint8
@@ -84,27 +87,31 @@ def test_the_data_set_is_the_same_each_time_gzipped_or_not_and_in_part(mnist):
 def test_images_turn_counterclockwise_about_their_centre(digits):
     images = torch.from_numpy(digits)
     for turns in range(4):
-        assert torch.equal(rotate(images, torch.full((40, ), 90. * turns)), images.rot90(turns, (1, 2)))
+        assert torch.equal(rotate(images, torch.full((40,), 90.0 * turns)), images.rot90(turns, (1, 2)))
 
 
 def test_the_original_files_are_read_row_after_row(mnist, tmp_path):
     RotatedMNIST.sizes.update(train=2, test=1)
     ramp = np.arange(784) / 783
     for name, labels, gap in zip(AMAT, ([3, 9], [1]), ('   ', ' ')):
-        lines = [gap + gap.join(f'{value:.6e}' for value in [*(ramp / (1 + i)), label])
-                 for i, label in enumerate(labels)]
+        lines = [
+            gap + gap.join(f'{value:.6e}' for value in [*(ramp / (1 + i)), label]) for i, label in enumerate(labels)
+        ]
         (tmp_path / name).write_text('\n'.join(lines) + '\n')
     train, test = infos(tmp_path, 'train'), infos(tmp_path, 'test')
     assert [info['gt_label'] for info in train + test] == [3, 9, 1]
     assert train[0]['img'].ravel().tolist() == np.round(ramp.astype(np.float32) * 255).tolist()
     assert train[0]['img'].shape == (28, 28) and train[1]['img'].max() == 128
     line = '0.5 ' * 784
-    for text, words in [('1 2 3\n', 'has 3 values in a line'), ('a b\n', 'cannot be read: could not convert'),
-                        (f'{line}1\n', 'has 1 lines, and the split has 2 images: it was cut off'),
-                        (f'{line}1\n' + '2 ' * 784 + '1\n', 'has values of images that are not from 0 to 1'),
-                        (f'{line}1\n' + 'nan ' * 784 + '1\n', 'has values of images that are not from 0 to 1'),
-                        (f'{line}1\n{line}10\n', 'has labels that are no digits'),
-                        (f'{line}1\n{line}0.5\n', 'has labels that are no digits')]:
+    for text, words in [
+        ('1 2 3\n', 'has 3 values in a line'),
+        ('a b\n', 'cannot be read: could not convert'),
+        (f'{line}1\n', 'has 1 lines, and the split has 2 images: it was cut off'),
+        (f'{line}1\n' + '2 ' * 784 + '1\n', 'has values of images that are not from 0 to 1'),
+        (f'{line}1\n' + 'nan ' * 784 + '1\n', 'has values of images that are not from 0 to 1'),
+        (f'{line}1\n{line}10\n', 'has labels that are no digits'),
+        (f'{line}1\n{line}0.5\n', 'has labels that are no digits'),
+    ]:
         (tmp_path / AMAT[0]).write_text(text)
         with pytest.raises(SharingError, match=words):
             infos(tmp_path, 'train')
@@ -126,7 +133,7 @@ def test_what_is_missing_is_named(mnist):
             infos(mnist, 'train')
     (mnist / FILES[3]).unlink()
     packed = bytearray(gzip.compress((mnist / 'elsewhere').read_bytes()))
-    packed[12] ^= 0xff
+    packed[12] ^= 0xFF
     (mnist / f'{FILES[3]}.gz').write_bytes(packed)
     with pytest.raises(SharingError, match=f'{FILES[3]}.gz is damaged'):
         infos(mnist, 'train')
@@ -165,6 +172,7 @@ def test_the_config_gives_images_of_29_pixels_from_0_to_1(mnist, mmpretrain):
 def test_the_schedule_is_the_papers(mmpretrain):
     from mmengine.optim import OptimWrapper
     from mmengine.registry import PARAM_SCHEDULERS
+
     cfg = Config.fromfile(CONFIG)
     options = dict(cfg.optim_wrapper.optimizer)
     assert options.pop('type') == 'Adam' and cfg.train_cfg.max_epochs == 30
@@ -176,7 +184,7 @@ def test_the_schedule_is_the_papers(mmpretrain):
         rates.append(wrapper.get_lr()['lr'][0])
         wrapper.optimizer.step()
         scheduler.step()
-    assert rates == pytest.approx([1e-3 * (0.8**(epoch - 9) if epoch >= 10 else 1) for epoch in range(30)])
+    assert rates == pytest.approx([1e-3 * (0.8 ** (epoch - 9) if epoch >= 10 else 1) for epoch in range(30)])
 
 
 @functools.cache
@@ -186,7 +194,6 @@ def built(rotations):
 
 @pytest.mark.skipif(bool(WITHOUT_ESCNN), reason=WITHOUT_ESCNN)
 class TestEquivariance:
-
     def network(self, rotations, training=False):
         return randomise_norms(copy.deepcopy(built(rotations))).train(training)
 
@@ -202,18 +209,21 @@ class TestEquivariance:
 
     @pytest.mark.parametrize('rotations', [4, 8, 16])
     def test_the_parameters_are_those_of_the_authors_sizes(self, rotations):
-        fields = [round(scale * width) for width in (16, 24, 32, 32, 48, 64)
-                  for scale in [dict([(4, 1), (8, 0.5 * math.sqrt(2)), (16, 0.5)])[rotations]]]
+        fields = [
+            round(scale * width)
+            for width in (16, 24, 32, 32, 48, 64)
+            for scale in [{4: 1, 8: 0.5 * math.sqrt(2), 16: 0.5}[rotations]]
+        ]
         # Circular harmonics up to the frequency 0 in the centre, 2 on the rings around it, 3 on the second of the
         # first conv's: 1 + 5 + 7 + 5 and 1 + 5 + 5 filters, the latter for each difference of two rotations.
         weights = 18 * fields[0] + 11 * rotations * sum(a * b for a, b in zip(fields, fields[1:]))
         head = fields[-1] * 64 + 64 + 2 * 64 + 64 * 10 + 10
-        counted = dict([(4, 304_154), (8, 305_098), (16, 301_746)])[rotations]
+        counted = {4: 304_154, 8: 305_098, 16: 301_746}[rotations]
         network = self.network(rotations)
         assert parameter_count(network) == weights + 2 * sum(fields) + head == counted
         # What it does is what a plain network of its channels does.
         widths, channels = (25, 25, 12, 12, 6, 2), [1, *(rotations * field for field in fields)]
-        macs = sum(a * b * (7 if a == 1 else 5)**2 * width**2 for a, b, width in zip(channels, channels[1:], widths))
+        macs = sum(a * b * (7 if a == 1 else 5) ** 2 * width**2 for a, b, width in zip(channels, channels[1:], widths))
         assert count_multiply_adds(network, (1, 29, 29))[''] == macs + fields[-1] * 64 + 64 * 10
 
     def test_a_checkpoint_holds_what_was_learned_and_loads_in_either_mode(self, tmp_path):
@@ -268,22 +278,29 @@ def test_the_share_of_a_gain_and_its_uncertainty():
 
 
 def test_the_shares_of_a_suite_are_printed(tmp_path):
-    for name, accuracies in dict(cnn=[95., 95.1, 95.2], repeat=[95.4, 95.5, 95.6], c4=[96., 96.1, 96.2],
-                                 alike=[95., 95.1, 95.3]).items():
+    for name, accuracies in dict(
+        cnn=[95.0, 95.1, 95.2], repeat=[95.4, 95.5, 95.6], c4=[96.0, 96.1, 96.2], alike=[95.0, 95.1, 95.3]
+    ).items():
         for seed, accuracy in enumerate(accuracies):
             (tmp_path / name / f'seed_{seed}').mkdir(parents=True)
             (tmp_path / name / f'seed_{seed}/result.json').write_text(
-                json.dumps(dict(metric_name='accuracy/top1', metric=accuracy)))
+                json.dumps(dict(metric_name='accuracy/top1', metric=accuracy))
+            )
     tool = 'analysis_tools/gain_share.py'
     told = call(tool, tmp_path, 'repeat', '--baseline', 'cnn', '--better', 'c4').stdout
     assert '| cnn | 3 | 95.10 | 0 |' in told and '| c4 | 3 | 96.10 | 1 |' in told
     assert '| repeat | 3 | 95.50 | 0.40 (' in told and 'gain of c4 over cnn: 1.00 (' in told
-    for better, words in (('alike', 'The shares are not defined'), ('none', 'has no finished run'),
-                          ('cnn', '--baseline and --better are two models')):
+    for better, words in (
+        ('alike', 'The shares are not defined'),
+        ('none', 'has no finished run'),
+        ('cnn', '--baseline and --better are two models'),
+    ):
         result = call(tool, tmp_path, 'repeat', '--baseline', 'cnn', '--better', better)
         assert words.lower() in (result.stdout + result.stderr).lower()
-    for content, words in ((json.dumps(dict(metric_name='loss', metric=1)), 'The runs in .* by loss'),
-                           ('{"metric', 'result.json is damaged')):
+    for content, words in (
+        (json.dumps(dict(metric_name='loss', metric=1)), 'The runs in .* by loss'),
+        ('{"metric', 'result.json is damaged'),
+    ):
         (tmp_path / 'c4/seed_0/result.json').write_text(content)
         result = call(tool, tmp_path, 'repeat', '--baseline', 'cnn', '--better', 'c4')
         assert result.returncode == 1 and re.search(f'Error: .*{words}', result.stderr)

@@ -10,18 +10,27 @@ from helpers import ROOT
 
 pytest.importorskip('mmseg', reason="needs pip install '.[segmentation]'")
 
-CONFIG = '''
+CONFIG = """
 _base_ = 'mmseg::fcn/fcn_r50-d8_4xb4-80k_ade20k-512x512.py'
 norm_cfg = dict(type='BN')
 model = dict(
     pretrained=None,
-    backbone=dict(type='SharedResNetV1c', norm_cfg=norm_cfg, sharing=dict(groups=['conv2'], bank=dict(type='TiedFilters'))),
+    backbone=dict(
+        type='SharedResNetV1c', norm_cfg=norm_cfg, sharing=dict(groups=['conv2'], bank=dict(type='TiedFilters'))),
     decode_head=dict(norm_cfg=norm_cfg), auxiliary_head=dict(norm_cfg=norm_cfg))
-'''
-OPTIONS = ['train_cfg.max_iters=2', 'train_cfg.val_interval=3', 'train_dataloader.batch_size=2',
-           'default_hooks.logger.interval=1', 'default_hooks.checkpoint.interval=2',
-           *(f'{loader}_dataloader.{option}' for loader in ('train', 'val', 'test')
-             for option in ('num_workers=0', 'persistent_workers=False'))]
+"""
+OPTIONS = [
+    'train_cfg.max_iters=2',
+    'train_cfg.val_interval=3',
+    'train_dataloader.batch_size=2',
+    'default_hooks.logger.interval=1',
+    'default_hooks.checkpoint.interval=2',
+    *(
+        f'{loader}_dataloader.{option}'
+        for loader in ('train', 'val', 'test')
+        for option in ('num_workers=0', 'persistent_workers=False')
+    ),
+]
 
 
 def test_a_stock_segmentor_trains_with_shared_layers(tmp_path):
@@ -33,8 +42,20 @@ def test_a_stock_segmentor_trains_with_shared_layers(tmp_path):
                 image = Image.fromarray(random.integers(0, high, shape, dtype=np.uint8))
                 image.save(tmp_path / kind / split / f'{i}.{suffix}')
     (tmp_path / 'config.py').write_text(CONFIG)
-    subprocess.run([sys.executable, 'tools/train.py', str(tmp_path / 'config.py'), '--work-dir', str(tmp_path / 'work'),
-                    '--cfg-options', f'data_root={tmp_path}', *OPTIONS], cwd=ROOT, check=True)
+    subprocess.run(
+        [
+            sys.executable,
+            'tools/train.py',
+            str(tmp_path / 'config.py'),
+            '--work-dir',
+            str(tmp_path / 'work'),
+            '--cfg-options',
+            f'data_root={tmp_path}',
+            *OPTIONS,
+        ],
+        cwd=ROOT,
+        check=True,
+    )
     state = torch.load(tmp_path / 'work' / 'iter_2.pth', weights_only=False)['state_dict']
     banks = [key for key in state if key.startswith('backbone.') and '.bank.' in key]
     assert len(banks) == 4 and not any('layer3.4.conv2' in key for key in state)

@@ -1,4 +1,5 @@
 """Laws of banks, shared convs and the surgery."""
+
 import copy
 import pickle
 from importlib import import_module
@@ -28,8 +29,12 @@ NETWORKS = [
     dict(type='ResNet', depth=50, groups=['conv2', 'conv3'], bank=TIED),
     dict(type='ResNeXt', depth=50, groups=['conv2'], bank=TIED, base_channels=64, stem_channels=64),
     # mmpretrain names its convs by number, mmdet by their part.
-    dict(type='MobileNetV2', groups=['(conv.0|expand_conv).conv', '(conv.2|linear_conv).conv'], bank=TIED,
-         out_indices=(2, 4, 6)),
+    dict(
+        type='MobileNetV2',
+        groups=['(conv.0|expand_conv).conv', '(conv.2|linear_conv).conv'],
+        bank=TIED,
+        out_indices=(2, 4, 6),
+    ),
 ]
 
 
@@ -75,8 +80,9 @@ def test_a_shared_tensor_is_stored_once(library, bank):
     first = [names[each.layers[0]] for each in banks]
     assert len(first) == (0 if bank.get('width') else 2 * 4)
     assert list(dict.fromkeys(key.partition('.bank.')[0] for key in state if '.bank.' in key)) == first
-    assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for _, p in model.named_parameters(
-        remove_duplicate=False))
+    assert sum(p.numel() for p in model.parameters()) == sum(
+        p.numel() for _, p in model.named_parameters(remove_duplicate=False)
+    )
 
 
 def test_the_gradient_of_a_tied_kernel_is_the_sum_over_its_convs(mmpretrain):
@@ -85,9 +91,9 @@ def test_the_gradient_of_a_tied_kernel_is_the_sum_over_its_convs(mmpretrain):
     x = image().double()
     for model in (shared, plain):
         model(x)[0].square().mean().backward()
-    for stage, banks in stage_banks(shared).items():
+    for stage, found in stage_banks(shared).items():
         convs = [block.conv2 for block in list(plain.get_submodule(stage))[1:]]
-        torch.testing.assert_close(banks[0].filters.grad, sum(conv.weight.grad for conv in convs))
+        torch.testing.assert_close(found[0].filters.grad, sum(conv.weight.grad for conv in convs))
 
 
 def test_a_copy_of_a_network_shares_within_itself_alone(mmpretrain):
@@ -138,21 +144,24 @@ def test_ranks_grow_with_the_width(mmpretrain):
     assert [len(banks[0].layers[0].unique) for banks in stage_banks(model).values()] == [1, 2, 4, 8]
 
 
-@pytest.mark.parametrize('groups, bank, words', [
-    (['conv9'], TIED, ["'conv9' forms no group", 'conv1, conv2, conv3']),
-    (['conv2', 'downsample.0'], TIED, ["'downsample.0' forms no group"]),
-    (['conv[13]'], TIED, ["'conv[13]'", 'layers that differ', '1x1 from 64 to 16 channels']),
-    (['conv('], TIED, ["'conv('", 'no regular expression']),
-    ('conv2', TIED, ['groups is a list', "groups=['conv2']"]),
-    (['conv2'], dict(BASIS, shared_rank=3), ['shared_rank=3 at 64 channels is 0.75 filters at the 16 channels']),
-    (['conv2'], dict(BASIS, shared_rank=-4), ['shared_rank=-4']),
-    (['conv2'], dict(BASIS, shared_rank=600), ['151 filters', '144 dimensions']),
-    (['conv2'], dict(BASIS, shared_rank=0, unique_rank=0), ['0 filters', 'at least one filter']),
-    ([], TIED, ['groups=[] has no pattern']),
-    (['conv2', 'conv2'], TIED, ['one twice']),
-    (['conv2', '.*2'], TIED, ["'.*2' forms no group", 'conv2 is in the group of another pattern']),
-    (['conv2'], 'TiedFilters', ["bank='TiedFilters' is no config of a bank"]),
-])
+@pytest.mark.parametrize(
+    'groups, bank, words',
+    [
+        (['conv9'], TIED, ["'conv9' forms no group", 'conv1, conv2, conv3']),
+        (['conv2', 'downsample.0'], TIED, ["'downsample.0' forms no group"]),
+        (['conv[13]'], TIED, ["'conv[13]'", 'layers that differ', '1x1 from 64 to 16 channels']),
+        (['conv('], TIED, ["'conv('", 'no regular expression']),
+        ('conv2', TIED, ['groups is a list', "groups=['conv2']"]),
+        (['conv2'], dict(BASIS, shared_rank=3), ['shared_rank=3 at 64 channels is 0.75 filters at the 16 channels']),
+        (['conv2'], dict(BASIS, shared_rank=-4), ['shared_rank=-4']),
+        (['conv2'], dict(BASIS, shared_rank=600), ['151 filters', '144 dimensions']),
+        (['conv2'], dict(BASIS, shared_rank=0, unique_rank=0), ['0 filters', 'at least one filter']),
+        ([], TIED, ['groups=[] has no pattern']),
+        (['conv2', 'conv2'], TIED, ['one twice']),
+        (['conv2', '.*2'], TIED, ["'.*2' forms no group", 'conv2 is in the group of another pattern']),
+        (['conv2'], 'TiedFilters', ["bank='TiedFilters' is no config of a bank"]),
+    ],
+)
 def test_what_cannot_be_shared_is_refused_with_the_reason(library, groups, bank, words):
     with pytest.raises(SharingError) as error:
         backbone(groups=groups, bank=bank)
@@ -182,7 +191,7 @@ def test_convs_that_pad_with_more_than_zeros_are_refused():
 def test_deformable_convs_are_never_shared(mmdet):
     dcn = dict(type='DCN', deform_groups=1)
     with pytest.raises(SharingError, match='conv2 is a DeformConv2dPack, which is never shared'):
-        backbone(dcn=dcn, stage_with_dcn=(True, ) * 4)
+        backbone(dcn=dcn, stage_with_dcn=(True,) * 4)
     model = backbone(dcn=dcn, stage_with_dcn=(False, True, True, True))
     assert list(stage_banks(model)) == ['layer1']
 
@@ -190,9 +199,9 @@ def test_deformable_convs_are_never_shared(mmdet):
 def test_frozen_stages_freeze_their_banks(library):
     model = backbone(depth=34, bank=BASIS, frozen_stages=2, norm_eval=False)
     model.train()
-    for trained, banks in zip((False, False, True, True), stage_banks(model).values()):
-        assert banks[0].filters.requires_grad is trained
-        assert all(conv.norm.training is trained for conv in banks[0].layers)
+    for trained, found in zip((False, False, True, True), stage_banks(model).values()):
+        assert found[0].filters.requires_grad is trained
+        assert all(conv.norm.training is trained for conv in found[0].layers)
     fold_layers(model)
     assert [stage[1].conv2.weight.requires_grad for stage in (model.layer2, model.layer3)] == [False, True]
 
@@ -259,17 +268,20 @@ def test_norm_eval_holds_for_the_norms_of_a_basis(library):
 
 
 def test_a_bank_has_the_layer_decay_of_its_first_conv(mmpretrain):
-    wrapper = OPTIM_WRAPPER_CONSTRUCTORS.build(dict(
-        type='mmpretrain.LearningRateDecayOptimWrapperConstructor',
-        optim_wrapper_cfg=dict(optimizer=dict(type='SGD', lr=1., weight_decay=0.1)),
-        paramwise_cfg=dict(layer_decay_rate=0.5)))
+    wrapper = OPTIM_WRAPPER_CONSTRUCTORS.build(
+        dict(
+            type='mmpretrain.LearningRateDecayOptimWrapperConstructor',
+            optim_wrapper_cfg=dict(optimizer=dict(type='SGD', lr=1.0, weight_decay=0.1)),
+            paramwise_cfg=dict(layer_decay_rate=0.5),
+        )
+    )
     sharing = dict(groups=['conv2'], bank=TIED)
     model = MODELS.build(dict(type='ImageClassifier', backbone=dict(type='SharedResNet', depth=50, sharing=sharing)))
     rates = {id(p): group['lr'] for group in wrapper(model).param_groups for p in group['params']}
     assert all(id(p) in rates for p in model.parameters())
-    for stage, banks in stage_banks(model).items():
+    for stage, found in stage_banks(model).items():
         first = model.get_submodule(stage)[1]
-        assert rates[id(banks[0].filters)] == rates[id(first.conv1.weight)] < 1
+        assert rates[id(found[0].filters)] == rates[id(first.conv1.weight)] < 1
 
 
 @pytest.mark.parametrize('bank', BANKS.values(), ids=BANKS)
@@ -305,11 +317,11 @@ def test_an_average_of_weights_averages_a_shared_tensor_once(mmpretrain):
     model = backbone(depth=34, bank=TIED)
     average = ExponentialMovingAverage(model, momentum=0.25)
     start = stage_banks(model)['layer1'][0].filters.detach().clone()
-    for banks in stage_banks(model).values():
-        banks[0].filters.data += 1
+    for found in stage_banks(model).values():
+        found[0].filters.data += 1
     average.update_parameters(model)  # the first step copies
-    for banks in stage_banks(model).values():
-        banks[0].filters.data += 1
+    for found in stage_banks(model).values():
+        found[0].filters.data += 1
     average.update_parameters(model)
     torch.testing.assert_close(stage_banks(average.module)['layer1'][0].filters.detach(), start + 1.25)
 
@@ -354,14 +366,24 @@ def test_an_orthonormal_basis_stays_so(mmpretrain):
 
 
 def test_a_basis_of_a_resnext_is_what_the_last_conv_of_a_block_takes(mmpretrain):
-    settings = dict(type='SharedBasisResNeXt_CIFAR', depth=50, shared_rank=8, unique_rank=4,
-                    sharing=dict(groups=['conv2.shared'], bank=TIED))
+    settings = dict(
+        type='SharedBasisResNeXt_CIFAR',
+        depth=50,
+        shared_rank=8,
+        unique_rank=4,
+        sharing=dict(groups=['conv2.shared'], bank=TIED),
+    )
     model = evaluating(randomise_norms(MODELS.build(settings)))
     block, bank = model.layer2[1], stage_banks(model)['layer2'][0]
     x = torch.randn(1, block.in_channels, 4, 4)
     inner = F.relu(block.bn1(block.conv1(x)))
-    basis = torch.cat([F.conv2d(inner, block.conv2.unique.weight, padding=1, groups=2),
-                       F.conv2d(inner, bank.filters, padding=1, groups=2)], 1)  # 8 and 16 filters of 4 a group
+    basis = torch.cat(
+        [
+            F.conv2d(inner, block.conv2.unique.weight, padding=1, groups=2),
+            F.conv2d(inner, bank.filters, padding=1, groups=2),
+        ],
+        1,
+    )  # 8 and 16 filters of 4 a group
     torch.testing.assert_close(block(x), F.relu(x + block.bn3(block.conv3(F.relu(block.bn2(basis))))))
     for rank in ('shared_rank', 'unique_rank'):
         with pytest.raises(SharingError, match=f'{rank}=6 .*give multiples of 4'):
@@ -370,27 +392,37 @@ def test_a_basis_of_a_resnext_is_what_the_last_conv_of_a_block_takes(mmpretrain)
 
 def test_channel_attention_weights_what_a_block_adds(mmpretrain):
     model = evaluating(randomise_norms(MODELS.build(dict(type='ECAMobileNetV2'))))
-    sizes = [[block.conv[-1].conv.kernel_size[0] for block in list(stage)[1:] if len(block.conv) == 4]
-             for stage in (getattr(model, f'layer{i}') for i in range(1, 8))]
+    sizes = [
+        [block.conv[-1].conv.kernel_size[0] for block in list(stage)[1:] if len(block.conv) == 4]
+        for stage in (getattr(model, f'layer{i}') for i in range(1, 8))
+    ]
     assert sizes == [[], [], [1, 1], [1, 1, 1], [3, 3], [3, 3], []]
     block, x = model.layer5[1], torch.randn(2, 96, 5, 5)
     added = block.conv[:3](x)
     kernel, means = block.conv[3].conv.weight.flatten(), F.pad(added.mean((2, 3)), (1, 1))
-    weights = torch.sigmoid(sum(kernel[i] * means[:, i:i + 96] for i in range(3)))
+    weights = torch.sigmoid(sum(kernel[i] * means[:, i : i + 96] for i in range(3)))
     torch.testing.assert_close(block(x), x + added * weights[..., None, None])
 
 
 def test_a_frozen_stage_of_a_dense_net_freezes_what_it_shares(mmpretrain):
-    model = MODELS.build(dict(type='SharedDenseNet_CIFAR', frozen_stages=1, in_channels=1,
-                              sharing=dict(groups=['conv2'], bank=TIED)))
+    model = MODELS.build(
+        dict(type='SharedDenseNet_CIFAR', frozen_stages=1, in_channels=1, sharing=dict(groups=['conv2'], bank=TIED))
+    )
     assert not any(p.requires_grad for p in model.stages[0].parameters()) and model.stem.in_channels == 1
 
 
 def test_a_dense_net_shares_in_all_layers_and_folds(mmpretrain):
-    model = evaluating(randomise_norms(MODELS.build(dict(
-        type='SharedDenseNet_CIFAR',
-        arch=dict(growth_rate=8, depths=[2, 3], init_channels=16),
-        sharing=dict(groups=['conv2'], bank=dict(BASIS, base_channels=32))))))
+    model = evaluating(
+        randomise_norms(
+            MODELS.build(
+                dict(
+                    type='SharedDenseNet_CIFAR',
+                    arch=dict(growth_rate=8, depths=[2, 3], init_channels=16),
+                    sharing=dict(groups=['conv2'], bank=dict(BASIS, base_channels=32)),
+                )
+            )
+        )
+    )
     assert [len(banks[0].layers) for banks in stage_banks(model).values()] == [2, 3]
     x = image(16)
     before = model(x)
@@ -460,7 +492,6 @@ class TestFit:
 def test_a_new_method_is_two_classes(mmpretrain):
 
     class ScaledLayer(SharedLayer):
-
         def __init__(self, layer, bank, norm=None):
             super().__init__(layer, bank, norm)
             self.scale = nn.Parameter(torch.ones(()))
@@ -489,4 +520,5 @@ def test_a_new_method_is_two_classes(mmpretrain):
 
 def test_public_names():
     import mmshared
+
     assert mmshared.FilterBasis is FilterBasis and all(hasattr(mmshared, name) for name in mmshared.__all__)

@@ -1,4 +1,5 @@
 """The algorithmic task: grids whose targets are right and always the same, a curriculum, scores by distance."""
+
 import json
 
 import networkx as nx
@@ -17,21 +18,29 @@ from mmshared import SharingError, ShortestPaths, banks
 from mmshared.analysis.complexity import parameter_count
 from mmshared.engine.build import build_model, build_plain
 
-CONFIGS = {name: ROOT / f'projects/soft_sharing/configs/{name}_shortest-paths.py'
-           for name in ('flat-resnet33', 'shared-flat-resnet33-t4', 'shared-flat-resnet33-recurrent')}
+CONFIGS = {
+    name: ROOT / f'projects/soft_sharing/configs/{name}_shortest-paths.py'
+    for name in ('flat-resnet33', 'shared-flat-resnet33-t4', 'shared-flat-resnet33-recurrent')
+}
 
 
 def tiny(name, tmp_path, **changes):
     """A config of the comparison with a small network, few samples and one phase for each iteration."""
     cfg = Config.fromfile(CONFIGS[name])
     data = dict(num_samples=10, size=8)
-    cfg.merge_from_dict(dict(
-        work_dir=str(tmp_path), model=dict(backbone=dict(depth=7, width=4)),
-        train_dataloader=dict(batch_size=2, dataset=dict(data, distances=[(d, d) for d in range(1, 6)])),
-        val_dataloader=dict(dataset=dict(data, distances=[(1, 2), (3, 4)])),
-        val_evaluator=dict(distances=[(1, 2), (3, 4)]),
-        train_cfg=dict(max_iters=2, val_interval=2), default_hooks=dict(checkpoint=dict(interval=1)),
-        experiment_name=f'{tmp_path.name}-{len(list(tmp_path.iterdir()))}', **changes))
+    cfg.merge_from_dict(
+        dict(
+            work_dir=str(tmp_path),
+            model=dict(backbone=dict(depth=7, width=4)),
+            train_dataloader=dict(batch_size=2, dataset=dict(data, distances=[(d, d) for d in range(1, 6)])),
+            val_dataloader=dict(dataset=dict(data, distances=[(1, 2), (3, 4)])),
+            val_evaluator=dict(distances=[(1, 2), (3, 4)]),
+            train_cfg=dict(max_iters=2, val_interval=2),
+            default_hooks=dict(checkpoint=dict(interval=1)),
+            experiment_name=f'{tmp_path.name}-{len(list(tmp_path.iterdir()))}',
+            **changes,
+        )
+    )
     return cfg
 
 
@@ -82,7 +91,7 @@ def test_what_cannot_be_is_said():
         ShortestPaths(1, [(4, 2)], seed=0)
     with pytest.raises(SharingError, match='no path of 12 steps: give shorter'):
         ShortestPaths(1, [(12, 12)], seed=0, size=2)[0]
-    for changes in (dict(num_samples=0), dict(distances=[]), dict(density=1.)):
+    for changes in (dict(num_samples=0), dict(distances=[]), dict(density=1.0)):
         with pytest.raises(SharingError, match='give one sample and one range or more'):
             ShortestPaths(**dict(dict(num_samples=1, distances=[(1, 2)], seed=0), **changes))
 
@@ -102,9 +111,14 @@ def test_the_score_is_that_of_made_predictions_and_leaves_empty_ranges_out(mmpre
     metric = METRICS.build(dict(type='PathScore', distances=[(1, 4), (5, 8), (9, 9)]))
     for distance, path in [(1, target), (4, half), (5, wrong), (8, none), (8, target), (8, target)]:
         metric.process({}, [dict(path=path, target=target, distance=torch.tensor(distance))])
-    assert metric.evaluate(6) == pytest.approx({
-        'paths/exact/1-4': 1 / 2, 'paths/f1/1-4': (1 + 2 / 3) / 2,
-        'paths/exact/5-8': 2 / 4, 'paths/f1/5-8': (2 / 3 + 0 + 1 + 1) / 4})
+    assert metric.evaluate(6) == pytest.approx(
+        {
+            'paths/exact/1-4': 1 / 2,
+            'paths/f1/1-4': (1 + 2 / 3) / 2,
+            'paths/exact/5-8': 2 / 4,
+            'paths/f1/5-8': (2 / 3 + 0 + 1 + 1) / 4,
+        }
+    )
 
 
 def test_the_three_networks_differ_in_what_they_share_alone():
@@ -115,8 +129,9 @@ def test_the_three_networks_differ_in_what_they_share_alone():
         convs = [conv for bank in banks(model) for conv in bank.layers]
         assert len(convs) == 30  # all but those of the stem and the first block
         twin = build_plain(Config.fromfile(CONFIGS[name]))
-        assert {key: value.shape for key, value in twin.state_dict().items()} == \
-            {key: value.shape for key, value in plain.state_dict().items()}
+        assert {key: value.shape for key, value in twin.state_dict().items()} == {
+            key: value.shape for key, value in plain.state_dict().items()
+        }
     kernel = 16 * 16 * 9
     assert parameter_count(plain) - parameter_count(templates) == 30 * kernel - 4 * kernel - 30 * 4
     assert parameter_count(plain) - parameter_count(recurrent) == 30 * kernel - 2 * kernel
@@ -153,7 +168,6 @@ def test_the_curriculum_goes_on_in_its_phase_when_a_run_is_resumed(tmp_path):
     seen = []
 
     class Watch(Hook):
-
         def before_train_iter(self, runner, batch_idx, data_batch=None):
             seen.append(data_batch)
 
@@ -172,14 +186,18 @@ def test_the_tool_prints_and_draws_the_last_scores_by_distance(tmp_path):
     for run, exact in (('plain', 0.25), ('tied', 0.5)):
         logs = tmp_path / run / 'now/vis_data'
         logs.mkdir(parents=True)
-        records = [{f'paths/{score}/{ends}': value, 'step': step} for step, value in ((1, 0.1), (2, exact))
-                   for score in ('exact', 'f1') for ends in ('1-4', '5-8', '9-12')]
+        records = [
+            {f'paths/{score}/{ends}': value, 'step': step}
+            for step, value in ((1, 0.1), (2, exact))
+            for score in ('exact', 'f1')
+            for ends in ('1-4', '5-8', '9-12')
+        ]
         (logs / 'scalars.json').write_text('\n'.join(map(json.dumps, records)))
-        (tmp_path / run / 'run.py').write_text(
-            'train_dataloader = dict(dataset=dict(distances=[(1, 2), (1, 8)]))')
+        (tmp_path / run / 'run.py').write_text('train_dataloader = dict(dataset=dict(distances=[(1, 2), (1, 8)]))')
     runs = [tmp_path / 'plain', tmp_path / 'tied']
-    result = call('analysis_tools/extrapolation.py', *runs, '--legend', 'plain', 'one kernel', '--out',
-                  tmp_path / 'x.png')
+    result = call(
+        'analysis_tools/extrapolation.py', *runs, '--legend', 'plain', 'one kernel', '--out', tmp_path / 'x.png'
+    )
     assert '| distance | **1-4** | **5-8** | 9-12 |' in result.stdout, result.stderr
     assert '| plain | 25.0 | 25.0 | 25.0 |\n| one kernel | 50.0 | 50.0 | 50.0 |' in result.stdout
     assert np.array(Image.open(tmp_path / 'x.png')).std() > 10

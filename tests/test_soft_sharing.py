@@ -1,4 +1,5 @@
 """The converter of the authors' checkpoints, against their forward written from its formulas on their own keys."""
+
 import re
 import sys
 from types import ModuleType
@@ -27,12 +28,12 @@ def their_state(depth, width, templates, classes):
         state[f'{name}.num_batches_tracked'] = torch.tensor(7)
 
     def kernel(*shape):
-        return torch.randn(shape) * (2 / shape[-1] / shape[-2] / shape[-3])**0.5
+        return torch.randn(shape) * (2 / shape[-1] / shape[-2] / shape[-3]) ** 0.5
 
     state['conv_3x3.weight'] = kernel(16, 3, 3, 3)
     before = 16
     for stage in (1, 2, 3):
-        channels = 16 * width * 2**(stage - 1)
+        channels = 16 * width * 2 ** (stage - 1)
         bank = state[f'bank_{stage}.templates'] = kernel(templates, channels, channels, 3, 3)
         for block in range(blocks):
             name = f'stage_{stage}.{block}'
@@ -58,15 +59,17 @@ def their_logits(state, x):
     """Their network in functions of PyTorch."""
 
     def active(name, x):
-        mean, var, weight, bias = [state[f'{name}.{key}'].view(-1, 1, 1)
-                                   for key in ('running_mean', 'running_var', 'weight', 'bias')]
+        mean, var, weight, bias = [
+            state[f'{name}.{key}'].view(-1, 1, 1) for key in ('running_mean', 'running_var', 'weight', 'bias')
+        ]
         return ((x - mean) / (var + 1e-5).sqrt() * weight + bias).clamp(min=0)
 
     def conv(name, x, stride):
         weight = state.get(f'{name}.weight')
         if weight is None:
-            weight = torch.einsum('k,koihw->oihw', state[f'{name}.coefficients'].flatten(),
-                                  state[f'{name}.bank.templates'])
+            weight = torch.einsum(
+                'k,koihw->oihw', state[f'{name}.coefficients'].flatten(), state[f'{name}.bank.templates']
+            )
         return F.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2)
 
     x = conv('conv_3x3', x, 1)
@@ -78,8 +81,10 @@ def their_logits(state, x):
     return active('lastact.0', x).mean((2, 3)) @ state['classifier.weight'].T + state['classifier.bias']
 
 
-@pytest.mark.parametrize('depth, width, templates, classes, parallel', [
-    (16, 1, 1, 10, False), (16, 2, 4, 100, True), (28, 1, 2, 10, True), (10, 2, 2, 10, False)])
+@pytest.mark.parametrize(
+    'depth, width, templates, classes, parallel',
+    [(16, 1, 1, 10, False), (16, 2, 4, 100, True), (28, 1, 2, 10, True), (10, 2, 2, 10, False)],
+)
 def test_the_logits_are_theirs(tmp_path, depth, width, templates, classes, parallel):
     theirs = their_state(depth, width, templates, classes)
     saved = dict(state_dict={f'module.{key}': tensor for key, tensor in theirs.items()}, epoch=200, arch='swrn')
@@ -106,8 +111,13 @@ def test_a_whole_checkpoint_is_read_and_none_of_its_code_is_run(tmp_path, monkey
     monkeypatch.setitem(sys.modules, 'utils', utils)
     recorder = utils.RecorderMeter()
     recorder.epoch_losses = np.zeros((200, 2), np.float32)
-    checkpoint = dict(epoch=200, arch='swrn', state_dict=their_state(16, 1, 2, 10), recorder=recorder,
-                      optimizer=dict(state={}, param_groups=[]))
+    checkpoint = dict(
+        epoch=200,
+        arch='swrn',
+        state_dict=their_state(16, 1, 2, 10),
+        recorder=recorder,
+        optimizer=dict(state={}, param_groups=[]),
+    )
     torch.save(checkpoint, tmp_path / 'theirs.pth')
     utils.RecorderMeter.__setstate__ = lambda self, state: pytest.fail('their class was made')
     result = call(TOOL, tmp_path / 'theirs.pth', tmp_path / 'ours.pth')
@@ -118,11 +128,14 @@ def without(state, pattern):
     return {key: tensor for key, tensor in state.items() if not re.search(pattern, key)}
 
 
-@pytest.mark.parametrize('change, words', [
-    (lambda state: without(state, 'conv_3x3'), 'it is none of the networks of soft-sharing'),
-    (lambda state: without(state, r'bn2\.bias'), 'is of another network than those of soft-sharing'),
-    (lambda state: {**state, **{f'stage_1.{i}.bn1.weight': torch.ones(16) for i in range(9)}}, 'of depth 58'),
-])
+@pytest.mark.parametrize(
+    'change, words',
+    [
+        (lambda state: without(state, 'conv_3x3'), 'it is none of the networks of soft-sharing'),
+        (lambda state: without(state, r'bn2\.bias'), 'is of another network than those of soft-sharing'),
+        (lambda state: {**state, **{f'stage_1.{i}.bn1.weight': torch.ones(16) for i in range(9)}}, 'of depth 58'),
+    ],
+)
 def test_another_network_is_refused(tmp_path, change, words):
     torch.save(change(their_state(16, 1, 2, 10)), tmp_path / 'theirs.pth')
     result = call(TOOL, tmp_path / 'theirs.pth', tmp_path / 'ours.pth')

@@ -1,4 +1,5 @@
 """What the tool that times networks counts."""
+
 import json
 import time
 
@@ -21,6 +22,7 @@ def test_works_are_timed_in_turn_and_compared_within_a_round():
         def run():
             order.append(name)
             time.sleep(factor * 0.005 * (1 + next(delay) // 4))  # the machine slows down
+
         return run
 
     timings = time_in_turn(dict(a=work('a', 1), b=work('b', 3)), 8, torch.device('cpu'))
@@ -37,20 +39,24 @@ def test_the_memory_of_a_step_is_that_of_weights_gradients_momentum_and_maps():
     assert 3 * weights + 2 * maps <= peak_bytes(model, Step(model, images)) <= 3 * weights + 5 * maps
 
 
-@pytest.mark.parametrize('type, bank, norms', [
-    ('ResNet', TIED, 0),
-    ('ResNet', BASIS, 0),
-    ('MobileNetV2', TIED, 0),
-    ('WideResNet_CIFAR', TEMPLATES, 7),  # the first of each block, and the last: no conv comes right before
-    ('DenseNet_CIFAR', TIED, 7),  # all but those between the two convs of a layer
-])
+@pytest.mark.parametrize(
+    'type, bank, norms',
+    [
+        ('ResNet', TIED, 0),
+        ('ResNet', BASIS, 0),
+        ('MobileNetV2', TIED, 0),
+        ('WideResNet_CIFAR', TEMPLATES, 7),  # the first of each block, and the last: no conv comes right before
+        ('DenseNet_CIFAR', TIED, 7),  # all but those between the two convs of a layer
+    ],
+)
 def test_a_deployed_network_is_the_same_with_batch_norms_in_its_convs(mmpretrain, type, bank, norms):
     kwargs = {
         'ResNet': dict(depth=34, groups=['conv[12]']),
         'MobileNetV2': dict(widen_factor=0.25, groups=['conv.0.conv']),
         'WideResNet_CIFAR': dict(depth=16, widen_factor=1, groups=['conv[12]']),
         'DenseNet_CIFAR': dict(
-            arch=dict(growth_rate=8, depths=[2, 3], init_channels=16), out_indices=(1, ), groups=['conv2']),
+            arch=dict(growth_rate=8, depths=[2, 3], init_channels=16), out_indices=(1,), groups=['conv2']
+        ),
     }[type]
     model = evaluating(randomise_norms(backbone(bank=bank, type=type, **kwargs)))
     x = image()
@@ -62,7 +68,6 @@ def test_a_deployed_network_is_the_same_with_batch_norms_in_its_convs(mmpretrain
 
 def test_batch_norms_that_are_called_elsewhere_are_left_there(mmpretrain):
     class PreNorm(nn.Module):
-
         def __init__(self):
             super().__init__()
             self.conv, self.norm = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
@@ -79,12 +84,12 @@ def test_the_form_that_is_faster_is_deployed(mmpretrain, monkeypatch):
     model = evaluating(backbone(depth=34, groups=['conv[12]'], bank=BASIS))
     x, kinds = image(32), []
     for position in (0, 1):
-        monkeypatch.setattr(deployment, '_fastest', lambda forms, x: position)
+        monkeypatch.setattr(deployment, 'fastest', lambda forms, x, position=position: position)
         kinds.append(type(deploy(model, x).layer1[1].conv1))
     assert kinds == [nn.Conv2d, nn.Sequential]
     monkeypatch.undo()
     slow = nn.Sequential(*[nn.Conv2d(3, 3, 9, padding=4) for _ in range(20)])
-    assert [deployment._fastest(forms, x) for forms in ([slow, nn.Identity()], [nn.Identity(), slow])] == [1, 0]
+    assert [deployment.fastest(forms, x) for forms in ([slow, nn.Identity()], [nn.Identity(), slow])] == [1, 0]
 
 
 def test_a_reference_is_built_by_its_own_file(tmp_path):
@@ -101,15 +106,38 @@ def test_a_reference_is_built_by_its_own_file(tmp_path):
 
 
 def test_the_table_has_a_row_for_each_work(tmp_path):
-    result = call('analysis_tools/benchmark_speed.py', CONFIG, '--shape', 32, 32, '--batch', 2, '--inference-batch', 1,
-                  '--rounds', 2, '--autocast', 'bfloat16', '--channels-last', '--json', tmp_path / 'speed.json')
+    result = call(
+        'analysis_tools/benchmark_speed.py',
+        CONFIG,
+        '--shape',
+        32,
+        32,
+        '--batch',
+        2,
+        '--inference-batch',
+        1,
+        '--rounds',
+        2,
+        '--autocast',
+        'bfloat16',
+        '--channels-last',
+        '--json',
+        tmp_path / 'speed.json',
+    )
     assert result.returncode == 0, result.stderr
     found = json.loads((tmp_path / 'speed.json').read_text())
     assert [row['network'] for row in found] == [
-        'plain', 'shared', 'shared, with the loss', 'the loss alone', *4 * ['plain', 'shared']]
+        'plain',
+        'shared',
+        'shared, with the loss',
+        'the loss alone',
+        *4 * ['plain', 'shared'],
+    ]
     assert all(row.get('seconds', 1) > 0 for row in found)
-    memory, weights = [{row['network']: row['ratio'] for row in found if row['work'].startswith(work)}
-                       for work in ('memory', 'weights')]
+    memory, weights = [
+        {row['network']: row['ratio'] for row in found if row['work'].startswith(work)}
+        for work in ('memory', 'weights')
+    ]
     assert memory['plain'] == 1 and 0.5 < memory['shared'] < 1.5 and weights['shared'] < 0.5
     plain = call('analysis_tools/benchmark_speed.py', CONFIG.replace('shared-resnet32-s16u1', 'resnet32'))
     assert 'shares nothing: there is nothing to compare' in plain.stderr
@@ -117,8 +145,17 @@ def test_the_table_has_a_row_for_each_work(tmp_path):
 
 def test_how_time_and_memory_grow_is_drawn(tmp_path):
     arguments = [CONFIG, '--shape', 32, 32, '--batch', 2, '--rounds', 1, '--plot', tmp_path / 'growth.png']
-    result = call('analysis_tools/benchmark_speed.py', *arguments, '--ranks', 8, 16, '--batches', 1, '--json',
-                  tmp_path / 'growth.json')
+    result = call(
+        'analysis_tools/benchmark_speed.py',
+        *arguments,
+        '--ranks',
+        8,
+        16,
+        '--batches',
+        1,
+        '--json',
+        tmp_path / 'growth.json',
+    )
     assert result.returncode == 0 and (tmp_path / 'growth.png').stat().st_size > 10_000, result.stderr
     found = json.loads((tmp_path / 'growth.json').read_text())
     rows = [(row['value'], row['work'], row['network']) for row in found['shared rank']]

@@ -1,4 +1,5 @@
 """Laws of the one door: any repeated layer of any network, and every promise kept behind it."""
+
 import copy
 import pickle
 import re
@@ -46,7 +47,6 @@ LAYERS = {
 
 
 class Attention(nn.Module):
-
     def __init__(self, width):
         super().__init__()
         self.norm, self.attn = nn.LayerNorm(width), nn.MultiheadAttention(width, 4, batch_first=True)
@@ -142,7 +142,7 @@ def test_a_shared_state_dict_is_the_smaller_one(kind, layer):
 def test_a_relaxed_tie_is_the_mean_and_the_best_of_its_rank():
     network = chain(LAYERS['linear'])
     weights = [block[0].weight.detach().clone() for block in network][1:]
-    bank, = share_layers(network, groups=['0'], bank=dict(type='RelaxedTie', rank=3))
+    (bank,) = share_layers(network, groups=['0'], bank=dict(type='RelaxedTie', rank=3))
     assert all(torch.equal(layer.weight, bank.shared) for layer in bank.layers)  # tied at the start
     bank.fit(weights)
     mean = torch.stack(weights).mean(0)
@@ -161,14 +161,21 @@ def test_listed_layers_are_those_that_the_door_takes():
             MODELS.switch_scope_and_registry('mmpretrain')
             network = make() if make is Transformer else MODELS.build(dict(type='mmpretrain.ResNet', depth=50))
             listed = repeated_layers(network, own_blocks)
-            assert len(listed) == len({name for group in listed for name in group.layers}) / len(listed[0].layers) \
+            assert (
+                len(listed) == len({name for group in listed for name in group.layers}) / len(listed[0].layers)
                 or make is not Transformer
+            )
             for group in listed:
                 layer = dict(network.named_modules()).get(group.layers[0])
                 if layer is not None:
                     assert layer.weight.shape == group.shape and layer.weight.numel() == group.parameters
-                made, = share_layers(network, stages=re.escape(group.stage), groups=[re.escape(group.group)], bank=TIED,
-                                     own_blocks=own_blocks)
+                (made,) = share_layers(
+                    network,
+                    stages=re.escape(group.stage),
+                    groups=[re.escape(group.group)],
+                    bank=TIED,
+                    own_blocks=own_blocks,
+                )
                 assert made.names == group.layers and (made.stage, made.group) == (group.stage, re.escape(group.group))
             assert not repeated_layers(network, own_blocks)
 
@@ -233,7 +240,9 @@ def test_a_part_of_a_network_takes_no_plain_weights_that_others_share():
 
 def test_a_bank_generates_once_in_a_pass_of_a_network_of_somebody_else():
     network, made = Transformer(), []
-    bank, = share_layers(network, groups=['fc1'], bank=dict(type='OrthonormalFilterBasis', shared_rank=32, unique_rank=4))
+    (bank,) = share_layers(
+        network, groups=['fc1'], bank=dict(type='OrthonormalFilterBasis', shared_rank=32, unique_rank=4)
+    )
     generate = bank.generate
     bank.generate = lambda: made.append(1) or generate()
     x = torch.randn(2, 5, 16)
@@ -260,7 +269,7 @@ def test_a_bank_generates_once_in_a_pass_of_a_network_of_somebody_else():
 
 def test_groups_are_named_outright_across_stages():
     network = nn.ModuleDict(dict(cls=chain(LAYERS['conv'], 3), reg=chain(LAYERS['conv'], 3)))
-    bank, = share_layers(network, layers=r'(cls|reg)\.[12]\.0', bank=TIED)
+    (bank,) = share_layers(network, layers=r'(cls|reg)\.[12]\.0', bank=TIED)
     assert bank.names == ('cls.1.0', 'cls.2.0', 'reg.1.0', 'reg.2.0')
     assert network['reg'][2][0].weight is bank.filters
     assert [*named_banks(network)] == [r'(cls|reg)\.[12]\.0']
@@ -268,7 +277,7 @@ def test_groups_are_named_outright_across_stages():
 
 def test_a_group_of_one_is_allowed_where_it_becomes_smaller():
     network = nn.Sequential(nn.Flatten(), nn.Linear(256, 64))
-    bank, = share_layers(network, layers='1', bank=dict(type='FilterBasis', shared_rank=2, unique_rank=0))
+    (bank,) = share_layers(network, layers='1', bank=dict(type='FilterBasis', shared_rank=2, unique_rank=0))
     assert sum(p.numel() for p in network.parameters()) == 8 * 256 + 64 * 8 + 64
     weight = torch.randn(64, 8) @ torch.randn(8, 256)
     network.load_state_dict({'1.weight': weight, '1.bias': torch.zeros(64)})
@@ -302,14 +311,32 @@ def test_depthwise_and_grouped_convs_are_tied():
 # Bugs of the first edition, by their numbers in its list.
 
 
-@pytest.mark.parametrize('network', [
-    dict(type='SharedDenseNet_CIFAR', arch=dict(growth_rate=8, depths=[2, 3], init_channels=16),
-         sharing=dict(groups=['conv2'], bank=dict(BASIS, base_channels=32))),
-    dict(type='SharedRes2Net', depth=50, scales=4, base_width=26,
-         sharing=dict(groups=[r'convs.\d'], bank=dict(type='FilterBasis', shared_rank=8, unique_rank=2, base_channels=26))),
-    dict(type='SharedWideResNet_CIFAR', depth=16, widen_factor=1,
-         sharing=dict(groups=['conv[12]'], bank=dict(BASIS, base_channels=16, shared_rank=8, unique_rank=1))),
-], ids=lambda network: network['type'])
+@pytest.mark.parametrize(
+    'network',
+    [
+        dict(
+            type='SharedDenseNet_CIFAR',
+            arch=dict(growth_rate=8, depths=[2, 3], init_channels=16),
+            sharing=dict(groups=['conv2'], bank=dict(BASIS, base_channels=32)),
+        ),
+        dict(
+            type='SharedRes2Net',
+            depth=50,
+            scales=4,
+            base_width=26,
+            sharing=dict(
+                groups=[r'convs.\d'], bank=dict(type='FilterBasis', shared_rank=8, unique_rank=2, base_channels=26)
+            ),
+        ),
+        dict(
+            type='SharedWideResNet_CIFAR',
+            depth=16,
+            widen_factor=1,
+            sharing=dict(groups=['conv[12]'], bank=dict(BASIS, base_channels=16, shared_rank=8, unique_rank=1)),
+        ),
+    ],
+    ids=lambda network: network['type'],
+)
 def test_1_the_bias_of_a_fold_goes_into_every_norm_that_sees_it(mmpretrain, network):
     shared = evaluating(randomise_norms(MODELS.build(network)))
     x = image()
@@ -322,7 +349,9 @@ def test_1_the_bias_of_a_fold_goes_into_every_norm_that_sees_it(mmpretrain, netw
 
 @pytest.mark.parametrize('order', [('norm', 'conv', 'act'), ('conv', 'norm', 'act')])
 def test_2_a_norm_before_its_conv_is_not_the_norm_behind(order):
-    network = nn.Sequential(*[ConvModule(16, 16, 3, padding=1, norm_cfg=dict(type='BN'), order=order) for _ in range(4)])
+    network = nn.Sequential(
+        *[ConvModule(16, 16, 3, padding=1, norm_cfg=dict(type='BN'), order=order) for _ in range(4)]
+    )
     share_layers(network, groups=['conv'], bank=KINDS['basis'])
     evaluating(randomise_norms(network))
     x = torch.randn(2, 16, 8, 8)
@@ -406,9 +435,13 @@ def test_11_a_bank_of_somebody_else_keeps_its_own_start():
 
 
 def test_12_a_checkpoint_without_anything_shared_is_left_to_torch(mmpretrain):
-    network = MODELS.build(dict(type='ImageClassifier', head=dict(type='LinearClsHead', num_classes=3, in_channels=512),
-                                backbone=dict(type='SharedResNet', depth=18, sharing=dict(
-                                    groups=['conv[12]'], bank=TIED))))
+    network = MODELS.build(
+        dict(
+            type='ImageClassifier',
+            head=dict(type='LinearClsHead', num_classes=3, in_channels=512),
+            backbone=dict(type='SharedResNet', depth=18, sharing=dict(groups=['conv[12]'], bank=TIED)),
+        )
+    )
     head = {'head.fc.weight': torch.ones(3, 512)}
     network.load_state_dict(head, strict=False)
     assert network.head.fc.weight.eq(1).all()
@@ -423,12 +456,15 @@ def test_17_nothing_draws_from_the_global_generator_for_nothing(mmpretrain):
     assert torch.equal(state, torch.get_rng_state())
 
 
-@pytest.mark.parametrize('bank, words', [
-    (dict(type='TiedFiltres'), "There is no bank 'TiedFiltres': there are TiedFilters, "),
-    (dict(type='TemplateBank'), "do not fit TemplateBank: missing a required argument: 'num_templates'"),
-    (dict(type='TemplateBank', num_templates=2, rank=1), "unexpected keyword argument 'rank'"),
-    (dict(type='LN'), 'LN is no bank'),
-])
+@pytest.mark.parametrize(
+    'bank, words',
+    [
+        (dict(type='TiedFiltres'), "There is no bank 'TiedFiltres': there are TiedFilters, "),
+        (dict(type='TemplateBank'), "do not fit TemplateBank: missing a required argument: 'num_templates'"),
+        (dict(type='TemplateBank', num_templates=2, rank=1), "unexpected keyword argument 'rank'"),
+        (dict(type='LN'), 'LN is no bank'),
+    ],
+)
 def test_20_a_mistake_in_a_bank_is_one_sentence(bank, words):
     network = Transformer()
     before = [*network.state_dict()]
@@ -437,16 +473,19 @@ def test_20_a_mistake_in_a_bank_is_one_sentence(bank, words):
     assert [*network.state_dict()] == before
 
 
-@pytest.mark.parametrize('arguments, words', [
-    (dict(), 'Say which layers are to share'),
-    (dict(groups=['fc1'], layers='.*'), 'Say which layers are to share'),
-    (dict(layers='.*fc1', stages='blocks'), 'leave one of them out'),
-    (dict(groups=['fc1'], stages='encoder'), "stages='encoder' is the name of no stage: there are blocks"),
-    (dict(groups=['fc1'], own_blocks=-1), 'own_blocks=-1 is no number of blocks'),
-    (dict(layers='blocks.1.fc'), r"'blocks.1.fc' in layers matches .* there are blocks.1.fc[12], blocks.1.fc[12]"),
-    (dict(layers='blocks.*'), 'makes one group of layers that differ: linear from'),
-    (dict(groups=['fc1', 'fc2'], bank=[TIED]), 'There are 1 banks for the groups'),
-])
+@pytest.mark.parametrize(
+    'arguments, words',
+    [
+        (dict(), 'Say which layers are to share'),
+        (dict(groups=['fc1'], layers='.*'), 'Say which layers are to share'),
+        (dict(layers='.*fc1', stages='blocks'), 'leave one of them out'),
+        (dict(groups=['fc1'], stages='encoder'), "stages='encoder' is the name of no stage: there are blocks"),
+        (dict(groups=['fc1'], own_blocks=-1), 'own_blocks=-1 is no number of blocks'),
+        (dict(layers='blocks.1.fc'), r"'blocks.1.fc' in layers matches .* there are blocks.1.fc[12], blocks.1.fc[12]"),
+        (dict(layers='blocks.*'), 'makes one group of layers that differ: linear from'),
+        (dict(groups=['fc1', 'fc2'], bank=[TIED]), 'There are 1 banks for the groups'),
+    ],
+)
 def test_what_the_door_cannot_do_is_one_sentence_and_changes_nothing(arguments, words):
     network = Transformer()
     before = [*network.state_dict()]
@@ -456,19 +495,24 @@ def test_what_the_door_cannot_do_is_one_sentence_and_changes_nothing(arguments, 
 
 
 def test_20_a_bank_that_saves_nothing_warns_with_the_numbers():
-    with pytest.warns(UserWarning, match=r"saves nothing here: the layers of \['fc1'\] have 4,136 parameters for 2,560"):
+    with pytest.warns(
+        UserWarning, match=r"saves nothing here: the layers of \['fc1'\] have 4,136 parameters for 2,560"
+    ):
         share_layers(Transformer(), groups=['fc1'], bank=dict(type='TemplateBank', num_templates=8))
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         share_layers(Transformer(), groups=['fc1'], bank=TIED)
 
 
-@pytest.mark.parametrize('value, words', [
-    (torch.full((32, 16), float('nan')), 'not finite in blocks.2.fc1.weight'),
-    (torch.zeros(32, 16).to_sparse(), 'blocks.2.fc1.weight is sparse'),
-    ([1, 2], 'blocks.2.fc1.weight is a list, not a plain tensor'),
-    (torch.zeros(16, 16), r'blocks.2.fc1.weight has the shape \(16, 16\) there and \(32, 16\) here'),
-])
+@pytest.mark.parametrize(
+    'value, words',
+    [
+        (torch.full((32, 16), float('nan')), 'not finite in blocks.2.fc1.weight'),
+        (torch.zeros(32, 16).to_sparse(), 'blocks.2.fc1.weight is sparse'),
+        ([1, 2], 'blocks.2.fc1.weight is a list, not a plain tensor'),
+        (torch.zeros(16, 16), r'blocks.2.fc1.weight has the shape \(16, 16\) there and \(32, 16\) here'),
+    ],
+)
 def test_a_damaged_tensor_is_refused(value, words):
     network = Transformer()
     share_layers(network, groups=['fc1'], bank=TIED)
@@ -483,7 +527,6 @@ def test_the_start_of_a_bank_is_drawn_after_the_library_has_drawn_over_it(mmdet)
     from mmshared import SharingMixin
 
     class Drawing(BaseModule, Transformer):
-
         def __init__(self):
             BaseModule.__init__(self)
             self.blocks = Transformer().blocks
@@ -491,7 +534,7 @@ def test_the_start_of_a_bank_is_drawn_after_the_library_has_drawn_over_it(mmdet)
         def init_weights(self):
             super().init_weights()
             for parameter in self.parameters():
-                nn.init.constant_(parameter, 7.)
+                nn.init.constant_(parameter, 7.0)
 
     class SharedDrawing(SharingMixin, Drawing):
         pass

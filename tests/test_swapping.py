@@ -1,4 +1,5 @@
 """Stock configs with their backbone swapped, and the usual knobs on top."""
+
 import re
 import subprocess
 import sys
@@ -52,11 +53,18 @@ DETECTORS = {
     'pvt/retinanet_pvtv2-b0_fpn_1x_coco.py': {},
     'rtmdet/rtmdet_s_8xb32-300e_coco.py': {},
 }
-CLASSIFIERS = ['resnet/resnet18_8xb16_cifar10.py', 'resnet/resnetv1d50_8xb32_in1k.py',
-               'resnext/resnext50-32x4d_8xb32_in1k.py', 'regnet/regnetx-400mf_8xb128_in1k.py',
-               'res2net/res2net50-w14-s8_8xb32_in1k.py', 'seresnet/seresnet50_8xb32_in1k.py',
-               'mobilenet_v2/mobilenet-v2_8xb32_in1k.py', 'shufflenet_v1/shufflenet-v1-1x_16xb64_in1k.py',
-               'convnext/convnext-tiny_32xb128_in1k.py', 'hrnet/hrnet-w18_4xb32_in1k.py']
+CLASSIFIERS = [
+    'resnet/resnet18_8xb16_cifar10.py',
+    'resnet/resnetv1d50_8xb32_in1k.py',
+    'resnext/resnext50-32x4d_8xb32_in1k.py',
+    'regnet/regnetx-400mf_8xb128_in1k.py',
+    'res2net/res2net50-w14-s8_8xb32_in1k.py',
+    'seresnet/seresnet50_8xb32_in1k.py',
+    'mobilenet_v2/mobilenet-v2_8xb32_in1k.py',
+    'shufflenet_v1/shufflenet-v1-1x_16xb64_in1k.py',
+    'convnext/convnext-tiny_32xb128_in1k.py',
+    'hrnet/hrnet-w18_4xb32_in1k.py',
+]
 
 
 def swapped(name):
@@ -85,8 +93,9 @@ def gradients_reach_every_bank(model, losses):
 def test_a_stock_detector_trains_and_detects_with_its_backbone_swapped(name):
     model = swapped(f'mmdet::{name}')
     model.train()
-    packed = demo_mm_inputs(2, [[3, 96, 96]] * 2, num_items=[3, 3], num_classes=4, sem_seg_output_strides=4,
-                            **DETECTORS[name])
+    packed = demo_mm_inputs(
+        2, [[3, 96, 96]] * 2, num_items=[3, 3], num_classes=4, sem_seg_output_strides=4, **DETECTORS[name]
+    )
     data = model.data_preprocessor(packed, True)
     gradients_reach_every_bank(model, model(**data, mode='loss'))
     model.eval()
@@ -98,6 +107,7 @@ def test_a_stock_detector_trains_and_detects_with_its_backbone_swapped(name):
 @pytest.mark.parametrize('name', CLASSIFIERS, ids=lambda name: name.split('/')[1][:-3])
 def test_a_stock_classifier_trains_with_its_backbone_swapped(name):
     from mmpretrain.structures import DataSample
+
     model = swapped(f'mmpretrain::{name}')
     model.train()
     samples = [DataSample().set_gt_label(label) for label in (1, 2)]
@@ -119,16 +129,16 @@ ROWS = {
     'ConvNeXt-S': ('mmpretrain', dict(type='ConvNeXt', arch='small')),
     'MLP-Mixer-B': ('mmpretrain', dict(type='MlpMixer', arch='b')),
     'HRNet-W18': ('mmpretrain', dict(type='HRNet', arch='w18')),
-    'CSPDarknet-l': ('mmdet', dict(type='CSPDarknet', deepen_factor=1., widen_factor=1.)),
+    'CSPDarknet-l': ('mmdet', dict(type='CSPDarknet', deepen_factor=1.0, widen_factor=1.0)),
     'PVTv2-B2': ('mmdet', dict(type='PyramidVisionTransformerV2', embed_dims=64, num_layers=[3, 4, 6, 3])),
 }
 
 
 def test_the_patterns_of_the_readme_save_what_it_says():
     rows = dict(re.findall(r'^\| (\S+) \| (.*?) \|$', (ROOT / 'README.md').read_text(), re.M))
-    for name, (library, backbone) in ROWS.items():
+    for name, (library, network) in ROWS.items():
         patterns, saved, most = rows[name].split(' | ')
-        network = build_empty(Config(dict(model=backbone, default_scope=library)))
+        network = build_empty(Config(dict(model=network, default_scope=library)))
         before = sum(p.numel() for p in network.parameters())
         repeated = sum((len(group.layers) - 1) * group.parameters for group in repeated_layers(network, own_blocks=0))
         share_layers(network, groups=re.findall('`(.*?)`', patterns), bank=TIED)
@@ -136,11 +146,22 @@ def test_the_patterns_of_the_readme_save_what_it_says():
         assert (saved, most) == (f'{1 - after / before:.0%}', f'{repeated / before:.0%}'), name
 
 
-@pytest.mark.parametrize('name, module', [
-    ('SharedFPN', 'mmdet'), ('SharedRetinaHead', 'mmdet'), ('SharedFasterRCNN', 'mmdet'), ('SharedDINO', 'mmdet'),
-    ('SharedSwinTransformer', 'mmdet'), ('SharedStandardRoIHead', 'mmdet'), ('SharedCSPDarknet', 'mmdet'),
-    ('SharedImageClassifier', 'mmpretrain'), ('SharedVisionTransformer', 'mmpretrain'), ('SharedHRFuseScales', 'mmpretrain'),
-    ('SharedStackedLinearClsHead', 'mmpretrain')])
+@pytest.mark.parametrize(
+    'name, module',
+    [
+        ('SharedFPN', 'mmdet'),
+        ('SharedRetinaHead', 'mmdet'),
+        ('SharedFasterRCNN', 'mmdet'),
+        ('SharedDINO', 'mmdet'),
+        ('SharedSwinTransformer', 'mmdet'),
+        ('SharedStandardRoIHead', 'mmdet'),
+        ('SharedCSPDarknet', 'mmdet'),
+        ('SharedImageClassifier', 'mmpretrain'),
+        ('SharedVisionTransformer', 'mmpretrain'),
+        ('SharedHRFuseScales', 'mmpretrain'),
+        ('SharedStackedLinearClsHead', 'mmpretrain'),
+    ],
+)
 def test_backbones_necks_heads_and_whole_models_have_twins(name, module):
     twin = getattr(import_module(f'mmshared.backbones.{module}'), name)
     assert import_module(module).registry.MODELS.get(name) is twin
@@ -154,7 +175,6 @@ def test_a_class_in_a_config_is_a_twin_as_its_name_is():
 
 
 class TestSweep:
-
     def write(self, tmp_path, text):
         (tmp_path / 'config.py').write_text(text)
         return Sweep().config(tmp_path / 'config.py')
@@ -163,21 +183,32 @@ class TestSweep:
         base = "_base_ = 'mmpretrain::resnet/resnet18_8xb16_cifar10.py'\n"
         built = self.write(tmp_path, base)
         assert built[:3] == ('built', '', 5) and round(built.saved, 3) == 0.284
-        assert self.write(tmp_path, "_base_ = 'mmpretrain::lenet/lenet5_mnist.py'") == Outcome('no repeated layer', 'LeNet5')
+        assert self.write(tmp_path, "_base_ = 'mmpretrain::lenet/lenet5_mnist.py'") == Outcome(
+            'no repeated layer', 'LeNet5'
+        )
         assert self.write(tmp_path, "_base_ = 'none.py'").result == 'not here'
         assert self.write(tmp_path, 'x = 1') == Outcome('no backbone')
         absent = self.write(tmp_path, base + "model = dict(head=dict(type='NoSuchHead'))")
         assert absent.result == 'not here' and 'NoSuchHead' in absent.reason
-        monkeypatch.setattr('mmshared.analysis.sweep.fold_layers', lambda network: network.apply(
-            lambda module: nn.init.ones_(module.bias) if isinstance(module, nn.BatchNorm2d) else None))
+        monkeypatch.setattr(
+            'mmshared.analysis.sweep.fold_layers',
+            lambda network: network.apply(
+                lambda module: nn.init.ones_(module.bias) if isinstance(module, nn.BatchNorm2d) else None
+            ),
+        )
         differs = self.write(tmp_path, base)
         assert differs.result == 'failed' and 'the folded network differs' in differs.reason
         monkeypatch.setattr('mmshared.backbones.twins.share_layers', lambda *_, **__: 1 / 0)
         assert self.write(tmp_path, base)[:2] == ('failed', 'ZeroDivisionError: division by zero')
 
     def test_the_totals_count_outcomes_and_reasons(self):
-        outcomes = dict(a=Outcome('built'), b=Outcome('failed', 'x'), c=Outcome('built'), d=Outcome('failed', 'x'),
-                        e=Outcome('failed', 'y'))
+        outcomes = dict(
+            a=Outcome('built'),
+            b=Outcome('failed', 'x'),
+            c=Outcome('built'),
+            d=Outcome('failed', 'x'),
+            e=Outcome('failed', 'y'),
+        )
         assert count(outcomes) == dict(failed=[3, [('x', 2), ('y', 1)]], built=[2, []])
 
     def test_the_command_prints_config_by_config(self):
@@ -197,12 +228,18 @@ def test_a_swap_by_three_lines_and_one_by_options_are_the_same(tmp_path):
         "_base_ = ['mmdet::retinanet/retinanet_r50_fpn_1x_coco.py']\n"
         "custom_imports = dict(imports=['mmshared'])\n"
         "model = dict(backbone=dict(type='SharedResNet',\n"
-        "    sharing=dict(groups=['conv2'], bank=dict(type='TiedFilters'))))")
+        "    sharing=dict(groups=['conv2'], bank=dict(type='TiedFilters'))))"
+    )
     mine = Config.fromfile(tmp_path / 'mine.py')
     mine.model.pop('_scope_')  # which library the base config is of
     options = Config.fromfile(config_path('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'))
-    options.merge_from_dict({'model.backbone.type': 'SharedResNet', 'model.backbone.sharing.groups': ['conv2'],
-                             'model.backbone.sharing.bank.type': 'TiedFilters'})
+    options.merge_from_dict(
+        {
+            'model.backbone.type': 'SharedResNet',
+            'model.backbone.sharing.groups': ['conv2'],
+            'model.backbone.sharing.bank.type': 'TiedFilters',
+        }
+    )
     assert mine.model == options.model
 
 
@@ -214,8 +251,14 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(mmpretrain, tmp_path
         for bank in banks(network):
             bank.filters.data += 0.1 * torch.randn_like(bank.filters)
         optimizer = dict(optimizer=dict(type='SGD', lr=0.1), accumulative_counts=steps)
-        model, seen = train(network, tmp_path / name, [OrthogonalityLossHook()], iterations=steps, batch_size=batch,
-                            optim_wrapper=optimizer)
+        model, seen = train(
+            network,
+            tmp_path / name,
+            [OrthogonalityLossHook()],
+            iterations=steps,
+            batch_size=batch,
+            optim_wrapper=optimizer,
+        )
         states.append(model.state_dict())
         assert seen[0]['loss_orth'] > 1
     for key, tensor in states[0].items():
@@ -257,8 +300,9 @@ def test_a_compiled_model_takes_the_same_steps(mmpretrain, tmp_path, bank):
     states, hooks = [], [] if 'Orthonormal' in bank['type'] else [OrthogonalityLossHook()]
     for compiled in (False, dict(backend='aot_eager')):
         torch.manual_seed(0)
-        model, seen = train(small(bank=bank), tmp_path / str(bool(compiled)), hooks, iterations=3,
-                            cfg=dict(compile=compiled))
+        model, seen = train(
+            small(bank=bank), tmp_path / str(bool(compiled)), hooks, iterations=3, cfg=dict(compile=compiled)
+        )
         states.append(model.state_dict())
         assert ('loss_orth' in seen[0]) is bool(hooks)
     assert states[0].keys() == states[1].keys()
@@ -268,9 +312,15 @@ def test_a_compiled_model_takes_the_same_steps(mmpretrain, tmp_path, bank):
 
 def test_settings_by_name_hold_for_what_is_shared_once(mmpretrain):
     model = Classifier(backbone(depth=34, groups=['conv1', 'conv2'], bank=BASIS), 128)
-    wrapper = build_optim_wrapper(model, dict(
-        optimizer=dict(type='SGD', lr=1, weight_decay=1),
-        paramwise_cfg=dict(custom_keys=dict(bank=dict(lr_mult=0.5, decay_mult=0), coefficients=dict(decay_mult=0)))))
+    wrapper = build_optim_wrapper(
+        model,
+        dict(
+            optimizer=dict(type='SGD', lr=1, weight_decay=1),
+            paramwise_cfg=dict(
+                custom_keys=dict(bank=dict(lr_mult=0.5, decay_mult=0), coefficients=dict(decay_mult=0))
+            ),
+        ),
+    )
     groups = {id(p): group for group in wrapper.param_groups for p in group['params']}
     assert sum(len(group['params']) for group in wrapper.param_groups) == len(groups)
     assert all(id(p) in groups for p in model.parameters())
@@ -282,7 +332,7 @@ def test_settings_by_name_hold_for_what_is_shared_once(mmpretrain):
 
 def test_a_config_whose_convs_cannot_be_shared_says_so(mmdet):
     for settings, words in [
-        (dict(dcn=dict(type='DCNv2', deform_groups=1), stage_with_dcn=(True, ) * 4), 'ModulatedDeformConv2dPack'),
+        (dict(dcn=dict(type='DCNv2', deform_groups=1), stage_with_dcn=(True,) * 4), 'ModulatedDeformConv2dPack'),
         (dict(conv_cfg=dict(type='ConvWS')), 'ConvWS2d'),
     ]:
         with pytest.raises(SharingError, match=f"'conv2' forms no group.*conv2 is a {words}, which is never shared"):

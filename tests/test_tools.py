@@ -1,4 +1,5 @@
 """The tools as a user runs them."""
+
 import json
 import os
 import re
@@ -37,7 +38,6 @@ def digits(tmp_path_factory):
 
 
 class TestDigitScenes:
-
     def test_the_same_seed_gives_the_same_bytes(self, digits, tmp_path):
         call(SCENES, tmp_path / 'again', *SMALL)
         call(SCENES, tmp_path / 'other', *SMALL, '--seed', '1')
@@ -56,8 +56,10 @@ class TestDigitScenes:
             for image in coco['images']:
                 own = [item for item in coco['annotations'] if item['image_id'] == image['id']]
                 tree = ElementTree.parse(digits / 'Annotations' / f'{image["file_name"][:-4]}.xml')
-                corners = [[int(box.find(key).text) for key in ('xmin', 'ymin', 'xmax', 'ymax')]
-                           for box in tree.iter('bndbox')]
+                corners = [
+                    [int(box.find(key).text) for key in ('xmin', 'ymin', 'xmax', 'ymax')]
+                    for box in tree.iter('bndbox')
+                ]
                 assert [name.text for name in tree.findall('object/name')] == [names[i['category_id']] for i in own]
                 assert corners == [[x + 1, y + 1, x + w, y + h] for x, y, w, h in (i['bbox'] for i in own)]
                 pixels = np.asarray(Image.open(digits / 'JPEGImages' / image['file_name'])).astype(float)
@@ -65,14 +67,15 @@ class TestDigitScenes:
                 inside = np.zeros(pixels.shape[:2], bool)
                 for x, y, w, h in (i['bbox'] for i in own):
                     assert x >= 0 and y >= 0 and x + w <= image['width'] and y + h <= image['height']
-                    inside[y:y + h, x:x + w] = True
+                    inside[y : y + h, x : x + w] = True
                 # Ink is near black or near white, the ground is neither.
-                ink = (np.abs(pixels.mean(2) - 127) > 110)
+                ink = np.abs(pixels.mean(2) - 127) > 110
                 assert ink[inside].any() and ink[~inside].mean() < 0.01
 
     def test_train_and_val_use_different_digits(self, digits):
         sys.path.insert(0, str(SCENES.parent))
         import digit_scenes
+
         drawn = {}
 
         def watched(digits, labels, args, rng):
@@ -107,13 +110,14 @@ def config(name=CONFIG, **options):
 
 
 class TestConfigs:
-
     def test_a_config_has_a_path_or_a_name(self):
         assert config_path(str(CONFIG)) == str(CONFIG)
         assert config('mmpretrain::resnet/resnet18_8xb32_in1k.py').model.backbone.depth == 18
-        for name, words in [('configs/none.py', 'There is no config configs/none.py'),
-                            ('mmdet::none/none.py', 'There is no config mmdet::none/none.py'),
-                            ('other::a/b.py', 'not of other')]:
+        for name, words in [
+            ('configs/none.py', 'There is no config configs/none.py'),
+            ('mmdet::none/none.py', 'There is no config mmdet::none/none.py'),
+            ('other::a/b.py', 'not of other'),
+        ]:
             with pytest.raises(SharingError, match=words):
                 config_path(name)
 
@@ -148,14 +152,29 @@ class TestConfigs:
         name, root = 'mmpretrain::resnet/resnet18_8xb16_cifar10.py', str(tmp_path / 'none')
         check_data(config(name, **{'train_dataloader.dataset.data_root': root}), ['train_dataloader'])
         with pytest.raises(SharingError, match='which is not there'):
-            check_data(config(name, **{'train_dataloader.dataset.data_root': root,
-                                       'train_dataloader.dataset.download': False}), ['train_dataloader'])
+            check_data(
+                config(
+                    name, **{'train_dataloader.dataset.data_root': root, 'train_dataloader.dataset.download': False}
+                ),
+                ['train_dataloader'],
+            )
         with pytest.raises(SharingError, match='which is not there'):
             check_data(config(name, **{'train_dataloader.dataset.data_root': root}), ['train_dataloader'], False)
 
     def test_the_missing_data_set_is_said_before_anything_is_built(self, monkeypatch):
-        monkeypatch.setattr(sys, 'argv', ['train.py', '--work-dir', 'here.py', str(CONFIG), '--cfg-options',
-                                          'data_root=nowhere', 'model.backbone.type=NoSuchBackbone'])
+        monkeypatch.setattr(
+            sys,
+            'argv',
+            [
+                'train.py',
+                '--work-dir',
+                'here.py',
+                str(CONFIG),
+                '--cfg-options',
+                'data_root=nowhere',
+                'model.backbone.type=NoSuchBackbone',
+            ],
+        )
         with pytest.raises(SystemExit, match='expected in nowhere/, which is not there'):
             run_tool('train.py', '', ['train_dataloader'])
 
@@ -176,20 +195,40 @@ class TestConfigs:
         mend_last_checkpoint(tmp_path)
 
     def test_an_option_of_ones_own_beats_the_moved_root(self, digits, monkeypatch):
-        monkeypatch.setattr(sys, 'argv', ['test.py', str(CONFIG), 'none.pth', '--cfg-options', f'data_root={digits}',
-                                          'test_dataloader.dataset.ann_file=mine.json'])
+        monkeypatch.setattr(
+            sys,
+            'argv',
+            [
+                'test.py',
+                str(CONFIG),
+                'none.pth',
+                '--cfg-options',
+                f'data_root={digits}',
+                'test_dataloader.dataset.ann_file=mine.json',
+            ],
+        )
         with pytest.raises(SystemExit, match='which has no mine.json'):
             run_tool('test.py', '', ['test_dataloader'])
 
 
 def test_training_can_be_interrupted_resumed_and_evaluated(digits, tmp_path):
-    options = ['--work-dir', str(tmp_path), '--cfg-options', f'data_root={digits}', 'train_dataloader.batch_size=2',
-               'train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False',
-               'val_dataloader.num_workers=0', 'val_dataloader.persistent_workers=False',
-               'default_hooks.logger.interval=1', 'model.backbone.depth=50']
+    options = [
+        '--work-dir',
+        str(tmp_path),
+        '--cfg-options',
+        f'data_root={digits}',
+        'train_dataloader.batch_size=2',
+        'train_dataloader.num_workers=0',
+        'train_dataloader.persistent_workers=False',
+        'val_dataloader.num_workers=0',
+        'val_dataloader.persistent_workers=False',
+        'default_hooks.logger.interval=1',
+        'model.backbone.depth=50',
+    ]
     command = [sys.executable, 'tools/train.py', str(CONFIG), *options, 'train_dataloader.num_workers=1']
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
-                               start_new_session=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, start_new_session=True
+    )
     for line in process.stdout:
         if 'Epoch(train)  [2]' in line:
             os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does: to the workers of the data loader too
@@ -204,8 +243,17 @@ def test_training_can_be_interrupted_resumed_and_evaluated(digits, tmp_path):
     assert [(epoch, step) for epoch, step, _ in steps] == [('2', str(i)) for i in range(1, 5)]
     assert 'bbox_mAP' in result.stdout
 
-    test = call('tools/test.py', CONFIG, tmp_path / 'epoch_2.pth', '--work-dir', tmp_path / 'test', '--cfg-options',
-                f'data_root={digits}', 'test_dataloader.num_workers=0', 'test_dataloader.persistent_workers=False')
+    test = call(
+        'tools/test.py',
+        CONFIG,
+        tmp_path / 'epoch_2.pth',
+        '--work-dir',
+        tmp_path / 'test',
+        '--cfg-options',
+        f'data_root={digits}',
+        'test_dataloader.num_workers=0',
+        'test_dataloader.persistent_workers=False',
+    )
     assert 'coco/bbox_mAP' in test.stdout
     tmp_path = tmp_path.rename(tmp_path.with_name('moved'))
     report = call('tools/analysis_tools/report_run.py', tmp_path, '--images', '2').stdout
@@ -215,8 +263,15 @@ def test_training_can_be_interrupted_resumed_and_evaluated(digits, tmp_path):
         assert np.asarray(Image.open(tmp_path / name)).std() > 1
 
     (tmp_path / 'epoch_2.pth').write_bytes((tmp_path / 'epoch_2.pth').read_bytes()[:5000])
-    broken = call('tools/test.py', CONFIG, tmp_path / 'epoch_2.pth', '--cfg-options', f'data_root={digits}',
-                  f'work_dir={tmp_path}', check=False)
+    broken = call(
+        'tools/test.py',
+        CONFIG,
+        tmp_path / 'epoch_2.pth',
+        '--cfg-options',
+        f'data_root={digits}',
+        f'work_dir={tmp_path}',
+        check=False,
+    )
     assert broken.returncode == 1 and 'Traceback' not in broken.stderr
     assert re.search(r'Error: The checkpoint \S+epoch_2.pth cannot be loaded: it is damaged', broken.stderr)
 
@@ -229,12 +284,21 @@ def test_the_launchers_pass_their_arguments_on(tmp_path):
     for script, arguments, expected in [
         ('dist_train.sh', ['c.py', '4', '--amp'], ['--nproc_per_node=4', 'tools/train.py', 'c.py', '--amp']),
         ('dist_test.sh', ['c.py', 'a b.pth', '4', '--tta'], ['tools/test.py', 'c.py', 'a b.pth', '--tta']),
-        ('slurm_train.sh', ['gpu', 'job', 'c.py', 'dir', '--amp'],
-         ['--partition=gpu', '--job-name=job', 'tools/train.py', 'c.py', '--work-dir', 'dir', '--amp']),
+        (
+            'slurm_train.sh',
+            ['gpu', 'job', 'c.py', 'dir', '--amp'],
+            ['--partition=gpu', '--job-name=job', 'tools/train.py', 'c.py', '--work-dir', 'dir', '--amp'],
+        ),
         ('slurm_test.sh', ['gpu', 'job', 'c.py', 'a.pth', '--tta'], ['tools/test.py', 'c.py', 'a.pth', '--tta']),
     ]:
-        lines = subprocess.run([f'tools/{script}', *arguments], capture_output=True, text=True, cwd=ROOT, check=True,
-                               env=dict(PATH=f'{tmp_path}:/usr/bin:/bin')).stdout.splitlines()
+        lines = subprocess.run(
+            [f'tools/{script}', *arguments],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            check=True,
+            env=dict(PATH=f'{tmp_path}:/usr/bin:/bin'),
+        ).stdout.splitlines()
         lines = [line.replace(f'{ROOT}/', '') for line in lines]
         assert [line for line in lines if line in expected] == expected
         assert lines[-2:] == ['--launcher', 'slurm' if script.startswith('slurm') else 'pytorch']

@@ -4,6 +4,7 @@ A suite is a YAML file, as those in configs/benchmarks: see there. The runs are 
 side on the GPUs there are, or as jobs of a cluster. What has finished is skipped, what was interrupted goes on, a run
 that fails stops no other. The same command, called again, does what is left.
 """
+
 import argparse
 import fcntl
 import os
@@ -33,14 +34,22 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('suite', type=Path, help='the YAML file of the suite')
     parser.add_argument('--work-dir', type=Path, help='where all goes (default: work_dirs/ and the name of the suite)')
     parser.add_argument('--gpus-per-run', type=int, default=1, metavar='N', help='processes of a run (default: 1)')
-    parser.add_argument('--jobs', type=int, metavar='N',
-                        help='runs side by side (default: as many as the GPUs allow, without a GPU one)')
+    parser.add_argument(
+        '--jobs',
+        type=int,
+        metavar='N',
+        help='runs side by side (default: as many as the GPUs allow, without a GPU one)',
+    )
     parser.add_argument('--submitit', action='store_true', help='submit each run to SLURM, by submitit')
     parser.add_argument('--partition', help="SLURM's partition, with --submitit")
-    parser.add_argument('--timeout', type=int, default=24 * 60, metavar='MINUTES',
-                        help='of a run, with --submitit (default: a day)')
-    parser.add_argument('--dry-run', action='store_true',
-                        help='build the models, write the configs of the runs and print their commands')
+    parser.add_argument(
+        '--timeout', type=int, default=24 * 60, metavar='MINUTES', help='of a run, with --submitit (default: a day)'
+    )
+    parser.add_argument(
+        '--dry-run',
+        action='store_true',
+        help='build the models, write the configs of the runs and print their commands',
+    )
     args = parser.parse_args()
     if min(args.gpus_per_run, 1 if args.jobs is None else args.jobs, args.timeout) < 1:
         parser.error('--gpus-per-run, --jobs and --timeout are 1 or more')
@@ -57,13 +66,14 @@ def command_of(run: Run, processes: int) -> list[str]:
     return [sys.executable, *launcher, str(TRAIN), *run.arguments(), '--launcher', 'pytorch']
 
 
-def execute(command: list[str], log: Path, place: dict[str, str] | None = None, started: set[int] | None = None
-            ) -> tuple[int, int]:
+def execute(
+    command: list[str], log: Path, place: dict[str, str] | None = None, started: set[int] | None = None
+) -> tuple[int, int]:
     """Run a command, its output into a file and ``place`` in its environment. Returns its exit status and the most
     memory that a process of it held, in bytes. While it runs its process is in ``started``, and it holds a lock on the
     folder of the file."""
     started = set() if started is None else started
-    lock = open(log.with_name('run.lock'), 'w')
+    lock = open(log.with_name('run.lock'), 'w')  # noqa: SIM115  (held until the process has ended)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -71,8 +81,14 @@ def execute(command: list[str], log: Path, place: dict[str, str] | None = None, 
         raise SharingError(f'another process trains in {log.parent}: end it, or wait for it') from None
     environment = {**os.environ, **(place or {})}
     with lock, open(log, 'w') as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment,
-                                   start_new_session=True, pass_fds=[lock.fileno()])  # it keeps the lock
+        process = subprocess.Popen(
+            command,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+            pass_fds=[lock.fileno()],
+        )  # it keeps the lock
     started.add(process.pid)
     _, status, usage = os.wait4(process.pid, 0)
     started.discard(process.pid)
@@ -88,15 +104,18 @@ class Local:
         gpus = [name for name in os.environ.get('CUDA_VISIBLE_DEVICES', '').split(',') if name] or range(count)
         places = count // args.gpus_per_run
         if count and max(args.jobs or 1, 1) > places:
-            raise SharingError(f'The {count} GPUs of this machine hold {places} runs of {args.gpus_per_run} side by '
-                               'side: lower --gpus-per-run or --jobs.')
+            raise SharingError(
+                f'The {count} GPUs of this machine hold {places} runs of {args.gpus_per_run} side by '
+                'side: lower --gpus-per-run or --jobs.'
+            )
         jobs = args.jobs or max(places, 1)
         threads = os.environ.get('OMP_NUM_THREADS', str(max(os.cpu_count() // jobs, 1)))
         self.places: Queue = Queue()
         for job in range(jobs):
-            own = gpus[job * args.gpus_per_run:(job + 1) * args.gpus_per_run]
-            self.places.put(dict(CUDA_VISIBLE_DEVICES=','.join(map(str, own))) if count
-                            else dict(OMP_NUM_THREADS=threads))
+            own = gpus[job * args.gpus_per_run : (job + 1) * args.gpus_per_run]
+            self.places.put(
+                dict(CUDA_VISIBLE_DEVICES=','.join(map(str, own))) if count else dict(OMP_NUM_THREADS=threads)
+            )
         self.pool, self.started, self.stopped = ThreadPoolExecutor(jobs), set(), threading.Event()
 
     def submit(self, command: list[str], log: Path) -> Future:
@@ -135,9 +154,12 @@ class Submitted:
         except RuntimeError as error:
             raise SharingError(f'--submitit finds no SLURM here: {error}') from None
         self.executor.update_parameters(
-            name=args.suite.stem, timeout_min=args.timeout, gpus_per_node=args.gpus_per_run,
+            name=args.suite.stem,
+            timeout_min=args.timeout,
+            gpus_per_node=args.gpus_per_run,
             cpus_per_task=int(os.environ.get('CPUS_PER_TASK', 5)) * args.gpus_per_run,
-            **(dict(slurm_partition=args.partition) if args.partition else {}))
+            **(dict(slurm_partition=args.partition) if args.partition else {}),
+        )
         self.pool, self.jobs = ThreadPoolExecutor(256), []
 
     def submit(self, command: list[str], log: Path) -> Future:
@@ -209,8 +231,12 @@ def main() -> None:
                     tqdm.write(f'failed: {run.title}')
                 bar.update()
             now = [(run, log) for run, log in waiting.values() if log.is_file() and log.stat().st_mtime > start]
-            at = [f'{run.title}: {eta.group()}' for run, log in now
-                  for eta in [re.search(r'eta: \S+', last_line(log, 'eta: '))] if eta]
+            at = [
+                f'{run.title}: {eta.group()}'
+                for run, log in now
+                for eta in [re.search(r'eta: \S+', last_line(log, 'eta: '))]
+                if eta
+            ]
             bar.set_postfix_str('; '.join(at))
     except KeyboardInterrupt:
         engine.stop()

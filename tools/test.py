@@ -4,6 +4,7 @@ Takes a config as train.py does, a checkpoint, and all options of that library's
 --show-dir, --tta, --cfg-options, --launcher. --cfg-options data_root=FOLDER says where the data set is. (--help shows
 mmpretrain's, which are more than mmdet's.)
 """
+
 from mmshared.cli import run_tool
 
 if __name__ == '__main__':

@@ -8,10 +8,12 @@ model = dict(
         base_channels=128,
         stem_channels=64,
         sharing=dict(
-            groups=['.*'],
-            bank=dict(type='RepeatedKernel', transform=dict(type='swish'), width=2, input_channels=64)),
+            groups=['.*'], bank=dict(type='RepeatedKernel', transform=dict(type='swish'), width=2, input_channels=64)
+        ),
         # From random weights there are no statistics to keep.
         frozen_stages=-1,
         norm_eval=False,
-        init_cfg=None),
-    neck=dict(in_channels=[128, 256, 512, 1024]))
+        init_cfg=None,
+    ),
+    neck=dict(in_channels=[128, 256, 512, 1024]),
+)

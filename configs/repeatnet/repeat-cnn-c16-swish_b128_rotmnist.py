@@ -1,3 +1,4 @@
 _base_ = './repeat-cnn-c4-swish_b128_rotmnist.py'
 model = dict(
-    backbone=dict(widen_factor=4 * 2**0.5, sharing=dict(bank=dict(width=4 * 2**0.5))), head=dict(in_channels=512))
+    backbone=dict(widen_factor=4 * 2**0.5, sharing=dict(bank=dict(width=4 * 2**0.5))), head=dict(in_channels=512)
+)

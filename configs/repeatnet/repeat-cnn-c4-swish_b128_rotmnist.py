@@ -6,5 +6,8 @@ model = dict(
         widen_factor=2 * 2**0.5,
         sharing=dict(
             layers='.*',
-            bank=dict(type='RepeatedKernel', transform=dict(type='swish'), width=2 * 2**0.5, input_channels=1))),
-    head=dict(in_channels=256))
+            bank=dict(type='RepeatedKernel', transform=dict(type='swish'), width=2 * 2**0.5, input_channels=1),
+        ),
+    ),
+    head=dict(in_channels=256),
+)

@@ -1,3 +1,2 @@
 _base_ = './repeat-cnn-c4-swish_b128_rotmnist.py'
-model = dict(
-    backbone=dict(widen_factor=4, sharing=dict(bank=dict(width=4))), head=dict(in_channels=362))
+model = dict(backbone=dict(widen_factor=4, sharing=dict(bank=dict(width=4))), head=dict(in_channels=362))

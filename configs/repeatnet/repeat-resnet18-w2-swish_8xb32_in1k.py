@@ -3,5 +3,7 @@ model = dict(
     backbone=dict(
         type='SharedResNet',
         sharing=dict(
-            groups=['.*'],
-            bank=dict(type='RepeatedKernel', transform=dict(type='swish'), width=2, input_channels=64))))
+            groups=['.*'], bank=dict(type='RepeatedKernel', transform=dict(type='swish'), width=2, input_channels=64)
+        ),
+    )
+)

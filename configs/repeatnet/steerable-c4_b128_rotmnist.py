@@ -1,6 +1,4 @@
-_base_ = [
-    '../_base_/datasets/rotmnist_b128.py', '../_base_/schedules/rotmnist_b128_30e.py', '../_base_/mmshared.py'
-]
+_base_ = ['../_base_/datasets/rotmnist_b128.py', '../_base_/schedules/rotmnist_b128_30e.py', '../_base_/mmshared.py']
 model = dict(
     type='ImageClassifier',
     backbone=dict(type='SteerableCNN', rotations=4),
@@ -11,4 +9,6 @@ model = dict(
         mid_channels=[64],
         norm_cfg=dict(type='BN1d'),
         act_cfg=dict(type='ELU'),
-        loss=dict(type='CrossEntropyLoss')))
+        loss=dict(type='CrossEntropyLoss'),
+    ),
+)

@@ -1,6 +1,8 @@
 _base_ = [
-    '../_base_/datasets/cifar100_b256.py', '../_base_/schedules/cifar_b256_300e.py', '../_base_/mmshared.py',
-    '../_base_/orthogonality.py'
+    '../_base_/datasets/cifar100_b256.py',
+    '../_base_/schedules/cifar_b256_300e.py',
+    '../_base_/mmshared.py',
+    '../_base_/orthogonality.py',
 ]
 # The 3x3 convs of all stages have 128 input channels and, with the ranks of the authors' code, 16 + 1 filters.
 model = dict(
@@ -9,7 +11,9 @@ model = dict(
         type='SharedDenseNet_CIFAR',
         arch='121',
         sharing=dict(
-            groups=['conv2'],
-            bank=dict(type='FilterBasis', shared_rank=16, unique_rank=1, base_channels=128))),
+            groups=['conv2'], bank=dict(type='FilterBasis', shared_rank=16, unique_rank=1, base_channels=128)
+        ),
+    ),
     neck=dict(type='GlobalAveragePooling'),
-    head=dict(type='LinearClsHead', num_classes=100, in_channels=1024, loss=dict(type='CrossEntropyLoss')))
+    head=dict(type='LinearClsHead', num_classes=100, in_channels=1024, loss=dict(type='CrossEntropyLoss')),
+)

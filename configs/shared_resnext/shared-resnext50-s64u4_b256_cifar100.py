@@ -4,4 +4,6 @@ model = dict(
         type='SharedBasisResNeXt_CIFAR',
         shared_rank=64,
         unique_rank=4,
-        sharing=dict(groups=['conv2.shared'], bank=dict(type='TiedFilters'))))
+        sharing=dict(groups=['conv2.shared'], bank=dict(type='TiedFilters')),
+    )
+)

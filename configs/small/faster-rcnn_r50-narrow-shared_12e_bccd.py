@@ -1,3 +1,2 @@
 _base_ = ['./faster-rcnn_r50-narrow_12e_bccd.py', '../_base_/orthogonality.py']
-model = dict(
-    backbone=dict(type='SharedResNet', sharing=dict(groups=['conv2'], bank=dict(type='TiedFilters'))))
+model = dict(backbone=dict(type='SharedResNet', sharing=dict(groups=['conv2'], bank=dict(type='TiedFilters'))))

@@ -1,4 +1,5 @@
 """Parameters and multiply-adds, shared against plain."""
+
 import copy
 
 import torch
@@ -54,7 +55,8 @@ def complexity(cfg: Config, size: tuple[int, ...]) -> dict[str, int]:
         parameters=parameter_count(shared),
         plain_parameters=parameter_count(plain),
         macs=count_multiply_adds(shared, size)[''],
-        plain_macs=count_multiply_adds(plain, size)[''])
+        plain_macs=count_multiply_adds(plain, size)[''],
+    )
 
 
 def sharing_groups(model: nn.Module, size: tuple[int, ...]) -> list[dict]:
@@ -76,15 +78,19 @@ def sharing_groups(model: nn.Module, size: tuple[int, ...]) -> list[dict]:
     for name, bank in named_banks(model).items():
         stage = '' if bank.stage is None else name.removesuffix(bank.group).rstrip('.')
         shared, layers = parameter_count(bank), [names[layer] for layer in bank.layers]
-        rows.append(dict(
-            stage=stage,
-            group=bank.group,
-            bank=type(bank).__name__,
-            layers=[layer.removeprefix(f'{stage}.') for layer in layers],
-            shared=shared,
-            own=sum(parameter_count(layer) for layer in bank.layers) - shared,
-            plain=sum(layer.shape.numel() + (0 if layer.bias is None else layer.bias.numel())
-                      for layer in bank.layers),
-            macs=sum(macs.get(layer, 0) for layer in layers),
-            plain_macs=sum(plain_macs.get(layer, 0) for layer in layers)))
+        rows.append(
+            dict(
+                stage=stage,
+                group=bank.group,
+                bank=type(bank).__name__,
+                layers=[layer.removeprefix(f'{stage}.') for layer in layers],
+                shared=shared,
+                own=sum(parameter_count(layer) for layer in bank.layers) - shared,
+                plain=sum(
+                    layer.shape.numel() + (0 if layer.bias is None else layer.bias.numel()) for layer in bank.layers
+                ),
+                macs=sum(macs.get(layer, 0) for layer in layers),
+                plain_macs=sum(plain_macs.get(layer, 0) for layer in layers),
+            )
+        )
     return rows

@@ -1,4 +1,5 @@
 """What the converters of authors' checkpoints have in common."""
+
 import argparse
 import re
 from collections.abc import Callable, Sequence

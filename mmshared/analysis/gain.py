@@ -1,4 +1,5 @@
 """How much of the gain of one model over a baseline another model reaches."""
+
 import math
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,5 @@
 """The scalars that training runs have logged."""
+
 from __future__ import annotations
 
 import json

@@ -1,4 +1,5 @@
 """Figures of runs, banks, detections and timings."""
+
 from __future__ import annotations
 
 import re
@@ -65,7 +66,7 @@ def draw_runs(runs: dict[str, dict[str, Curve]], pattern: str, out: Path, scale:
     figure = Figure(figsize=(4.2 * columns, 2.8 * len(rows)), layout='constrained')
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for row, names in zip(axes, rows.values()):
-        for axis in row[len(names):]:
+        for axis in row[len(names) :]:
             axis.axis('off')
         for axis, name in zip(row, names):
             for index, scalars in enumerate(runs.values()):
@@ -74,8 +75,13 @@ def draw_runs(runs: dict[str, dict[str, Curve]], pattern: str, out: Path, scale:
             axis.set_title(name, fontsize=9)
             axis.set_yscale(scale)
             axis.grid(alpha=0.3)
-    figure.legend([Line2D([], [], color=f'C{index}') for index in range(len(runs))], list(runs), fontsize=9,
-                  loc='outside upper center', ncols=len(runs))
+    figure.legend(
+        [Line2D([], [], color=f'C{index}') for index in range(len(runs))],
+        list(runs),
+        fontsize=9,
+        loc='outside upper center',
+        ncols=len(runs),
+    )
     figure.savefig(out, dpi=110)
     return [name for names in rows.values() for name in names]
 
@@ -103,8 +109,10 @@ def draw_scores(panels: dict[str, dict[str, Scores]], longest: int, out: Path) -
     axes = figure.subplots(1, len(panels), squeeze=False)
     for axis, (title, runs) in zip(axes[0], panels.items()):
         shade = axis.axvspan(0, longest + 0.5, color='0.9', label=f'distances of training, up to {longest}')
-        lines = [axis.plot([sum(ends) / 2 for ends in scores], list(scores.values()), marker='o', label=run)[0]
-                 for run, scores in runs.items()]
+        lines = [
+            axis.plot([sum(ends) / 2 for ends in scores], list(scores.values()), marker='o', label=run)[0]
+            for run, scores in runs.items()
+        ]
         axis.set(xlabel='distance in steps', title=title, xlim=(0, None), ylim=(-0.03, 1.03))
         axis.grid(alpha=0.3)
     figure.legend(handles=[*lines, shade], fontsize=9, loc='outside upper center', ncols=len(lines) + 1)
@@ -137,14 +145,15 @@ def draw_similarities(similarities: dict[str, Tensor], layers: dict[str, list[st
     _draw_heat_maps(similarities, Normalize(0, 1), 'absolute cosine of the coefficients', out, layers)
 
 
-def _draw_heat_maps(matrices: dict[str, Tensor], norm: Normalize, label: str, out: Path,
-                    ticks: dict[str, list[str]] | None = None) -> None:
+def _draw_heat_maps(
+    matrices: dict[str, Tensor], norm: Normalize, label: str, out: Path, ticks: dict[str, list[str]] | None = None
+) -> None:
     """Draw matrices side by side under their titles, in one scale of colours; rows and columns named where wanted."""
     columns = min(4, len(matrices))
     rows = -(-len(matrices) // columns)
     figure = Figure(figsize=(3.4 * columns + 0.8, 3.6 * rows), layout='constrained')
     axes = figure.subplots(rows, columns, squeeze=False)
-    for axis in axes.flat[len(matrices):]:
+    for axis in axes.flat[len(matrices) :]:
         axis.axis('off')
     for axis, (title, matrix) in zip(axes.flat, matrices.items()):
         image = axis.imshow(matrix, norm=norm, interpolation='nearest')
@@ -185,8 +194,7 @@ def draw_detections(model: nn.Module, images: Sequence[Path], out: Path, score: 
         factor = max(1, 480 // max(image.shape[:2]))
         found = inference_detector(model, str(path)).cpu()
         found.pred_instances.bboxes *= factor
-        visualizer.add_datasample(
-            '', mmcv.imrescale(image, factor), found, draw_gt=False, pred_score_thr=score)
+        visualizer.add_datasample('', mmcv.imrescale(image, factor), found, draw_gt=False, pred_score_thr=score)
         axis.imshow(visualizer.get_image())
     figure.tight_layout(pad=0.3)
     figure.savefig(out, dpi=110)
@@ -223,8 +231,9 @@ def draw_metric(table: list[dict], metric: str, out: Path) -> None:
     figure = Figure(figsize=(8, 4.2), layout='constrained')
     axis = figure.subplots()
     for row in table:
-        axis.errorbar(row['parameters'] / 1e6, row['mean'], yerr=row['deviation'], fmt='o', capsize=4,
-                      label=row['model'])
+        axis.errorbar(
+            row['parameters'] / 1e6, row['mean'], yerr=row['deviation'], fmt='o', capsize=4, label=row['model']
+        )
     axis.margins(0.1)
     axis.set(xlabel='parameters in millions', ylabel=metric)
     axis.grid(alpha=0.3)

@@ -1,4 +1,5 @@
 """Time and memory of networks side by side in one process."""
+
 import ast
 import io
 import statistics
@@ -111,8 +112,11 @@ def peak_bytes(model: nn.Module, step: 'Step') -> int:
     device = next(model.parameters()).device
     step()  # the optimizer's state is there from now on
     if device.type == 'cuda':
-        own = sum(leaf.untyped_storage().nbytes() for leaf in tree_leaves([model.state_dict(), step.optimizer.state])
-                  if isinstance(leaf, Tensor))
+        own = sum(
+            leaf.untyped_storage().nbytes()
+            for leaf in tree_leaves([model.state_dict(), step.optimizer.state])
+            if isinstance(leaf, Tensor)
+        )
         others = torch.cuda.memory_allocated(device) - own
         torch.cuda.reset_peak_memory_stats(device)
         step()
@@ -143,8 +147,10 @@ def load_reference(file: str, call: str) -> nn.Module:
             spec.loader.exec_module(module)
         return getattr(module, tree.func.id)(*args, **kwargs)
     except Exception as error:  # whatever their code raises
-        raise SharingError(f'--reference {file} {call!r} builds no network: {error}. Give a file of Python and a call '
-                           'of one of its functions.') from None
+        raise SharingError(
+            f'--reference {file} {call!r} builds no network: {error}. Give a file of Python and a call '
+            'of one of its functions.'
+        ) from None
 
 
 def checkpoint_bytes(model: nn.Module) -> int:
@@ -165,11 +171,12 @@ class Step:
         autocast (dict): Arguments of ``torch.autocast``.
     """
 
-    def __init__(self, model: nn.Module, images: Tensor, loss_weight: float = 0.,
-                 autocast: dict = dict(enabled=False)):
+    def __init__(
+        self, model: nn.Module, images: Tensor, loss_weight: float = 0.0, autocast: dict = dict(enabled=False)
+    ):
         self.model, self.images, self.autocast = model, images, autocast
         self.loss_weight = loss_weight
-        self.means = orthogonality_spaces(model) if loss_weight else []
+        self.spaces = orthogonality_spaces(model) if loss_weight else []
         self.optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
 
     def __call__(self) -> None:
@@ -178,7 +185,7 @@ class Step:
         with torch.autocast(self.images.device.type, **self.autocast):
             loss = sum(each.float().square().mean() for each in feature_maps(self.model, self.images))
         if self.means:
-            loss = loss + self.loss_weight * orthogonality_loss(self.means)
+            loss = loss + self.loss_weight * orthogonality_loss(self.spaces)
         loss.backward()
         self.optimizer.step()
 
@@ -204,5 +211,3 @@ def rows_of_bytes(work: str, sizes: dict[str, int]) -> list[dict]:
     """Rows of a table from numbers of bytes, in proportion to the first."""
     first = next(iter(sizes.values()))
     return [dict(work=work, network=name, bytes=size, ratio=size / first) for name, size in sizes.items()]
-
-

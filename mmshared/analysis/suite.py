@@ -1,4 +1,5 @@
 """Suites of training runs: what they are, what came of them, as one table and one plot."""
+
 import csv
 import json
 import os
@@ -88,8 +89,10 @@ def read_suite(path: Path, work_dir: Path) -> Suite:
         cfg = _config(entry['config'], {**(suite.get('options') or {}), **(entry.get('options') or {})})
         try:
             model = build_model(cfg)
-            counts[name] = dict(parameters=parameter_count(model),
-                                macs=count_multiply_adds(model, tuple(suite.get('shape', (224, 224))))[''])
+            counts[name] = dict(
+                parameters=parameter_count(model),
+                macs=count_multiply_adds(model, tuple(suite.get('shape', (224, 224))))[''],
+            )
         except Exception as error:
             raise SharingError(f'{name} of the suite {path} cannot be built: {str(error).splitlines()[-1]}') from None
         for seed in suite.get('seeds', [0]):
@@ -101,24 +104,41 @@ def read_suite(path: Path, work_dir: Path) -> Suite:
 def _check(suite: Any, path: Path) -> None:
     """Raise a :class:`SharingError` unless a suite's file has the keys and types that it may have."""
     kinds = dict(metric=str, configs=list, seeds=list, options=(dict, type(None)), shape=list)
-    if not isinstance(suite, dict) or not {'metric', 'configs'} <= set(suite) <= set(kinds) or not all(
-            isinstance(value, kinds[key]) for key, value in suite.items()):
-        raise SharingError(f'The suite {path} has to be a mapping with metric, a name, and configs, a list, and where '
-                           'wanted seeds, a list, options, a mapping, and shape, a list.')
+    if (
+        not isinstance(suite, dict)
+        or not {'metric', 'configs'} <= set(suite) <= set(kinds)
+        or not all(isinstance(value, kinds[key]) for key, value in suite.items())
+    ):
+        raise SharingError(
+            f'The suite {path} has to be a mapping with metric, a name, and configs, a list, and where '
+            'wanted seeds, a list, options, a mapping, and shape, a list.'
+        )
     seeds, shape = suite.get('seeds', [0]), suite.get('shape', [224, 224])
-    if not all(type(number) is int for number in (*seeds, *shape)) or len(shape) not in (2, 3) or \
-            len(set(seeds)) < len(seeds):
-        raise SharingError(f'The suite {path} has seeds {seeds} and shape {shape}: give different whole numbers, and '
-                           'height and width, after the channels if not 3.')
+    if (
+        not all(type(number) is int for number in (*seeds, *shape))
+        or len(shape) not in (2, 3)
+        or len(set(seeds)) < len(seeds)
+    ):
+        raise SharingError(
+            f'The suite {path} has seeds {seeds} and shape {shape}: give different whole numbers, and '
+            'height and width, after the channels if not 3.'
+        )
     if not suite['configs'] or not seeds:
         raise SharingError(f'The suite {path} has no config or no seed.')
     for entry in suite['configs']:
-        fine = isinstance(entry, str) or isinstance(entry, dict) and isinstance(entry.get('config'), str) and \
-            set(entry) <= {'config', 'name', 'options'} and isinstance(entry.get('options'), (dict, type(None))) and \
-            re.fullmatch(r'\w[\w.+-]*', str(entry.get('name', 'x')))
+        fine = (
+            isinstance(entry, str)
+            or isinstance(entry, dict)
+            and isinstance(entry.get('config'), str)
+            and set(entry) <= {'config', 'name', 'options'}
+            and isinstance(entry.get('options'), (dict, type(None)))
+            and re.fullmatch(r'\w[\w.+-]*', str(entry.get('name', 'x')))
+        )
         if not fine:
-            raise SharingError(f'The suite {path} has the entry {entry}: give a config, or a mapping with config and, '
-                               'where wanted, name (letters, digits and .+-_) and options.')
+            raise SharingError(
+                f'The suite {path} has the entry {entry}: give a config, or a mapping with config and, '
+                'where wanted, name (letters, digits and .+-_) and options.'
+            )
 
 
 def _config(name: str, options: dict) -> Config:
@@ -140,8 +160,10 @@ def finished(run: Run, suite: Suite) -> bool:
         SharingError: If its folder holds a run with another config.
     """
     if run.config_file.is_file() and run.config_file.read_text() != run.config:
-        raise SharingError(f'{run.work_dir} holds a run with other settings: remove it and {run.config_file.name} '
-                           'beside it, or name another --work-dir.')
+        raise SharingError(
+            f'{run.work_dir} holds a run with other settings: remove it and {run.config_file.name} '
+            'beside it, or name another --work-dir.'
+        )
     result = run.work_dir / 'result.json'
     return result.is_file() and read_result(result)['metric_name'] == suite.metric
 
@@ -169,18 +191,26 @@ def collect(run: Run, suite: Suite, resident_bytes: int) -> None:
     """
     scalars = read_scalars(run.work_dir)
     if suite.metric not in scalars:
-        raise SharingError(f'The log of {run.title} has no {suite.metric}: its metrics are '
-                           f'{", ".join(name for name in scalars if "/" in name) or "none"}.')
+        raise SharingError(
+            f'The log of {run.title} has no {suite.metric}: its metrics are '
+            f'{", ".join(name for name in scalars if "/" in name) or "none"}.'
+        )
     records = read_records(run.work_dir)
     checkpoint = Path((run.work_dir / 'last_checkpoint').read_text().strip())
     partial = run.work_dir / 'result.json.partial'
-    partial.write_text(json.dumps(dict(
-        metric_name=suite.metric,
-        metric=scalars[suite.metric][-1][1],
-        checkpoint_bytes=(run.work_dir / checkpoint.name).stat().st_size,
-        seconds_per_iteration=statistics.median(record['time'] for record in records if 'loss' in record),
-        memory_bytes=max((int(value * 2**20) for _, value in scalars.get('memory', [])), default=resident_bytes),
-    )))
+    partial.write_text(
+        json.dumps(
+            dict(
+                metric_name=suite.metric,
+                metric=scalars[suite.metric][-1][1],
+                checkpoint_bytes=(run.work_dir / checkpoint.name).stat().st_size,
+                seconds_per_iteration=statistics.median(record['time'] for record in records if 'loss' in record),
+                memory_bytes=max(
+                    (int(value * 2**20) for _, value in scalars.get('memory', [])), default=resident_bytes
+                ),
+            )
+        )
+    )
     os.replace(partial, run.work_dir / 'result.json')
 
 
@@ -191,14 +221,17 @@ def rows(suite: Suite) -> list[dict]:
     for run in suite.runs:
         if finished(run, suite):
             results.setdefault(run.name, []).append(read_result(run.work_dir / 'result.json'))
-    return [dict(
-        model=name,
-        runs=len(found),
-        mean=statistics.mean(result['metric'] for result in found),
-        deviation=statistics.stdev(result['metric'] for result in found) if len(found) > 1 else None,
-        **suite.counts[name],
-        **{key: statistics.median_low(result[key] for result in found) for key in found[0] if 'metric' not in key},
-    ) for name, found in results.items()]
+    return [
+        dict(
+            model=name,
+            runs=len(found),
+            mean=statistics.mean(result['metric'] for result in found),
+            deviation=statistics.stdev(result['metric'] for result in found) if len(found) > 1 else None,
+            **suite.counts[name],
+            **{key: statistics.median_low(result[key] for result in found) for key in found[0] if 'metric' not in key},
+        )
+        for name, found in results.items()
+    ]
 
 
 def write_tables(suite: Suite, folder: Path) -> str:
@@ -210,17 +243,32 @@ def write_tables(suite: Suite, folder: Path) -> str:
         writer = csv.DictWriter(file, table[0])
         writer.writeheader()
         writer.writerows(table)
-    head = ['model', 'runs', suite.metric, 'parameters', 'multiply-adds', 'training checkpoint', 'time per iteration',
-            'memory']
+    head = [
+        'model',
+        'runs',
+        suite.metric,
+        'parameters',
+        'multiply-adds',
+        'training checkpoint',
+        'time per iteration',
+        'memory',
+    ]
     lines: list[Sequence[str]] = [head, ['---', *['---:'] * (len(head) - 1)]]
     for row in table:
         spread = '' if row['deviation'] is None else f' ± {row["deviation"]:.2g}'
-        lines.append([row['model'], str(row['runs']), f'{row["mean"]:.4g}{spread}', f'{row["parameters"]:,}',
-                      f'{row["macs"] / 1e9:.3g} G', f'{row["checkpoint_bytes"] / 1e6:.2f} MB',
-                      f'{row["seconds_per_iteration"]:.3g} s', f'{row["memory_bytes"] / 1e6:,.0f} MB'])
+        lines.append(
+            [
+                row['model'],
+                str(row['runs']),
+                f'{row["mean"]:.4g}{spread}',
+                f'{row["parameters"]:,}',
+                f'{row["macs"] / 1e9:.3g} G',
+                f'{row["checkpoint_bytes"] / 1e6:.2f} MB',
+                f'{row["seconds_per_iteration"]:.3g} s',
+                f'{row["memory_bytes"] / 1e6:,.0f} MB',
+            ]
+        )
     text = '\n'.join(f'| {" | ".join(line)} |' for line in lines) + '\n'
     (folder / 'results.md').write_text(text)
     draw_metric(table, suite.metric, folder / 'results.png')
     return text
-
-

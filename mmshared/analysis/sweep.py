@@ -1,4 +1,5 @@
 """Every stock config of a library with the repeated layers of its backbone tied."""
+
 from __future__ import annotations
 
 import json
@@ -35,7 +36,7 @@ class Outcome(NamedTuple):
     result: str
     reason: str = ''
     groups: int = 0
-    saved: float = 0.
+    saved: float = 0.0
 
 
 def backbones_of(model: object) -> Iterator[dict]:
@@ -55,14 +56,17 @@ def tie(backbone: dict, groups: list[RepeatedLayers]) -> None:
     """Turn the config of a backbone into that of its twin with groups tied, in place."""
     library, dot, name = backbone['type'].rpartition('.')
     backbone['type'] = f'{library}{dot}Shared{name}'
-    backbone['sharing'] = [dict(stages=re.escape(group.stage), groups=[re.escape(group.group)], bank=TIED, own_blocks=0)
-                           for group in groups]
+    backbone['sharing'] = [
+        dict(stages=re.escape(group.stage), groups=[re.escape(group.group)], bank=TIED, own_blocks=0)
+        for group in groups
+    ]
 
 
 def tie_all(model: dict, scope: str) -> int:
     """Tie what repeats in all backbones of a model's config, in place; returns the number of groups."""
-    found = [(backbone, repeated_layers(build_backbone(backbone, scope), own_blocks=0))
-             for backbone in backbones_of(model)]
+    found = [
+        (backbone, repeated_layers(build_backbone(backbone, scope), own_blocks=0)) for backbone in backbones_of(model)
+    ]
     for backbone, groups in found:
         if groups:
             tie(backbone, groups)
@@ -139,7 +143,7 @@ class Sweep:
 
 
 def try_network(network: nn.Module) -> str:
-    """Run a shared backbone forward and backward, fold it and run it again. Returns what went wrong, '' for nothing."""
+    """Run a shared backbone forward and backward, fold it and run it again. Returns what failed, '' for nothing."""
     size = next((each for each in (64, 224, *_own_sizes(network)) if _takes(network, each)), None)
     if size is None:
         return 'takes no image'
@@ -186,6 +190,7 @@ def _sentence(error: Exception) -> str:
 
 def count(outcomes: dict[str, Outcome]) -> dict[str, list]:
     """For each result its number, and the reasons with theirs, most frequent first."""
-    return {result: [number, Counter(o.reason for o in outcomes.values() if o.result == result and o.reason)
-                     .most_common()]
-            for result, number in Counter(outcome.result for outcome in outcomes.values()).most_common()}
+    return {
+        result: [number, Counter(o.reason for o in outcomes.values() if o.result == result and o.reason).most_common()]
+        for result, number in Counter(outcome.result for outcome in outcomes.values()).most_common()
+    }

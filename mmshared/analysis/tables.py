@@ -1,4 +1,5 @@
 """The tables of models in the READMEs, from the metafiles, and the metafiles' figures from the built models."""
+
 from pathlib import Path
 
 import yaml
@@ -6,20 +7,27 @@ from mmengine.config import Config
 
 from .complexity import complexity
 
-INPUT_SIZE = {'ImageNet-1k': (224, 224), 'Tiny-ImageNet': (64, 64), 'CIFAR-100': (32, 32), 'CIFAR-10': (32, 32),
-              'Rotated MNIST': (1, 29, 29)}
+INPUT_SIZE = {
+    'ImageNet-1k': (224, 224),
+    'Tiny-ImageNet': (64, 64),
+    'CIFAR-100': (32, 32),
+    'CIFAR-10': (32, 32),
+    'Rotated MNIST': (1, 29, 29),
+}
 
 
 def measure(metafile: dict, root: Path) -> None:
     """Set the counts of each model of a metafile to those of its built config and of its plain twin."""
     for model in metafile['Models']:
         counts = complexity(Config.fromfile(root / model['Config']), INPUT_SIZE[model['Dataset']])
-        model.setdefault('Metadata', {}).update({
-            'Parameters': counts['parameters'],
-            'Plain Parameters': counts['plain_parameters'],
-            'FLOPs': counts['macs'],
-            'Plain FLOPs': counts['plain_macs'],
-        })
+        model.setdefault('Metadata', {}).update(
+            {
+                'Parameters': counts['parameters'],
+                'Plain Parameters': counts['plain_parameters'],
+                'FLOPs': counts['macs'],
+                'Plain FLOPs': counts['plain_macs'],
+            }
+        )
 
 
 def model_table(models: list[dict], folder: str) -> str:
@@ -35,12 +43,18 @@ def model_table(models: list[dict], folder: str) -> str:
         data = model['Metadata']
         path = Path(model['Config'])
         link = path.relative_to(folder) if folder else path
-        rows.append([
-            f'[{model["Name"]}]({link})', model['Dataset'], f'{data["Parameters"]:,}', f'{data["Plain Parameters"]:,}',
-            f'{1 - data["Parameters"] / data["Plain Parameters"]:.1%}', f'{data["FLOPs"] / 1e9:.3g} G',
-            f'{data["Plain FLOPs"] / 1e9:.3g} G',
-            f'{model["Paper"]["Top 1 Error"]:.2f} %' if 'Paper' in model else ''
-        ])
+        rows.append(
+            [
+                f'[{model["Name"]}]({link})',
+                model['Dataset'],
+                f'{data["Parameters"]:,}',
+                f'{data["Plain Parameters"]:,}',
+                f'{1 - data["Parameters"] / data["Plain Parameters"]:.1%}',
+                f'{data["FLOPs"] / 1e9:.3g} G',
+                f'{data["Plain FLOPs"] / 1e9:.3g} G',
+                f'{model["Paper"]["Top 1 Error"]:.2f} %' if 'Paper' in model else '',
+            ]
+        )
     return '\n'.join(f'| {" | ".join(row)} |' for row in rows)
 
 

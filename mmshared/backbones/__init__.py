@@ -7,6 +7,14 @@ if find_spec('mmseg'):
     from . import mmseg  # noqa: F401
 
 __all__ = [
-    'SharingMixin', 'cifar', 'conv_chain', 'eca', 'make_twins', 'mmdet', 'mmpretrain', 'path_net', 'steerable',
-    'wide_resnet'
+    'SharingMixin',
+    'cifar',
+    'conv_chain',
+    'eca',
+    'make_twins',
+    'mmdet',
+    'mmpretrain',
+    'path_net',
+    'steerable',
+    'wide_resnet',
 ]

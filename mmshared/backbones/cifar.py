@@ -1,4 +1,5 @@
 """Networks for 32x32 images that the libraries lack, plain and shared."""
+
 import torch
 import torch.nn.functional as F
 from mmcv.cnn import ConvModule, build_conv_layer, build_norm_layer
@@ -26,7 +27,7 @@ class PadShortcut(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         half = self.extra_channels // 2
-        return F.pad(x[:, :, ::self.stride, ::self.stride], (0, 0, 0, 0, half, self.extra_channels - half))
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, half, self.extra_channels - half))
 
 
 @MODELS.register_module()
@@ -41,11 +42,18 @@ class ResNetA_CIFAR(ResNet_CIFAR):
         **kwargs: Further arguments of mmpretrain's ``ResNet``.
     """
 
-    arch_settings = {6 * n + 2: (BasicBlock, (n, ) * 3) for n in (3, 5, 7, 9, 18)}
+    arch_settings = {6 * n + 2: (BasicBlock, (n,) * 3) for n in (3, 5, 7, 9, 18)}
 
     def __init__(self, depth: int, **kwargs):
-        settings = dict(stem_channels=16, base_channels=16, num_stages=3, strides=(1, 2, 2), dilations=(1, 1, 1),
-                        out_indices=(2, ), zero_init_residual=False)
+        settings = dict(
+            stem_channels=16,
+            base_channels=16,
+            num_stages=3,
+            strides=(1, 2, 2),
+            dilations=(1, 1, 1),
+            out_indices=(2,),
+            zero_init_residual=False,
+        )
         super().__init__(depth, **{**settings, **kwargs})
 
     def make_res_layer(self, **kwargs) -> nn.Module:
@@ -72,8 +80,9 @@ class SplitConv2d(nn.Module):
         dilation (int): Dilation of both.
     """
 
-    def __init__(self, in_channels: int, unique: int, shared: int, unique_groups: int, shared_groups: int,
-                 dilation: int):
+    def __init__(
+        self, in_channels: int, unique: int, shared: int, unique_groups: int, shared_groups: int, dilation: int
+    ):
         super().__init__()
         same = dict(kernel_size=3, padding=dilation, dilation=dilation, bias=False)
         self.unique = nn.Conv2d(in_channels, unique, groups=unique_groups, **same)
@@ -104,8 +113,10 @@ class BasisResNeXt_CIFAR(ResNeXt_CIFAR):
     def __init__(self, depth: int, shared_rank: int, unique_rank: int, **kwargs):
         width = kwargs.get('width_per_group', 4)
         if min(shared_rank, unique_rank) < 1 or shared_rank % width or unique_rank % width:
-            raise SharingError(f'shared_rank={shared_rank} and unique_rank={unique_rank} make groups of {width} '
-                               f'filters: give multiples of {width}.')
+            raise SharingError(
+                f'shared_rank={shared_rank} and unique_rank={unique_rank} make groups of {width} '
+                f'filters: give multiples of {width}.'
+            )
         self.shared_rank = shared_rank
         self.unique_rank = unique_rank
         super().__init__(depth, **kwargs)
@@ -115,8 +126,14 @@ class BasisResNeXt_CIFAR(ResNeXt_CIFAR):
         for block in list(stage)[1:]:
             factor = block.mid_channels // (self.groups * self.width_per_group)
             unique, shared = factor * self.unique_rank, factor * self.shared_rank
-            block.conv2 = SplitConv2d(block.mid_channels, unique, shared, unique // self.width_per_group,
-                                      self.shared_rank // self.width_per_group, block.dilation)
+            block.conv2 = SplitConv2d(
+                block.mid_channels,
+                unique,
+                shared,
+                unique // self.width_per_group,
+                self.shared_rank // self.width_per_group,
+                block.dilation,
+            )
             setattr(block, block.norm2_name, build_norm_layer(self.norm_cfg, unique + shared)[1])
             block.conv3 = build_conv_layer(self.conv_cfg, unique + shared, block.out_channels, 1, bias=False)
         return stage
@@ -173,8 +190,15 @@ class MobileNetV2_CIFAR(MobileNetV2):
         **kwargs: The arguments of ``MobileNetV2``.
     """
 
-    arch_settings = [[1, 16, 1, 1], [6, 24, 2, 2], [6, 32, 3, 2], [6, 64, 4, 2], [6, 96, 3, 1], [6, 160, 3, 1],
-                     [6, 320, 1, 1]]
+    arch_settings = [
+        [1, 16, 1, 1],
+        [6, 24, 2, 2],
+        [6, 32, 3, 2],
+        [6, 64, 4, 2],
+        [6, 96, 3, 1],
+        [6, 160, 3, 1],
+        [6, 320, 1, 1],
+    ]
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -185,16 +209,17 @@ class MobileNetV2_CIFAR(MobileNetV2):
             padding=1,
             conv_cfg=self.conv_cfg,
             norm_cfg=self.norm_cfg,
-            act_cfg=self.act_cfg)
+            act_cfg=self.act_cfg,
+        )
 
     def make_layer(self, out_channels: int, num_blocks: int, stride: int, expand_ratio: int) -> nn.Module:
         in_channels = self.in_channels
         stage = super().make_layer(out_channels, num_blocks, stride, expand_ratio)
         if stride == 1 and in_channels != out_channels:
             stage[0] = ShortcutBlock(
-                stage[0], in_channels, out_channels, conv_cfg=self.conv_cfg, norm_cfg=self.norm_cfg)
+                stage[0], in_channels, out_channels, conv_cfg=self.conv_cfg, norm_cfg=self.norm_cfg
+            )
         return stage
 
 
-globals().update(
-    make_twins([ResNetA_CIFAR, ResNeXt_CIFAR, BasisResNeXt_CIFAR, MobileNetV2_CIFAR], MODELS, __name__))
+globals().update(make_twins([ResNetA_CIFAR, ResNeXt_CIFAR, BasisResNeXt_CIFAR, MobileNetV2_CIFAR], MODELS, __name__))

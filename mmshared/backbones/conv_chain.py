@@ -1,4 +1,5 @@
 """Networks that are one chain of convs: VGG for 32x32 images and the CNN of rotated MNIST, plain and shared."""
+
 from collections.abc import Sequence
 
 from mmpretrain.models.backbones.base_backbone import BaseBackbone
@@ -20,8 +21,9 @@ class ConvChain(BaseBackbone):
         init_cfg (dict, optional): Config of the initialisation. Defaults to PyTorch's own.
     """
 
-    def __init__(self, convs: dict[str, nn.Conv2d], pooled: Sequence[str], activation: type,
-                 init_cfg: dict | None = None):
+    def __init__(
+        self, convs: dict[str, nn.Conv2d], pooled: Sequence[str], activation: type, init_cfg: dict | None = None
+    ):
         super().__init__(init_cfg)
         block = nn.Sequential()
         for name, conv in convs.items():
@@ -33,7 +35,7 @@ class ConvChain(BaseBackbone):
         self.features = nn.Sequential(block)
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
-        return self.features(x),
+        return (self.features(x),)
 
 
 @MODELS.register_module()
@@ -49,8 +51,8 @@ class VGG_CIFAR(ConvChain):
     def __init__(self, depth: int = 11, init_cfg: dict | None = None):
         if not 4 <= depth <= 11:
             raise SharingError(f'VGG_CIFAR has a depth from 4 to 11, not {depth}.')
-        names = [f'conv{stage}_{i}' for stage in range(1, 6) for i in (1, 2)][:depth - 1]
-        widths = [3] + [64 * 2**min(i // 2, 3) for i in range(depth - 1)]
+        names = [f'conv{stage}_{i}' for stage in range(1, 6) for i in (1, 2)][: depth - 1]
+        widths = [3] + [64 * 2 ** min(i // 2, 3) for i in range(depth - 1)]
         convs = {name: nn.Conv2d(*channels, 3, padding=1) for name, *channels in zip(names, widths, widths[1:])}
         super().__init__(convs, {*names[1::2], names[-1]}, nn.ReLU, init_cfg)
 
@@ -66,13 +68,15 @@ class RotMNISTCNN(ConvChain):
         init_cfg (dict, optional): Config of the initialisation.
     """
 
-    def __init__(self, widen_factor: float = 1., init_cfg: dict | None = None):
+    def __init__(self, widen_factor: float = 1.0, init_cfg: dict | None = None):
         widths = [1] + [int(width / 2**0.5 * widen_factor) for width in (32, 48, 64, 64, 96, 128)]
         if min(widths) < 1:
             raise SharingError(f'widen_factor={widen_factor} leaves convs without channels: give a larger one.')
         geometry = [dict(kernel_size=7, padding=1), *[dict(kernel_size=5, padding=2)] * 4, dict(kernel_size=5)]
-        convs = {f'conv{i}': nn.Conv2d(*channels, bias=False, **kwargs)
-                 for i, (*channels, kwargs) in enumerate(zip(widths, widths[1:], geometry), 1)}
+        convs = {
+            f'conv{i}': nn.Conv2d(*channels, bias=False, **kwargs)
+            for i, (*channels, kwargs) in enumerate(zip(widths, widths[1:], geometry), 1)
+        }
         super().__init__(convs, ('conv2', 'conv4'), nn.ELU, init_cfg)
 
 

@@ -1,4 +1,5 @@
 """MobileNetV2 with channel attention."""
+
 from mmpretrain.models.backbones import MobileNetV2
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn

@@ -1,4 +1,5 @@
 """MMPretrain's networks with shared layers: ``SharedResNet``, ``SharedImageClassifier`` and so on."""
+
 from mmpretrain.models import backbones, classifiers, heads, necks
 from mmpretrain.registry import MODELS
 

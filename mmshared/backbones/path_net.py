@@ -20,11 +20,12 @@ class FlatResNet(WideResNet_CIFAR):
         **kwargs: Further arguments of mmpretrain's ``ResNet``.
     """
 
-    arch_settings = {2 * n + 1: (PreActBlock, (n, )) for n in range(2, 33)}
+    arch_settings = {2 * n + 1: (PreActBlock, (n,)) for n in range(2, 33)}
 
     def __init__(self, depth: int, width: int, **kwargs):
-        settings = dict(stem_channels=width, base_channels=width, num_stages=1, strides=(1, ), dilations=(1, ),
-                        out_indices=(0, ))
+        settings = dict(
+            stem_channels=width, base_channels=width, num_stages=1, strides=(1,), dilations=(1,), out_indices=(0,)
+        )
         super().__init__(depth, widen_factor=1, **{**settings, **kwargs})
 
 
@@ -42,19 +43,18 @@ class PathNet(BaseModel):
         self.head = nn.Conv2d(self.backbone.feat_dim, 1, 1)
         nn.init.constant_(self.head.bias, -4)  # few cells are on a path
 
-    def forward(self,
-                inputs: Tensor,
-                target: Tensor = None,
-                distance: Tensor = None,
-                mode: str = 'tensor') -> Tensor | dict[str, Tensor] | list[dict]:
+    def forward(
+        self, inputs: Tensor, target: Tensor = None, distance: Tensor = None, mode: str = 'tensor'
+    ) -> Tensor | dict[str, Tensor] | list[dict]:
         # In this order of memory a CPU takes a fifth less time.
         maps = self.backbone(inputs.contiguous(memory_format=torch.channels_last))[-1]
         logits = self.head(maps)[:, 0]  # (N, H, W)
         if mode == 'loss':
             return dict(loss=F.binary_cross_entropy_with_logits(logits, target.float()))
         if mode == 'predict':
-            return [dict(path=path, target=mask, distance=steps)
-                    for path, mask, steps in zip(logits > 0, target, distance)]
+            return [
+                dict(path=path, target=mask, distance=steps) for path, mask, steps in zip(logits > 0, target, distance)
+            ]
         return logits
 
 

@@ -1,4 +1,5 @@
 """Rotation-equivariant networks, which RepeatNet compares itself to."""
+
 import math
 
 from mmengine.model import BaseModule
@@ -34,25 +35,29 @@ class SteerableCNN(BaseModule):
         self.in_type = before = enn.FieldType(space, [space.trivial_repr])
         layers = []
         for index, (fields, kernel_size, padding) in enumerate(
-                [(32, 7, 1), (48, 5, 2), (64, 5, 2), (64, 5, 2), (96, 5, 2), (128, 5, 0)]):
+            [(32, 7, 1), (48, 5, 2), (64, 5, 2), (64, 5, 2), (96, 5, 2), (128, 5, 0)]
+        ):
             # A field has a channel for each rotation.
             after = enn.FieldType(space, [space.regular_repr] * round(fields / math.sqrt(rotations)))
             # The rings on which the filters live are narrower at the rim.
             sigma = [0.6] * (kernel_size // 2) + [0.4]
-            layers += [enn.R2Conv(before, after, kernel_size, padding=padding, bias=False, sigma=sigma),
-                       enn.InnerBatchNorm(after), enn.ELU(after, inplace=True)]
+            layers += [
+                enn.R2Conv(before, after, kernel_size, padding=padding, bias=False, sigma=sigma),
+                enn.InnerBatchNorm(after),
+                enn.ELU(after, inplace=True),
+            ]
             if index in (1, 3):
                 layers.append(enn.PointwiseMaxPool2D(after, 2, stride=2))
             before = after
-        self.layers = enn.SequentialModule(*layers, enn.PointwiseAdaptiveAvgPool2D(after, 1),
-                                           enn.GroupPooling(after))
+        self.layers = enn.SequentialModule(*layers, enn.PointwiseAdaptiveAvgPool2D(after, 1), enn.GroupPooling(after))
         self.convs = [layer for layer in layers if isinstance(layer, enn.R2Conv)]
         self.register_load_state_dict_post_hook(self._forget_filters)
         self.train()  # escnn's convs begin with filters of zeros, for eval mode
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
         from escnn.nn import GeometricTensor
-        return (self.layers(GeometricTensor(x, self.in_type)).tensor.flatten(1), )  # (N, fields)
+
+        return (self.layers(GeometricTensor(x, self.in_type)).tensor.flatten(1),)  # (N, fields)
 
     def train(self, mode: bool = True) -> 'SteerableCNN':
         super().train(mode)

@@ -1,4 +1,5 @@
 """Twins of the libraries' classes that share: one mixin, made into ``Shared<Name>`` for each of them."""
+
 from __future__ import annotations
 
 import inspect
@@ -34,9 +35,11 @@ class SharingMixin:
         sharings = list(sharing) if isinstance(sharing, (list, tuple)) else [sharing]
         for each in sharings:
             if not isinstance(each, dict) or not {'bank'} < set(each) <= _KEYS:
-                raise SharingError(f'{type(self).__name__} needs sharing=dict(groups=[...], bank=dict(type=...)), with '
-                                   'stages or own_blocks if you want them or with layers in place of groups, or a list '
-                                   f'of such, and got sharing={sharing}.')
+                raise SharingError(
+                    f'{type(self).__name__} needs sharing=dict(groups=[...], bank=dict(type=...)), with '
+                    'stages or own_blocks if you want them or with layers in place of groups, or a list '
+                    f'of such, and got sharing={sharing}.'
+                )
         super().__init__(*args, **kwargs)
         self.sharing = sharing
         for each in sharings:
@@ -58,8 +61,15 @@ class SharingMixin:
 
 def _shared(bank: nn.Module) -> list[nn.Parameter]:
     """The parameters of a bank and its layers. The biases of the layers are the library's."""
-    return [*bank.parameters(), *(parameter for layer in bank.layers for name, parameter in layer.named_parameters()
-                                  if name != 'bias' and not name.startswith('bank.'))]
+    return [
+        *bank.parameters(),
+        *(
+            parameter
+            for layer in bank.layers
+            for name, parameter in layer.named_parameters()
+            if name != 'bias' and not name.startswith('bank.')
+        ),
+    ]
 
 
 def make_twins(networks: Iterable[Any], registry: Registry, module: str) -> dict[str, type]:
@@ -76,8 +86,13 @@ def make_twins(networks: Iterable[Any], registry: Registry, module: str) -> dict
     """
     twins = {}
     for parent in networks:
-        if inspect.isclass(parent) and issubclass(parent, nn.Module) and hasattr(parent, 'init_weights') \
-                and registry.module_dict.get(parent.__name__) is parent and not issubclass(parent, SharingMixin):
+        if (
+            inspect.isclass(parent)
+            and issubclass(parent, nn.Module)
+            and hasattr(parent, 'init_weights')
+            and registry.module_dict.get(parent.__name__) is parent
+            and not issubclass(parent, SharingMixin)
+        ):
             name = f'Shared{parent.__name__}'
             doc = f'``{parent.__name__}`` whose layers share parameters: all of its arguments, and ``sharing``.'
             twins[name] = type(name, (SharingMixin, parent), {'__doc__': doc, '__module__': module, 'plain': parent})

@@ -28,22 +28,25 @@ class PreActBlock(BaseModule):
 
     expansion = 1
 
-    def __init__(self,
-                 in_channels: int,
-                 out_channels: int,
-                 stride: int = 1,
-                 dilation: int = 1,
-                 downsample: nn.Sequential | None = None,
-                 with_cp: bool = False,
-                 conv_cfg: dict | None = None,
-                 norm_cfg: dict = dict(type='BN'),
-                 **kwargs):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int = 1,
+        dilation: int = 1,
+        downsample: nn.Sequential | None = None,
+        with_cp: bool = False,
+        conv_cfg: dict | None = None,
+        norm_cfg: dict = dict(type='BN'),
+        **kwargs,
+    ):
         super().__init__()
         self.out_channels = out_channels
         self.with_cp = with_cp
         self.norm1 = build_norm_layer(norm_cfg, in_channels)[1]
         self.conv1 = build_conv_layer(
-            conv_cfg, in_channels, out_channels, 3, stride=stride, padding=dilation, dilation=dilation, bias=False)
+            conv_cfg, in_channels, out_channels, 3, stride=stride, padding=dilation, dilation=dilation, bias=False
+        )
         self.norm2 = build_norm_layer(norm_cfg, out_channels)[1]
         self.conv2 = build_conv_layer(conv_cfg, out_channels, out_channels, 3, padding=1, bias=False)
         self.relu = nn.ReLU(inplace=True)
@@ -70,11 +73,17 @@ class WideResNet_CIFAR(ResNet_CIFAR):
         **kwargs: Further arguments of mmpretrain's ``ResNet``.
     """
 
-    arch_settings = {6 * n + 4: (PreActBlock, (n, ) * 3) for n in range(1, 7)}
+    arch_settings = {6 * n + 4: (PreActBlock, (n,) * 3) for n in range(1, 7)}
 
     def __init__(self, depth: int, widen_factor: int, **kwargs):
-        settings = dict(stem_channels=16, base_channels=16 * widen_factor, num_stages=3, strides=(1, 2, 2),
-                        dilations=(1, 1, 1), out_indices=(2, ))
+        settings = dict(
+            stem_channels=16,
+            base_channels=16 * widen_factor,
+            num_stages=3,
+            strides=(1, 2, 2),
+            dilations=(1, 1, 1),
+            out_indices=(2,),
+        )
         super().__init__(depth, **{**settings, **kwargs})
         self.norm = build_norm_layer(self.norm_cfg, self.feat_dim)[1]
 

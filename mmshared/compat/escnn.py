@@ -1,5 +1,6 @@
 """escnn without lie_learn, of which it needs one function, for rotations of space, and which is not to be had compiled
 for NumPy 2."""
+
 import importlib
 import importlib.util
 import sys
@@ -19,8 +20,10 @@ def import_escnn() -> ModuleType:
         SharingError: If it is not installed.
     """
     if importlib.util.find_spec('escnn') is None:
-        raise SharingError('The steerable networks need escnn, which is not installed: pip install --no-deps escnn '
-                           '(what it needs for images is there already).')
+        raise SharingError(
+            'The steerable networks need escnn, which is not installed: pip install --no-deps escnn '
+            '(what it needs for images is there already).'
+        )
     with warnings.catch_warnings():
         # That py3nj is not there, for rotations of space too.
         warnings.filterwarnings('ignore', message='.*py3nj')

@@ -1,4 +1,5 @@
 """Shared networks as plain ones: of the stock classes, and with the keys of torchvision."""
+
 from __future__ import annotations
 
 import copy
@@ -34,8 +35,10 @@ def to_torchvision(model: nn.Module) -> dict[str, Tensor]:
     Raises:
         SharingError: If torchvision has no such network.
     """
-    state_dict = {key.replace('backbone.', '', 1).replace('head.fc.', 'fc.', 1): tensor
-                  for key, tensor in model.state_dict().items()}
+    state_dict = {
+        key.replace('backbone.', '', 1).replace('head.fc.', 'fc.', 1): tensor
+        for key, tensor in model.state_dict().items()
+    }
     shapes = {key: tensor.shape for key, tensor in state_dict.items()}
     classes = len(state_dict.get('fc.weight', ()))
     for name in torchvision.models.list_models(torchvision.models, include='*res*'):
@@ -44,8 +47,10 @@ def to_torchvision(model: nn.Module) -> dict[str, Tensor]:
         if {key: tensor.shape for key, tensor in twin.state_dict().items()} == shapes:
             break
     else:
-        raise SharingError('--torchvision is for classifiers whose layers are those of a ResNet, ResNeXt or wide '
-                           'ResNet of torchvision, and this is none.')
+        raise SharingError(
+            '--torchvision is for classifiers whose layers are those of a ResNet, ResNeXt or wide '
+            'ResNet of torchvision, and this is none.'
+        )
     twin.load_state_dict(state_dict, strict=True, assign=True)
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():

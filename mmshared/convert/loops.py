@@ -1,4 +1,5 @@
 """Template banks as loops: layers that are alike, the patterns they repeat, the network that runs them."""
+
 import copy
 import re
 from collections.abc import Hashable, Sequence
@@ -9,11 +10,11 @@ from mmengine.config import Config
 from sklearn.cluster import AgglomerativeClustering
 from torch import Tensor, nn
 
+from ..engine.build import build_model
+from ..engine.config import drop_hooks
 from ..hooks import layer_similarity
 from ..sharing import Bank, LoopedTemplates, SharedLayer, SharingError, TemplateBank, banks
 from ..sharing.state_dict import Conversion, share_state_dict
-from .export import drop_hooks
-from .models import build_model
 
 
 def similar_layers(similarity: Tensor, threshold: float) -> list[int]:
@@ -29,7 +30,8 @@ def similar_layers(similarity: Tensor, threshold: float) -> list[int]:
     if not similarity.isfinite().all():
         raise SharingError('The coefficients of a bank hold numbers that are not finite: take another checkpoint.')
     clustering = AgglomerativeClustering(
-        n_clusters=None, metric='precomputed', linkage='complete', distance_threshold=1 - threshold)
+        n_clusters=None, metric='precomputed', linkage='complete', distance_threshold=1 - threshold
+    )
     labels = clustering.fit_predict(1 - similarity.detach().cpu().double().numpy()).tolist()
     first = list(dict.fromkeys(labels))
     return [first.index(label) for label in labels]
@@ -60,7 +62,7 @@ def loop_program(sequence: Sequence[Hashable]) -> list[Loop]:
         for start in range(end):
             part = sequence[start:end]
             for times in range(1, len(part) + 1):
-                body = part[:len(part) // times]
+                body = part[: len(part) // times]
                 if body * times == part:
                     items, parts, program = best[start]
                     programs.append((items + len(body), parts + 1, [*program, Loop(body, times)]))
@@ -87,7 +89,8 @@ def stage_programs(model: nn.Module) -> dict[str, str]:
                 sequence.append(names.setdefault(kernel, name))
         programs[stage] = '; '.join(
             ' '.join(body) if times == 1 else f'loop {times} x [{" ".join(body)}]'
-            for body, times in loop_program(sequence))
+            for body, times in loop_program(sequence)
+        )
     return programs
 
 
@@ -145,15 +148,18 @@ def _folded_sharing(network: nn.Module, kernels: dict[Bank, list[int]]) -> list[
     folded = []
     for bank in banks(network):
         key = 'groups' if bank.stage is not None else 'layers'
-        sharing = next(each for each in sharings if bank.group in _patterns(each, key)
-                       and re.fullmatch(each.get('stages') or '.*', bank.stage or ''))
+        sharing = next(
+            each
+            for each in sharings
+            if bank.group in _patterns(each, key) and re.fullmatch(each.get('stages') or '.*', bank.stage or '')
+        )
         config = sharing['bank']
         if isinstance(config, (list, tuple)):
             config = config[_patterns(sharing, key).index(bank.group)]
         if bank in kernels:
             config = dict(type='LoopedTemplates', kernels=kernels[bank], num_templates=len(bank.templates))
         place = {} if bank.stage is None else dict(stages=re.escape(bank.stage))
-        own = {name: sharing[name] for name in ('own_blocks', ) if name in sharing}
+        own = {name: sharing[name] for name in ('own_blocks',) if name in sharing}
         folded.append({**place, key: [bank.group], **own, 'bank': dict(config)})
     return folded
 

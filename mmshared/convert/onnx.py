@@ -1,4 +1,5 @@
 """Networks as ONNX."""
+
 from __future__ import annotations
 
 import tempfile
@@ -13,8 +14,9 @@ from ..engine.build import inner, relative_difference
 from ..sharing import SharingError
 
 
-def export_onnx(shared: nn.Module, plain: nn.Module, out: Path, shape: Sequence[int], keep_shared: bool
-                ) -> Iterator[str]:
+def export_onnx(
+    shared: nn.Module, plain: nn.Module, out: Path, shape: Sequence[int], keep_shared: bool
+) -> Iterator[str]:
     """Write a network as ONNX with batch and size open, and run it by onnxruntime against PyTorch.
 
     Args:
@@ -33,6 +35,7 @@ def export_onnx(shared: nn.Module, plain: nn.Module, out: Path, shape: Sequence[
     """
     import onnx
     import onnxruntime
+
     channels, height, width = shape
     with tempfile.TemporaryDirectory() as folder:
         files = {'plain': Path(folder) / 'plain.onnx'}
@@ -49,7 +52,7 @@ def export_onnx(shared: nn.Module, plain: nn.Module, out: Path, shape: Sequence[
             images = torch.randn(size)
             with torch.no_grad():
                 expected = inner(plain)(images)
-            expected = expected if isinstance(expected, (tuple, list)) else (expected, )
+            expected = expected if isinstance(expected, (tuple, list)) else (expected,)
             found = [torch.from_numpy(each) for each in session.run(None, {'images': images.numpy()})]
             difference = relative_difference(found, expected)
             yield f'ONNX against PyTorch, {"x".join(map(str, size))}: relative difference {difference:.2g}'
@@ -63,5 +66,12 @@ def _write_onnx(module: nn.Module, out: Path, shape: Sequence[int]) -> None:
     open_axes = {0: torch.export.Dim('batch'), 2: torch.export.Dim('height'), 3: torch.export.Dim('width')}
     module.eval()  # which returns nothing in mmdet
     torch.onnx.export(
-        module, (torch.randn(2, *shape), ), str(out), input_names=['images'], dynamo=True,
-        dynamic_shapes=(open_axes, ), external_data=False, verbose=False)
+        module,
+        (torch.randn(2, *shape),),
+        str(out),
+        input_names=['images'],
+        dynamo=True,
+        dynamic_shapes=(open_axes,),
+        external_data=False,
+        verbose=False,
+    )

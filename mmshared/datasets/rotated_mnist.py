@@ -1,4 +1,5 @@
 """Rotated MNIST (Larochelle et al., 2007): handwritten digits, each turned by an angle of its own."""
+
 import warnings
 import zlib
 from pathlib import Path
@@ -41,7 +42,8 @@ class RotatedMNIST(BaseDataset):
     sizes = dict(train=12_000, test=50_000)
     originals = dict(
         train='mnist_all_rotation_normalized_float_train_valid.amat',
-        test='mnist_all_rotation_normalized_float_test.amat')
+        test='mnist_all_rotation_normalized_float_test.amat',
+    )
 
     def __init__(self, data_root: str, split: str, **kwargs):
         if split not in self.sizes:
@@ -54,8 +56,10 @@ class RotatedMNIST(BaseDataset):
         there = [name for name in self.originals.values() if (root / name).is_file()]
         if len(there) == 1:
             # Made of MNIST, the other split would show the same digits.
-            raise SharingError(f'{root} has {there[0]} and not the other file of the original rotated MNIST: put both '
-                               'there, or remove it.')
+            raise SharingError(
+                f'{root} has {there[0]} and not the other file of the original rotated MNIST: put both '
+                'there, or remove it.'
+            )
         images, labels = self._read_original(root) if there else self._rotate(root)
         return [dict(img=image, gt_label=int(label)) for image, label in zip(images, labels)]
 
@@ -68,8 +72,10 @@ class RotatedMNIST(BaseDataset):
         if table.shape[1] != 785:
             raise SharingError(f'{path} has {table.shape[1]} values in a line: rotated MNIST has 784 and a label.')
         if len(table) < self.sizes[self.split]:
-            raise SharingError(f'{path} has {len(table)} lines, and the split has {self.sizes[self.split]} images: '
-                               'it was cut off, copy it again.')
+            raise SharingError(
+                f'{path} has {len(table)} lines, and the split has {self.sizes[self.split]} images: '
+                'it was cut off, copy it again.'
+            )
         images, labels = (table[:, :-1].reshape(-1, 28, 28) * 255).round(), table[:, -1]
         if not ((images >= 0) & (images <= 255)).all():
             raise SharingError(f'{path} has values of images that are not from 0 to 1.')
@@ -81,8 +87,9 @@ class RotatedMNIST(BaseDataset):
         parts = [[_read_idx(root, name) for name in names] for names in IDX_FILES]
         for (images, labels), names in zip(parts, IDX_FILES):
             if images.shape != (len(labels), 28, 28) or labels.dim() != 1:
-                raise SharingError(f'{root} has {" and ".join(names)} that do not belong together: copy or download '
-                                   'them again.')
+                raise SharingError(
+                    f'{root} has {" and ".join(names)} that do not belong together: copy or download them again.'
+                )
         images, labels = (torch.cat(part) for part in zip(*parts))  # (M, 28, 28), (M, )
         random = np.random.default_rng(0)
         order, angles = random.permutation(len(images)), random.uniform(0, 360, len(images))
@@ -104,8 +111,10 @@ def _read_idx(root: Path, name: str) -> Tensor:
                     return read_sn3_pascalvincent_tensor(str(path))
             except (AssertionError, EOFError, KeyError, OSError, RuntimeError, ValueError, zlib.error):
                 raise SharingError(f'{path} is damaged, or no file of MNIST: copy or download it again.') from None
-    raise SharingError(f'Rotated MNIST is made of the four files of MNIST, and {root} has no {name} or {name}.gz: put '
-                       'them there, or name their folder with --cfg-options data_root=FOLDER.')
+    raise SharingError(
+        f'Rotated MNIST is made of the four files of MNIST, and {root} has no {name} or {name}.gz: put '
+        'them there, or name their folder with --cfg-options data_root=FOLDER.'
+    )
 
 
 def rotate(images: Tensor, angles: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
 """Shortest paths between two cells of a grid with obstacles: a data set that makes itself, and its score."""
+
 from collections.abc import Sequence
 
 import numpy as np
@@ -57,13 +58,16 @@ class ShortestPaths(BaseDataset):
 
     def __init__(self, num_samples: int, distances: Sequence[Range], seed: int, size: int = 32, density: float = 0.3):
         if num_samples < 1 or not distances or not 0 <= density < 1:
-            raise SharingError(f'No data set has {num_samples} samples in {len(distances)} ranges of distances, and '
-                               f'obstacles of density {density:g}: give one sample and one range or more, and a '
-                               'density from 0 to below 1.')
+            raise SharingError(
+                f'No data set has {num_samples} samples in {len(distances)} ranges of distances, and '
+                f'obstacles of density {density:g}: give one sample and one range or more, and a '
+                'density from 0 to below 1.'
+            )
         for low, high in distances:
             if not 0 < low <= high:
-                raise SharingError(f'({low}, {high}) is no range of distances: give the lowest, 1 or more, and the '
-                                   'highest.')
+                raise SharingError(
+                    f'({low}, {high}) is no range of distances: give the lowest, 1 or more, and the highest.'
+                )
         self.num_samples = num_samples
         self.distances = distances
         self.seed = seed
@@ -94,8 +98,10 @@ class ShortestPaths(BaseDataset):
             if len(ends):
                 break
         else:
-            raise SharingError(f'{ATTEMPTS} grids of {self.size}x{self.size} cells and density {self.density:g} have '
-                               f'no path of {distance} steps: give shorter distances.')
+            raise SharingError(
+                f'{ATTEMPTS} grids of {self.size}x{self.size} cells and density {self.density:g} have '
+                f'no path of {distance} steps: give shorter distances.'
+            )
         end = rng.choice(ends)
         from_end = dijkstra(graph, directed=False, unweighted=True, indices=end)  # (H W, )
         inputs = np.zeros((3, free.size), np.float32)
@@ -103,7 +109,8 @@ class ShortestPaths(BaseDataset):
         return dict(
             inputs=torch.from_numpy(inputs).view(3, self.size, self.size),
             target=torch.from_numpy(from_start + from_end == distance).view(self.size, self.size),
-            distance=distance)
+            distance=distance,
+        )
 
 
 @METRICS.register_module()

@@ -1,4 +1,5 @@
 """The models of configs, without a runner."""
+
 from __future__ import annotations
 
 import copy
@@ -63,8 +64,10 @@ def load_model(cfg: Config, checkpoint: str) -> nn.Module:
     model = build_model(cfg)
     state_dict = state_dict_of(load_checkpoint_file(checkpoint))
     if share_state_dict(model, dict(state_dict)):
-        raise SharingError(f'The checkpoint {checkpoint} is of the plain network, and that of this config shares: '
-                           'tools/model_converters/dense_to_shared.py makes one of it.')
+        raise SharingError(
+            f'The checkpoint {checkpoint} is of the plain network, and that of this config shares: '
+            'tools/model_converters/dense_to_shared.py makes one of it.'
+        )
     load_whole(model, state_dict, checkpoint, 'the model of this config')
     model.eval()
     return model
@@ -98,9 +101,10 @@ def feature_maps(model: nn.Module, images: Tensor) -> tuple[Tensor, ...]:
     try:
         maps = model.extract_feat(images) if isinstance(model, BaseDetector) else model(images)
     except RuntimeError as error:
-        raise SharingError(f'The network cannot take images of {"x".join(map(str, images.shape[1:]))}: '
-                           f'{str(error).splitlines()[0]}') from error
-    return tuple(maps) if isinstance(maps, (tuple, list)) else (maps, )
+        raise SharingError(
+            f'The network cannot take images of {"x".join(map(str, images.shape[1:]))}: {str(error).splitlines()[0]}'
+        ) from error
+    return tuple(maps) if isinstance(maps, (tuple, list)) else (maps,)
 
 
 def inner(model: nn.Module) -> nn.Module:

@@ -1,4 +1,5 @@
 """Checkpoints as files: read without running any code that they may carry, written whole or not at all."""
+
 import os
 import os.path as osp
 import re
@@ -18,8 +19,10 @@ from torch import Tensor
 from ..sharing import SharingError
 
 # Both keep functions of their own class in their state: a checkpoint asks for them by getattr.
-_FUNCTIONS = {HistoryBuffer: ('min', 'max', 'current', 'mean'),
-              OneCycleParamScheduler: ('_annealing_cos', '_annealing_linear')}
+_FUNCTIONS = {
+    HistoryBuffer: ('min', 'max', 'current', 'mean'),
+    OneCycleParamScheduler: ('_annealing_cos', '_annealing_linear'),
+}
 
 
 def _function_of(owner: Any, name: str) -> Any:
@@ -44,8 +47,10 @@ def load_checkpoint_file(filename: str, map_location='cpu') -> dict:
         checkpoint = torch.load(filename, map_location=map_location, weights_only=True)
     except Exception as error:  # torch.load and zipfile have many ways to say so
         reason = re.split(r'[.\n]\s', str(error).strip())[0] or type(error).__name__
-        raise SharingError(f'The checkpoint {filename} cannot be loaded: it is damaged or cut off, or it holds more '
-                           f'than weights ({reason}). Copy or download it again.') from None
+        raise SharingError(
+            f'The checkpoint {filename} cannot be loaded: it is damaged or cut off, or it holds more '
+            f'than weights ({reason}). Copy or download it again.'
+        ) from None
     if not isinstance(checkpoint, dict):
         raise SharingError(f'The checkpoint {filename} holds a {type(checkpoint).__name__} and no state dict.')
     for key in ('state_dict', 'ema_state_dict'):
@@ -59,8 +64,11 @@ def load_checkpoint_file(filename: str, map_location='cpu') -> dict:
 def _is_state_dict(checkpoint: dict) -> bool:
     """Whether a checkpoint is meant as a state dict itself, and not to hold one, under whatever key."""
     values = checkpoint.values()
-    return not {'state_dict', 'meta'} & set(checkpoint) and any(isinstance(each, Tensor) for each in values) and \
-        not any(isinstance(each, dict) for each in values)
+    return (
+        not {'state_dict', 'meta'} & set(checkpoint)
+        and any(isinstance(each, Tensor) for each in values)
+        and not any(isinstance(each, dict) for each in values)
+    )
 
 
 def _check_archive(filename: str) -> None:
@@ -97,11 +105,15 @@ def check_state_dict(state_dict: Any, source: str) -> None:
         try:
             finite = _is_finite(tensor)
         except RuntimeError as error:  # it has no numbers, or some that torch cannot compare
-            raise SharingError(f'{source} holds {key} in a form that cannot be read ({str(error).splitlines()[0]}): '
-                               'save it as ordinary numbers.') from None
+            raise SharingError(
+                f'{source} holds {key} in a form that cannot be read ({str(error).splitlines()[0]}): '
+                'save it as ordinary numbers.'
+            ) from None
         if not finite:
-            raise SharingError(f'{source} holds numbers that are not finite in {key}: take one that was saved before '
-                               'the training went wrong.')
+            raise SharingError(
+                f'{source} holds numbers that are not finite in {key}: take one that was saved before '
+                'the training went wrong.'
+            )
 
 
 def _is_finite(tensor: Tensor) -> bool:
@@ -125,7 +137,7 @@ def state_dict_of(checkpoint: dict, key: str = 'state_dict') -> dict[str, Tensor
 def converted(state_dict: dict[str, Tensor], checkpoint: str) -> dict:
     """A checkpoint of weights that were made of those of another one, with the class names that it has."""
     meta = load_checkpoint_file(checkpoint).get('meta') or {}
-    return dict(state_dict=state_dict, meta={key: meta[key] for key in ('dataset_meta', ) if key in meta})
+    return dict(state_dict=state_dict, meta={key: meta[key] for key in ('dataset_meta',) if key in meta})
 
 
 def save_checkpoint(checkpoint: dict, path: Path) -> None:
@@ -178,8 +190,9 @@ def refuse_other_networks(script: str) -> None:
                 lines = str(error).splitlines()
                 lacks = [line for line in lines if line.startswith(('size mismatch', 'missing keys'))]
                 if lacks:
-                    raise SharingError(f'The checkpoint {filename} is not of the network of this config: '
-                                       f'{lacks[0][:200]}') from None
+                    raise SharingError(
+                        f'The checkpoint {filename} is not of the network of this config: {lacks[0][:200]}'
+                    ) from None
         return load(runner, filename, *args, **kwargs)
 
     Runner.load_checkpoint = load_checkpoint

@@ -1,5 +1,6 @@
 """Configs: by path or by name, with the options of the command line, and what can be told of them before anything is
 built."""
+
 from __future__ import annotations
 
 import inspect
@@ -51,8 +52,9 @@ def load_config(name: str) -> Config:
         reason = str(error).strip() or type(error).__name__
         raise SharingError(f'The config {name} cannot be read: {reason.splitlines()[-1]}') from None
     if not {'model', 'default_scope'} <= set(cfg):
-        raise SharingError(f'{name} is no config of a model: it has no '
-                           f'{"model" if "model" not in cfg else "default_scope"}.')
+        raise SharingError(
+            f'{name} is no config of a model: it has no {"model" if "model" not in cfg else "default_scope"}.'
+        )
     return cfg
 
 
@@ -81,11 +83,16 @@ def moved_root(cfg: Config, root: str) -> dict[str, str]:
     leaves = dict(dotted({key: value for key, value in cfg.items() if re.fullmatch(places, key)}))
     roots = {value.rstrip('/') for key, value in leaves.items() if key.endswith('.data_root') and value}
     if len(roots) != 1:
-        raise SharingError(f'The data sets of this config have {len(roots)} roots ({", ".join(sorted(roots))}): set '
-                           'the data_root of each of them instead.')
+        raise SharingError(
+            f'The data sets of this config have {len(roots)} roots ({", ".join(sorted(roots))}): set '
+            'the data_root of each of them instead.'
+        )
     old = roots.pop()
-    return {key: osp.join(root, value[len(old):].lstrip('/')) for key, value in leaves.items()
-            if isinstance(value, str) and f'{value}/'.startswith(f'{old}/')}
+    return {
+        key: osp.join(root, value[len(old) :].lstrip('/'))
+        for key, value in leaves.items()
+        if isinstance(value, str) and f'{value}/'.startswith(f'{old}/')
+    }
 
 
 def merge_options(cfg: Config, options: dict[str, Any]) -> dict[str, Any]:
@@ -111,8 +118,11 @@ def plain_twin(cfg: Any) -> Any:
 
 def drop_hooks(cfg: Config) -> Config:
     """Take the hooks of mmshared out of a config, in place; returns it."""
-    hooks = [hook for hook in cfg.pop('custom_hooks', None) or []
-             if not (HOOKS.get(hook['type']) or object).__module__.startswith('mmshared')]
+    hooks = [
+        hook
+        for hook in cfg.pop('custom_hooks', None) or []
+        if not (HOOKS.get(hook['type']) or object).__module__.startswith('mmshared')
+    ]
     if hooks:
         cfg.custom_hooks = hooks
     return cfg
@@ -176,12 +186,17 @@ def check_data(cfg: Config, loaders: list[str], download: bool = True) -> None:
             if not root or '://' in root or download and _downloads(dataset, cfg.default_scope):
                 continue
             parts = ['', dataset.get('ann_file'), *(prefix.values() if isinstance(prefix, dict) else [prefix])]
-            missing = [part for part in parts if isinstance(part, str) and '://' not in part
-                       and not osp.exists(osp.join(root, part))]
+            missing = [
+                part
+                for part in parts
+                if isinstance(part, str) and '://' not in part and not osp.exists(osp.join(root, part))
+            ]
             if missing:
                 lack = 'is not there' if '' in missing else f'has no {" and no ".join(missing)}'
-                raise SharingError(f'The data set of {loader} is expected in {root}, which {lack}: put the data set '
-                                   'there, or name its folder with --cfg-options data_root=FOLDER.')
+                raise SharingError(
+                    f'The data set of {loader} is expected in {root}, which {lack}: put the data set '
+                    'there, or name its folder with --cfg-options data_root=FOLDER.'
+                )
 
 
 def _downloads(dataset: dict, scope: str) -> bool:

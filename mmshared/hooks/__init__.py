@@ -1,11 +1,22 @@
 from .bank_monitor_hooks import BasisHealthHook, GradientFlowHook, LayerSimilarityHook, basis_health, basis_spaces
 from .loss_hook import BankLossHook
-from .orthogonality_loss_hook import OrthogonalityLossHook, orthogonality_loss, orthogonality_spaces
+from .orthogonality_loss_hook import OrthogonalityLossHook, Space, orthogonality_loss, orthogonality_spaces
 from .recurrence_loss_hook import RecurrenceLossHook, layer_similarity, recurrence_loss, template_banks
 from .train_only_hook import TrainOnlyHook
 
 __all__ = [
-    'BankLossHook', 'BasisHealthHook', 'GradientFlowHook', 'LayerSimilarityHook', 'OrthogonalityLossHook',
-    'RecurrenceLossHook', 'TrainOnlyHook', 'basis_health', 'basis_spaces', 'layer_similarity', 'orthogonality_loss',
-    'orthogonality_spaces', 'recurrence_loss', 'template_banks'
+    'BankLossHook',
+    'BasisHealthHook',
+    'GradientFlowHook',
+    'LayerSimilarityHook',
+    'OrthogonalityLossHook',
+    'RecurrenceLossHook',
+    'TrainOnlyHook',
+    'basis_health',
+    'basis_spaces',
+    'layer_similarity',
+    'orthogonality_loss',
+    'orthogonality_spaces',
+    'recurrence_loss',
+    'template_banks',
 ]

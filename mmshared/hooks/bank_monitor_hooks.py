@@ -1,4 +1,5 @@
 """What becomes of the shared parameters while a model trains: hooks that write it down."""
+
 import math
 
 import matplotlib
@@ -33,12 +34,15 @@ class BankMonitorHook(Hook):
 
     def before_train(self, runner) -> None:
         if isinstance(runner.model, FullyShardedDataParallel):
-            raise SharingError(f'{type(self).__name__} cannot see the parameters that FSDP shards: take it out of '
-                               'custom_hooks.')
+            raise SharingError(
+                f'{type(self).__name__} cannot see the parameters that FSDP shards: take it out of custom_hooks.'
+            )
         self.model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         if not banks(self.model):
-            raise SharingError(f'{type(self).__name__} found no bank in the model: give the backbone one by '
-                               'sharing=dict(...), or take the hook out of custom_hooks.')
+            raise SharingError(
+                f'{type(self).__name__} found no bank in the model: give the backbone one by '
+                'sharing=dict(...), or take the hook out of custom_hooks.'
+            )
 
     def write(self, runner, figures: dict[str, dict[str, float]]) -> None:
         """Write the figures of one moment.
@@ -49,8 +53,9 @@ class BankMonitorHook(Hook):
         """
         scalars = {f'{self.title}/{name}/{key}': value for name, row in figures.items() for key, value in row.items()}
         runner.visualizer.add_scalars(scalars, step=runner.iter + 1)
-        told = '; '.join(' '.join([name, *(f'{key} {value:.3g}' for key, value in row.items())])
-                         for name, row in figures.items())
+        told = '; '.join(
+            ' '.join([name, *(f'{key} {value:.3g}' for key, value in row.items())]) for name, row in figures.items()
+        )
         runner.logger.info(f'{self.title} at iteration {runner.iter + 1}: {told}')
 
 
@@ -107,8 +112,12 @@ def basis_health(filters: Tensor) -> dict[str, float]:
     directions = F.normalize(rows)
     cosines = directions @ directions.T
     norms, values = rows.norm(dim=1), torch.linalg.svdvals(rows)
-    return dict(cosine=cosines.fill_diagonal_(0).abs().max().item(), min_norm=norms.min().item(),
-                max_norm=norms.max().item(), condition=(values[0] / values[-1]).item())
+    return dict(
+        cosine=cosines.fill_diagonal_(0).abs().max().item(),
+        min_norm=norms.min().item(),
+        max_norm=norms.max().item(),
+        condition=(values[0] / values[-1]).item(),
+    )
 
 
 @HOOKS.register_module()
@@ -158,8 +167,9 @@ class LayerSimilarityHook(IterationMonitorHook):
             figures[name] = dict(mean=pairs.mean().item(), max=pairs.max().item())
             # A square of 16 pixels for each pair; no slash in the name, of which files are made.
             image = matplotlib.colormaps['viridis'](matrix.numpy(), bytes=True)[..., :3]  # (convs, convs, 3)
-            runner.visualizer.add_image(f'{self.title}_{name}', np.kron(image, np.ones((16, 16, 1), np.uint8)),
-                                        runner.iter + 1)
+            runner.visualizer.add_image(
+                f'{self.title}_{name}', np.kron(image, np.ones((16, 16, 1), np.uint8)), runner.iter + 1
+            )
         self.write(runner, figures)
 
 
@@ -183,11 +193,14 @@ class GradientFlowHook(BankMonitorHook):
     def before_train(self, runner) -> None:
         super().before_train(runner)
         if not hasattr(runner.optim_wrapper, 'optimizer'):
-            raise SharingError('GradientFlowHook watches one optimizer, and this config has several: take it out of '
-                               'custom_hooks.')
+            raise SharingError(
+                'GradientFlowHook watches one optimizer, and this config has several: take it out of custom_hooks.'
+            )
         if not any(list(bank.parameters()) for bank in banks(self.model)):
-            raise SharingError('GradientFlowHook watches what layers have in common, and here each repeats a kernel of '
-                               'its own: take it out of custom_hooks.')
+            raise SharingError(
+                'GradientFlowHook watches what layers have in common, and here each repeats a kernel of '
+                'its own: take it out of custom_hooks.'
+            )
         steps = 0
 
         def record(optimizer, *_):

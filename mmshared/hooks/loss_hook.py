@@ -1,4 +1,5 @@
 """Losses of the banks of a model as hooks, for any detector or classifier."""
+
 from typing import Any
 
 from mmengine.hooks import Hook

@@ -1,5 +1,7 @@
 """The orthogonality loss as a hook, for any detector or classifier."""
+
 import math
+from typing import NamedTuple
 
 import torch
 from mmengine.registry import HOOKS
@@ -10,20 +12,22 @@ from ..sharing.bank import bases_by_space
 from .loss_hook import BankLossHook
 
 
-def orthogonality_spaces(model: nn.Module) -> list[list[list[Bank]]]:
-    """Sort the banks of a model by what the orthogonality loss treats together.
+class Space(NamedTuple):
+    """Banks of one stage whose filters have the same shape: all of them are to be orthogonal to each other.
 
-    Bases of one stage whose filters have the same shape are one space: their filters are to be orthogonal across
-    the bases too. The spaces of all stages that begin with the same group, by its pattern, share one mean.
-
-    Returns:
-        list[list[list[Bank]]]: For each mean its spaces, for each space its banks.
+    Attributes:
+        group (str): The pattern of the first bank. Spaces of one group, in all stages, share one mean of the loss.
+        banks (list[Bank]): The banks.
     """
-    means: dict[str, list[list[Bank]]] = {}
-    for space in bases_by_space(named_banks(model)):
-        banks = list(space.values())
-        means.setdefault(banks[0].group, []).append(banks)
-    return list(means.values())
+
+    group: str
+    banks: list[Bank]
+
+
+def orthogonality_spaces(model: nn.Module) -> list[Space]:
+    """Sort the banks of a model that have a basis by what the orthogonality loss treats together."""
+    spaces = [list(space.values()) for space in bases_by_space(named_banks(model))]
+    return [Space(banks[0].group, banks) for banks in spaces]
 
 
 def gram_error(filters: Tensor) -> Tensor:
@@ -41,10 +45,10 @@ def gram_error(filters: Tensor) -> Tensor:
     return 2 * error - error.detach() + max(n - m, 0) * math.prod(batch)
 
 
-def orthogonality_loss(means: list[list[list[Bank]]], include_unique: bool = False) -> Tensor:
+def orthogonality_loss(spaces: list[Space], include_unique: bool = False) -> Tensor:
     r"""How far the bases are from orthonormal, before weighting.
 
-    .. math:: \sum_{means} \frac{\sum_k \|B_k B_k^T - I\|_F^2}{\sum_k N_k^2}
+    .. math:: \sum_{groups} \frac{\sum_k \|B_k B_k^T - I\|_F^2}{\sum_k N_k^2}
 
     with the :math:`N_k` flattened filters of space k as the rows of :math:`B_k`. It equals the ``avg_sim`` of
     https://github.com/ssregibility/Net_RL2 (train_ilsvrc.py) for its single, double and separate bases. Computed in
@@ -58,28 +62,32 @@ def orthogonality_loss(means: list[list[list[Bank]]], include_unique: bool = Fal
     to the numerator and the numbers of their terms to the denominator. Own filters of different convs may be alike.
 
     Args:
-        means (list): What :func:`orthogonality_spaces` returns.
+        spaces (list[Space]): What :func:`orthogonality_spaces` returns.
         include_unique (bool): Whether the filters that convs have of their own take part.
     """
+    errors, counts = {}, {}
+    for group, banks in spaces:
+        trained = [bank for bank in banks if bank.basis().requires_grad]
+        if trained:
+            error, count = _error_of(trained, include_unique)
+            errors[group] = errors.get(group, 0) + error
+            counts[group] = counts.get(group, 0) + count
     total = torch.zeros(())
-    for spaces in means:
-        error, count = 0., 0
-        for banks in spaces:
-            banks = [bank for bank in banks if bank.basis().requires_grad]
-            if not banks:
-                continue
-            basis = _in_float([bank.basis().flatten(1) for bank in banks])  # (N, M)
-            own = [bank.own_filters() for bank in banks] if include_unique else []
-            with torch.autocast(basis.device.type, enabled=False):
-                error = error + gram_error(basis)
-                count += len(basis)**2
-                if own:
-                    unique = _in_float([filters.flatten(2) for filters in own])  # (convs, U, M)
-                    error = error + (basis @ unique.flatten(0, 1).T).square().sum() + gram_error(unique)
-                    count += len(basis) * unique.shape[0] * unique.shape[1] + unique.shape[0] * unique.shape[1]**2
-        if count:
-            total = total.to(error) + error / count
+    for group, error in errors.items():
+        total = total.to(error) + error / counts[group]
     return total
+
+
+def _error_of(banks: list[Bank], include_unique: bool) -> tuple[Tensor, int]:
+    """What the banks of a space add to the numerator and the denominator of their mean."""
+    basis = _in_float([bank.basis().flatten(1) for bank in banks])  # (N, M)
+    with torch.autocast(basis.device.type, enabled=False):
+        error, count = gram_error(basis), len(basis) ** 2
+        if include_unique:
+            own = _in_float([bank.own_filters().flatten(2) for bank in banks])  # (convs, U, M)
+            error = error + (basis @ own.flatten(0, 1).T).square().sum() + gram_error(own)
+            count += len(basis) * own.shape[0] * own.shape[1] + own.shape[0] * own.shape[1] ** 2
+    return error, count
 
 
 def _in_float(tensors: list[Tensor]) -> Tensor:
@@ -105,21 +113,26 @@ class OrthogonalityLossHook(BankLossHook):
         super().__init__(loss_weight)
         self.include_unique = include_unique
 
-    def find(self, model: nn.Module) -> list[list[list[Bank]]]:
+    def find(self, model: nn.Module) -> list[Space]:
         return orthogonality_spaces(model)
 
-    def check(self, found: list[list[list[Bank]]]) -> str:
-        banks = [bank for spaces in found for space in spaces for bank in space]
+    def check(self, found: list[Space]) -> str:
+        banks = [bank for space in found for bank in space.banks]
         if not banks:
-            raise SharingError('OrthogonalityLossHook found no filter basis in the model to keep orthogonal: give the '
-                               'backbone a bank that has one (FilterBasis with shared_rank above 0, or TiedFilters), '
-                               'or take the hook out of custom_hooks.')
+            raise SharingError(
+                'OrthogonalityLossHook found no filter basis in the model to keep orthogonal: give the '
+                'backbone a bank that has one (FilterBasis with shared_rank above 0, or TiedFilters), '
+                'or take the hook out of custom_hooks.'
+            )
         if self.include_unique and any(bank.own_filters() is None for bank in banks):
-            raise SharingError('OrthogonalityLossHook has include_unique=True, and a bank of the model gives its '
-                               'convs no filters of their own: leave include_unique out.')
+            raise SharingError(
+                'OrthogonalityLossHook has include_unique=True, and a bank of the model gives its '
+                'convs no filters of their own: leave include_unique out.'
+            )
         frozen = sum(not bank.basis().requires_grad for bank in banks)
-        return (f'keeps {len(banks) - frozen} filter bases orthogonal, weight {self.loss_weight:g}'
-                + (f' ({frozen} frozen ones are left out)' if frozen else ''))
+        return f'keeps {len(banks) - frozen} filter bases orthogonal, weight {self.loss_weight:g}' + (
+            f' ({frozen} frozen ones are left out)' if frozen else ''
+        )
 
-    def loss(self, found: list[list[list[Bank]]]) -> Tensor:
+    def loss(self, found: list[Space]) -> Tensor:
         return orthogonality_loss(found, self.include_unique)

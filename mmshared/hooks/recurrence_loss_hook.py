@@ -62,9 +62,11 @@ class RecurrenceLossHook(BankLossHook):
 
     def check(self, found: dict[str, TemplateBank]) -> str:
         if not found:
-            raise SharingError('RecurrenceLossHook found no TemplateBank in the model whose layers could become '
-                               "alike: give the backbone bank=dict(type='TemplateBank', ...), or take the hook out of "
-                               'custom_hooks.')
+            raise SharingError(
+                'RecurrenceLossHook found no TemplateBank in the model whose layers could become '
+                "alike: give the backbone bank=dict(type='TemplateBank', ...), or take the hook out of "
+                'custom_hooks.'
+            )
         return f'draws the layers of {len(found)} template banks together, weight {self.loss_weight:g}'
 
     def loss(self, found: dict[str, TemplateBank]) -> Tensor:

@@ -1,4 +1,5 @@
 """Training some parameters of a model alone, by config."""
+
 from collections.abc import Sequence
 
 from mmengine.hooks import Hook
@@ -27,14 +28,18 @@ class TrainOnlyHook(Hook):
 
     def before_train(self, runner) -> None:
         if is_model_wrapper(runner.model) and not getattr(runner.model, 'find_unused_parameters', False):
-            raise SharingError('TrainOnlyHook freezes parameters that the processes expect gradients of: set '
-                               'find_unused_parameters=True in the config.')
+            raise SharingError(
+                'TrainOnlyHook freezes parameters that the processes expect gradients of: set '
+                'find_unused_parameters=True in the config.'
+            )
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         names = [name for name, _ in model.named_parameters()]
         for key in self.keys:
             if not any(key in name for name in names):
-                raise SharingError(f'TrainOnlyHook is to train {key!r}, and no parameter of the model has that in its '
-                                   f'name: names are like {names[0]}.')
+                raise SharingError(
+                    f'TrainOnlyHook is to train {key!r}, and no parameter of the model has that in its '
+                    f'name: names are like {names[0]}.'
+                )
         trained = 0
         for name, parameter in model.named_parameters():
             if any(key in name for key in self.keys):

@@ -10,7 +10,23 @@ from .template_bank import TemplateBank
 from .tied_filters import TiedFilters
 
 __all__ = [
-    'Bank', 'FilterBasis', 'KERNEL_TRANSFORMS', 'KernelTransform', 'LoopedTemplates', 'OrthonormalFilterBasis',
-    'RelaxedTie', 'RepeatedKernel', 'RepeatedLayers', 'SharedLayer', 'SharingError', 'TemplateBank', 'TiedFilters',
-    'banks', 'deploy', 'fold_layers', 'named_banks', 'repeated_layers', 'share_layers'
+    'Bank',
+    'FilterBasis',
+    'KERNEL_TRANSFORMS',
+    'KernelTransform',
+    'LoopedTemplates',
+    'OrthonormalFilterBasis',
+    'RelaxedTie',
+    'RepeatedKernel',
+    'RepeatedLayers',
+    'SharedLayer',
+    'SharingError',
+    'TemplateBank',
+    'TiedFilters',
+    'banks',
+    'deploy',
+    'fold_layers',
+    'named_banks',
+    'repeated_layers',
+    'share_layers',
 ]

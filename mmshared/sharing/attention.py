@@ -1,4 +1,5 @@
 """The input projection of ``nn.MultiheadAttention``, a bare parameter of three weights in one, as a layer."""
+
 from torch import Tensor, nn
 
 from .bank import SharedLayer

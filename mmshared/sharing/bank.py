@@ -1,4 +1,5 @@
 """The one idea: every way of sharing parameters is a way to parameterise an ordinary layer."""
+
 from __future__ import annotations
 
 import inspect
@@ -79,8 +80,9 @@ class SharedLayer(nn.Module):
         """Make a plain layer of this geometry, and of the class that this one stands for."""
         arguments = inspect.signature(self.kind).parameters
         options = {name: getattr(self, name) for name in self.kind.__constants__ if name in arguments}
-        layer = nn.utils.skip_init(self.kind, **options, bias=bias is not None, device=weight.device,
-                                   dtype=weight.dtype)
+        layer = nn.utils.skip_init(
+            self.kind, **options, bias=bias is not None, device=weight.device, dtype=weight.dtype
+        )
         layer.weight = nn.Parameter(weight.detach().clone())
         layer.bias = None if bias is None else nn.Parameter(bias.detach().clone())
         return layer
@@ -111,7 +113,7 @@ class Bank(nn.Module):
 
     Attributes:
         layer_class (type): The class of the layers that it makes.
-        same_shape (bool): Whether the layers of a group have to be alike. Where they need not be, a group may be of one
+        same_shape (bool): Whether the layers of a group have to be alike. If they need not be, a group may be of one
             layer, and the first blocks of a stage share too.
         orthogonal_start (bool): Whether :meth:`basis` is a parameter that starts orthogonal, also to the bases of the
             same space in its stage.
@@ -184,8 +186,10 @@ class Bank(nn.Module):
             kernels (Sequence[Tensor]): For each of :attr:`layers` a weight of its shape. Close is meant in the sum of
                 squares.
         """
-        raise SharingError(f'{type(self).__name__} cannot be started from the weights of a plain network: load a '
-                           'checkpoint that was shared in the same way, or train from random weights.')
+        raise SharingError(
+            f'{type(self).__name__} cannot be started from the weights of a plain network: load a '
+            'checkpoint that was shared in the same way, or train from random weights.'
+        )
 
     def basis(self) -> Tensor | None:
         """The filters that are to be orthogonal to each other, (N, ...), or None where the method has none."""
@@ -276,9 +280,15 @@ def check_units(network: nn.Module) -> None:
     """Raise a :class:`SharingError` if FSDP holds a bank or a shared layer of a network in a unit of its own: the bank
     is not there while another unit is computed."""
     from torch.distributed.fsdp import FullyShardedDataParallel
+
     for name, unit in network.named_modules():
-        if unit is not network and isinstance(unit, FullyShardedDataParallel) and any(
-                isinstance(child, (Bank, SharedLayer)) for child in unit.modules()):
-            raise SharingError(f'FSDP makes {name} a unit of its own, and other layers share parameters with it: leave '
-                               'out auto_wrap_policy, so that the whole model is one unit, or give one that wraps no '
-                               'part of the shared network.')
+        if (
+            unit is not network
+            and isinstance(unit, FullyShardedDataParallel)
+            and any(isinstance(child, (Bank, SharedLayer)) for child in unit.modules())
+        ):
+            raise SharingError(
+                f'FSDP makes {name} a unit of its own, and other layers share parameters with it: leave '
+                'out auto_wrap_policy, so that the whole model is one unit, or give one that wraps no '
+                'part of the shared network.'
+            )

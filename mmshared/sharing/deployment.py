@@ -1,4 +1,5 @@
 """A trained network as one for inference."""
+
 from __future__ import annotations
 
 import copy
@@ -49,9 +50,14 @@ def deploy(model: nn.Module, images: Tensor) -> nn.Module:
         inputs[layer], outputs[layer] = args[0], (output, output._version)
 
     def see_norm(norm: nn.Module, args: tuple[Tensor]) -> None:
-        # The same tensor in the same module, and nothing written into it meanwhile: an activation in place, for example.
-        norms.update({layer: norm for layer, seen in outputs.items() if seen[0] is args[0]
-                      and seen[1] == args[0]._version and parents[layer] is parents[norm]})
+        # The same tensor in the same module, and nothing written into it meanwhile, by an activation for example.
+        norms.update(
+            {
+                layer: norm
+                for layer, seen in outputs.items()
+                if seen[0] is args[0] and seen[1] == args[0]._version and parents[layer] is parents[norm]
+            }
+        )
 
     for module in network.modules():
         if isinstance(module, SharedLayer) or type(module) is nn.Conv2d:
@@ -81,8 +87,10 @@ def deploy(model: nn.Module, images: Tensor) -> nn.Module:
     for a, b in zip(found, expected):
         difference = ((a - b).abs().max() / b.abs().max()).item()
         if not difference < TOLERANCE[b.dtype]:
-            raise SharingError(f'The network cannot be deployed: its outputs would differ by a relative {difference:.2g} '
-                               'from those of the network that was trained.')
+            raise SharingError(
+                f'The network cannot be deployed: its outputs would differ by a relative {difference:.2g} '
+                'from those of the network that was trained.'
+            )
     return network
 
 
@@ -100,16 +108,14 @@ def _form(layer: SharedLayer, x: Tensor | None, norm: nn.Module | None, choice: 
     forms = [form.eval() for form in layer.forms()]
     if x is None:
         return forms[0]
-    weights = [weight.shape for form in forms for weight in form.parameters()]
-    geometry = [getattr(layer, name, None) for name in ('stride', 'padding', 'dilation')]
-    alike = (x.shape, *geometry, norm is None, *weights)
-    if alike not in choice:
-        choice[alike] = _fastest([form if norm is None or type(form[-1]) is nn.Conv2d else nn.Sequential(form, norm)
-                                  for form in forms], x)
-    return forms[choice[alike]]
+    whole = [form if norm is None or type(form[-1]) is nn.Conv2d else nn.Sequential(form, norm) for form in forms]
+    work = (x.shape, *map(str, whole))  # the repr of a module says all that its time depends on
+    if work not in choice:
+        choice[work] = fastest(whole, x)
+    return forms[choice[work]]
 
 
-def _fastest(forms: Sequence[nn.Module], x: Tensor, rounds: int = 7) -> int:
+def fastest(forms: Sequence[nn.Module], x: Tensor, rounds: int = 7) -> int:
     """The position of the form that takes the least time, in the fastest of some rounds after one to warm up."""
 
     def seconds(form: nn.Module) -> float:

@@ -1,4 +1,5 @@
 """Deeply shared filter bases (Kang and Kim, NeurIPS 2021, https://arxiv.org/abs/2006.05066)."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -75,8 +76,16 @@ class BasisLayer(SharedLayer):
         weight, bias = self.combination()
         rank = weight.shape[1]
         if self.is_conv:
-            first = nn.utils.skip_init(nn.Conv2d, self.in_channels, rank, self.kernel_size, self.stride, self.padding,
-                                       self.dilation, bias=False)
+            first = nn.utils.skip_init(
+                nn.Conv2d,
+                self.in_channels,
+                rank,
+                self.kernel_size,
+                self.stride,
+                self.padding,
+                self.dilation,
+                bias=False,
+            )
             second = nn.utils.skip_init(nn.Conv2d, rank, self.out_channels, 1)
         else:
             first = nn.utils.skip_init(nn.Linear, self.in_features, rank, bias=False)
@@ -121,32 +130,37 @@ class FilterBasis(Bank):
     layer_class = BasisLayer
     orthogonal_start = True
 
-    def __init__(self,
-                 layers: Sequence[nn.Module],
-                 shared_rank: int,
-                 unique_rank: int,
-                 base_channels: int = 64,
-                 with_norm: bool = True):
+    def __init__(
+        self,
+        layers: Sequence[nn.Module],
+        shared_rank: int,
+        unique_rank: int,
+        base_channels: int = 64,
+        with_norm: bool = True,
+    ):
         super().__init__()
         self.with_norm = with_norm
         weight = layers[0].weight
         groups, width, dims = getattr(layers[0], 'groups', 1), weight.shape[1], weight[0].numel()
         if groups > 1:
-            raise SharingError(f'FilterBasis shares only ungrouped convs, and these have groups={groups}: use '
-                               'TiedFilters for them.')
+            raise SharingError(
+                f'FilterBasis shares only ungrouped convs, and these have groups={groups}: use TiedFilters for them.'
+            )
         for name, rank in dict(shared_rank=shared_rank, unique_rank=unique_rank).items():
             if rank < 0 or rank * width % base_channels:
                 raise SharingError(
                     f'{name}={rank} at {base_channels} channels is {rank * width / base_channels:g} '
                     f'filters at the {width} channels of a stage: give a rank that is a whole number '
-                    'there.')
+                    'there.'
+                )
             setattr(self, name, rank * width // base_channels)
         rank = self.shared_rank + self.unique_rank
         if not 0 < rank <= dims:
             raise SharingError(
                 f'shared_rank={shared_rank} and unique_rank={unique_rank} make {rank} filters at {width} '
                 f'channels, where filters have {dims} dimensions: give ranks that make at least one filter and no '
-                'more than that.')
+                'more than that.'
+            )
         self.filters = nn.Parameter(weight.new_empty(self.shared_rank, *weight.shape[1:]))  # (S, I, k, k)
         nn.init.orthogonal_(self.filters)
 
@@ -164,7 +178,7 @@ class FilterBasis(Bank):
         """
         rows = [kernel.flatten(1) for kernel in kernels]  # (O, I k k) each
         shared = leading_directions(torch.cat(rows), self.shared_rank)  # (S, I k k)
-        parameter, = self.parameters()
+        (parameter,) = self.parameters()
         parameter.copy_(shared.view_as(parameter))
         for layer, row in zip(self.layers, rows):
             on_shared = row @ shared.T  # (O, S)
@@ -176,7 +190,7 @@ class FilterBasis(Bank):
                 layer.norm.reset_running_stats()
                 nn.init.ones_(layer.norm.weight)
                 nn.init.zeros_(layer.norm.bias)
-                coefficients *= (1 + layer.norm.eps)**0.5  # by which a fresh batch norm divides in eval mode
+                coefficients *= (1 + layer.norm.eps) ** 0.5  # by which a fresh batch norm divides in eval mode
             layer.coefficients.copy_(coefficients.view_as(layer.coefficients))
 
     def basis(self) -> Tensor | None:

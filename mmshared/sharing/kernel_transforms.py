@@ -1,4 +1,5 @@
 """What RepeatNet makes of a small kernel (Chavan et al., ICIP 2021, https://github.com/transmuteAI/RepeatNet)."""
+
 from __future__ import annotations
 
 import math
@@ -38,8 +39,11 @@ class KernelTransform(nn.Module):
         (self.r_out, self.e_out), (self.r_in, self.e_in) = (divmod(shape[axis], small[axis]) for axis in (0, 1))
         whole, all_rows = slice(shape[1] - self.e_in), slice(None)
         # The tiles, the rows that remain, the columns that remain: places in the kernel.
-        self.regions = [(slice(shape[0] - self.e_out), whole), (slice(shape[0] - self.e_out, None), whole),
-                        (all_rows, slice(shape[1] - self.e_in, None))]
+        self.regions = [
+            (slice(shape[0] - self.e_out), whole),
+            (slice(shape[0] - self.e_out, None), whole),
+            (all_rows, slice(shape[1] - self.e_in, None)),
+        ]
 
     def transform(self, part: Tensor, region: int) -> Tensor:
         """Transform the part of the kernel that comes to ``regions[region]``."""
@@ -50,9 +54,9 @@ class KernelTransform(nn.Module):
         tiles = kernel.reshape(1, o, 1, i, *size).expand(self.r_out, o, self.r_in, i, *size)
         kernel = self.transform(tiles.reshape(self.r_out * o, self.r_in * i, *size), 0)  # (r_out o, r_in i, k, k)
         if self.e_out:
-            kernel = torch.cat([kernel, self.transform(kernel[:self.e_out], 1)])  # (O, r_in i, k, k)
+            kernel = torch.cat([kernel, self.transform(kernel[: self.e_out], 1)])  # (O, r_in i, k, k)
         if self.e_in:
-            kernel = torch.cat([kernel, self.transform(kernel[:, :self.e_in], 2)], 1)  # (O, I, k, k)
+            kernel = torch.cat([kernel, self.transform(kernel[:, : self.e_in], 2)], 1)  # (O, I, k, k)
         return kernel
 
     def compute(self, apply: Callable[..., Tensor], x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
@@ -61,7 +65,9 @@ class KernelTransform(nn.Module):
         return apply(x, self(kernel), bias)
 
     def extra_repr(self) -> str:
-        return f'{self.r_out} x {self.r_in} tiles, {self.e_out} rows and {self.e_in} columns more'
+        return (
+            f'{self.small} to {self.shape}: {self.r_out} x {self.r_in} tiles, {self.e_out} rows and {self.e_in} columns more'
+        )
 
 
 @KERNEL_TRANSFORMS.register_module('linear')
@@ -135,7 +141,7 @@ class StraightThroughSign(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tensor:
-        x, = ctx.saved_tensors
+        (x,) = ctx.saved_tensors
         return grad * (x.abs() <= 1)
 
 

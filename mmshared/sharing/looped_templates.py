@@ -1,4 +1,5 @@
 """The loops that a template bank folds into (Savarese and Maire, https://arxiv.org/abs/1902.09701)."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -58,8 +59,10 @@ class LoopedTemplates(Bank):
         self.kernels = list(kernels)
         count = len(set(self.kernels))
         if len(self.kernels) != len(layers) or set(self.kernels) != set(range(count)):
-            raise SharingError(f'kernels={self.kernels} is no list of kernels for a group of {len(layers)} convs: give '
-                               'each conv the number of its kernel, and number the kernels from 0.')
+            raise SharingError(
+                f'kernels={self.kernels} is no list of kernels for a group of {len(layers)} convs: give '
+                'each conv the number of its kernel, and number the kernels from 0.'
+            )
         if num_templates < 1:
             raise SharingError(f'num_templates={num_templates} makes no kernel: give 1 or more.')
         self.shape = layers[0].weight.shape
@@ -80,17 +83,13 @@ class LoopedTemplates(Bank):
         """Take, for all convs of one kernel, the best fit of rank one to their own: its leading right singular vector
         is the direction of the kernel, their projections on it are its size and the scales. If there are more
         kernels than templates, fit the templates to these as :meth:`TemplateBank.fit` does."""
-        rows = torch.stack([kernel.flatten() for kernel in kernels])  # (convs, O I k k)
         fitted = []
         for index in range(max(self.kernels) + 1):
             members = [i for i, kernel in enumerate(self.kernels) if kernel == index]
-            direction, = leading_directions(rows[members], 1)  # (O I k k, )
-            sizes = rows[members] @ direction
-            # A first conv at a right angle to the others, of size 0, is none to scale by.
-            first = sizes[0] if sizes[0].abs() > 1e-6 * sizes.abs().max() else 1e-6 * sizes.abs().max()
-            fitted.append(first * direction)
-            for i, size in zip(members[1:], sizes[1:]):
-                self.layers[i].scale.copy_(size / first if first else first)
+            common, scales = scaled_copies(torch.stack([kernels[i].flatten() for i in members]))
+            fitted.append(common)
+            for i, scale in zip(members[1:], scales[1:]):
+                self.layers[i].scale.copy_(scale)
         fitted = torch.stack(fitted)  # (G, O I k k)
         if self.coefficients is None:
             templates = fitted
@@ -98,3 +97,13 @@ class LoopedTemplates(Bank):
             templates = leading_directions(fitted, len(self.templates))
             self.coefficients.copy_(fitted @ templates.T)
         self.templates.copy_(templates.view_as(self.templates))
+
+
+def scaled_copies(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The row, (M, ), and the factors, (N, ), whose products are nearest to the rows of a matrix, (N, M): its best fit
+    of rank one. The first factor is 1, except where the first row has next to nothing of the others."""
+    (direction,) = leading_directions(rows, 1)  # (M, )
+    sizes = rows @ direction  # (N, )
+    least = 1e-6 * sizes.abs().max()
+    unit = sizes[0] if sizes[0].abs() > least else least
+    return unit * direction, sizes / unit if unit else torch.zeros_like(sizes)

@@ -1,4 +1,5 @@
 """A batch norm and the product behind it, without a normalised copy of the maps."""
+
 from __future__ import annotations
 
 import torch
@@ -24,7 +25,8 @@ def gradients(grad: Tensor, maps: Tensor, coefficients: Tensor) -> tuple[Tensor,
         # The products of the images are together no larger than the maps.
         return torch.bmm(grad.flatten(2), maps.flatten(2).mT).sum(0), grad.sum((0, 2, 3))
     _, grad_coefficients, grad_bias = torch.ops.aten.convolution_backward(
-        grad, maps, coefficients, [len(coefficients)], [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [False, True, True])
+        grad, maps, coefficients, [len(coefficients)], [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [False, True, True]
+    )
     return grad_coefficients.flatten(1), grad_bias
 
 
@@ -45,8 +47,15 @@ class NormalisedProduct(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, responses: Tensor, weight: Tensor, norm_bias: Tensor, eps: float, coefficients: Tensor,
-                bias: Tensor | None):
+    def forward(
+        ctx,
+        responses: Tensor,
+        weight: Tensor,
+        norm_bias: Tensor,
+        eps: float,
+        coefficients: Tensor,
+        bias: Tensor | None,
+    ):
         exact, count = weight.dtype, responses.numel() // len(weight)
         centre = responses[:, :, responses.shape[2] // 2].mean((0, 2), dtype=exact)  # (R, )
         responses.sub_(centre[:, None, None])
@@ -101,11 +110,15 @@ def normalised_product(responses: Tensor, norm: nn.Module, coefficients: Tensor,
     if torch.compiler.is_compiling():
         return product(norm(responses), coefficients, bias)  # the compiler fuses the norm by itself
     count = responses.numel() // responses.shape[1]
-    if (type(norm) is not nn.BatchNorm2d or not (norm.training and norm.affine and norm.track_running_stats)
-            or norm.momentum is None or norm.weight.dtype.itemsize < 4 or count < 2):
+    if (
+        type(norm) is not nn.BatchNorm2d
+        or not (norm.training and norm.affine and norm.track_running_stats)
+        or norm.momentum is None
+        or norm.weight.dtype.itemsize < 4
+        or count < 2
+    ):
         return F.conv2d(norm(responses), coefficients, bias)
-    out, mean, variance, _ = NormalisedProduct.apply(responses, norm.weight, norm.bias, norm.eps, coefficients,
-                                                       bias)
+    out, mean, variance, _ = NormalisedProduct.apply(responses, norm.weight, norm.bias, norm.eps, coefficients, bias)
     norm.num_batches_tracked += 1
     norm.running_mean.lerp_(mean, norm.momentum)
     norm.running_var.lerp_(variance * (count / (count - 1)), norm.momentum)

@@ -1,4 +1,5 @@
 """Relaxed recursive networks (Bae et al., ICLR 2025, https://arxiv.org/abs/2410.20672)."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -47,8 +48,10 @@ class RelaxedTie(Bank):
         weight = layers[0].weight
         most = min(weight.flatten(1).shape)
         if not isinstance(rank, int) or not 0 < rank <= most:
-            raise SharingError(f'rank={rank!r} is the rank of no weight of the shape {tuple(weight.shape)}: give one '
-                               f'from 1 to {most}.')
+            raise SharingError(
+                f'rank={rank!r} is the rank of no weight of the shape {tuple(weight.shape)}: give one '
+                f'from 1 to {most}.'
+            )
         self.rank = rank
         self.shared = nn.Parameter(nn.init.kaiming_normal_(weight.new_empty(weight.shape)))  # (O, I / groups, k, k)
 
@@ -63,6 +66,6 @@ class RelaxedTie(Bank):
         self.shared.copy_(mean)
         for layer, kernel in zip(self.layers, kernels):
             u, s, vh = torch.linalg.svd((kernel - mean).flatten(1), full_matrices=False)
-            root = s[:self.rank].sqrt()
-            layer.up.copy_(u[:, :self.rank] * root)
-            layer.down.copy_(root[:, None] * vh[:self.rank])
+            root = s[: self.rank].sqrt()
+            layer.up.copy_(u[:, : self.rank] * root)
+            layer.down.copy_(root[:, None] * vh[: self.rank])

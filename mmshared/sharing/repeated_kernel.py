@@ -1,4 +1,5 @@
 """RepeatNet: learnable repetition of kernels (Chavan et al., ICIP 2021, https://github.com/transmuteAI/RepeatNet)."""
+
 from __future__ import annotations
 
 import inspect
@@ -36,8 +37,10 @@ class RepeatedLayer(SharedLayer):
             nn.init.zeros_(self.bias)
         small, shape = self.small_kernel().shape, self.shape
         if small[2:] != shape[2:] or small[0] > shape[0] or small[1] > shape[1]:
-            raise SharingError(f'A kernel of the shape {tuple(small)} cannot be repeated to {tuple(shape)}: it has to '
-                               'be of the same height and width, and of no more channels.')
+            raise SharingError(
+                f'A kernel of the shape {tuple(small)} cannot be repeated to {tuple(shape)}: it has to '
+                'be of the same height and width, and of no more channels.'
+            )
         kind, arguments = (bank.kind, bank.arguments) if small != shape else (Linear, {})
         self.transform = kind(small, shape, **arguments).to(**like)
 
@@ -70,8 +73,11 @@ class CopiedLayer(nn.Module):
         self.kernel = nn.Parameter(layer.small_kernel().detach().clone())  # (o, i, k, k)
         bias = layer.whole_bias()
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone())  # (O, )
-        self.compute = partial(F.conv2d, stride=layer.stride, padding=layer.padding, dilation=layer.dilation
-                               ) if layer.is_conv else F.linear
+        self.compute = (
+            partial(F.conv2d, stride=layer.stride, padding=layer.padding, dilation=layer.dilation)
+            if layer.is_conv
+            else F.linear
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.transform.compute(self.compute, x, self.kernel, self.bias)
@@ -80,14 +86,16 @@ class CopiedLayer(nn.Module):
 def _kind_of(transform: dict) -> tuple[type[KernelTransform], dict]:
     """The class of a transform and its arguments, of its config."""
     if not isinstance(transform, dict) or 'type' not in transform:
-        raise SharingError(f"transform={transform!r} is no config of a kernel transform: write "
-                           "transform=dict(type='swish'), say.")
+        raise SharingError(
+            f"transform={transform!r} is no config of a kernel transform: write transform=dict(type='swish'), say."
+        )
     arguments = dict(transform)
     name = arguments.pop('type')
     kind = KERNEL_TRANSFORMS.get(name) if isinstance(name, str) else name
     if not inspect.isclass(kind):
-        raise SharingError(f'There is no kernel transform {name!r}: there are '
-                           f'{", ".join(KERNEL_TRANSFORMS.module_dict)}.')
+        raise SharingError(
+            f'There is no kernel transform {name!r}: there are {", ".join(KERNEL_TRANSFORMS.module_dict)}.'
+        )
     try:
         inspect.signature(kind).bind(None, None, **arguments)  # small, shape
     except TypeError as error:
@@ -128,30 +136,37 @@ class RepeatedKernel(Bank):
     layer_class = RepeatedLayer
     same_shape = False
 
-    def __init__(self,
-                 layers: Sequence[nn.Module],
-                 transform: dict,
-                 mode: str = 'intra',
-                 width: float | None = None,
-                 input_channels: int | None = None):
+    def __init__(
+        self,
+        layers: Sequence[nn.Module],
+        transform: dict,
+        mode: str = 'intra',
+        width: float | None = None,
+        input_channels: int | None = None,
+    ):
         super().__init__()
         if any(getattr(layer, 'groups', 1) > 1 for layer in layers):
-            raise SharingError('RepeatedKernel repeats only ungrouped convs: leave grouped and depthwise convs out '
-                               'of groups.')
+            raise SharingError(
+                'RepeatedKernel repeats only ungrouped convs: leave grouped and depthwise convs out of groups.'
+            )
         if mode not in ('intra', 'inter', 'hybrid'):
             raise SharingError(f"mode={mode!r} is none of 'intra', 'inter' and 'hybrid'.")
         self.kind, self.arguments = _kind_of(transform)
         self.passes = mode != 'intra'
         if self.passes != (width is None) or self.passes and input_channels is not None:
-            raise SharingError("mode='intra' needs a width, and the other modes have neither width nor "
-                               'input_channels: their kernel is that of the first conv of the group.')
+            raise SharingError(
+                "mode='intra' needs a width, and the other modes have neither width nor "
+                'input_channels: their kernel is that of the first conv of the group.'
+            )
         if not self.passes and not (isinstance(width, (int, float)) and math.isfinite(width)):
             raise SharingError(f'width={width!r} is no finite number: give 1 or more.')
         if not self.passes and width < 1:
             raise SharingError(f'width={width} makes kernels larger than their convs: give 1 or more.')
         if self.passes and len(layers) < 2:
-            raise SharingError(f'mode={mode!r} is repetition between layers, and a group has one conv alone: name two '
-                               'or more by one pattern.')
+            raise SharingError(
+                f'mode={mode!r} is repetition between layers, and a group has one conv alone: name two '
+                'or more by one pattern.'
+            )
         self.mode, self.width, self.input_channels = mode, width, input_channels
         self.register_parameter('kernel', None)
         if self.passes:
@@ -166,9 +181,11 @@ class RepeatedKernel(Bank):
             inputs = all_inputs if fixed else int(all_inputs / self.width + 1e-9)
             outputs = int(all_outputs / self.width + 1e-9)
             if not inputs or not outputs:
-                raise SharingError(f'width={self.width} leaves nothing of a conv from {all_inputs} to '
-                                   f'{all_outputs} channels: give a smaller one, or input_channels='
-                                   f'{all_inputs} if that is the number of channels of the image.')
+                raise SharingError(
+                    f'width={self.width} leaves nothing of a conv from {all_inputs} to '
+                    f'{all_outputs} channels: give a smaller one, or input_channels='
+                    f'{all_inputs} if that is the number of channels of the image.'
+                )
             return outputs, inputs, *size
         outputs, inputs = self.kernel.shape[:2]
         inputs = min(inputs, all_inputs - inputs)
@@ -183,18 +200,29 @@ class RepeatedKernel(Bank):
         transform it is the mean of the tiles."""
         if not all(layer.transform.affine for layer in self.layers):
             return super().fit(kernels)
+        # The whole kernels are A s + b of the values s of the small ones. Each row of A has one value that is not 0:
+        # A'A is diagonal, its diagonal is A'A 1, and the fit to kernels w is s = A'(w - b) / A'A 1.
         small = [kernel for kernel in (self.kernel, *(layer.kernel for layer in self.layers)) if kernel is not None]
-        for parameter in (*small, *(layer.added_bias for layer in self.layers if layer.added_bias is not None)):
-            parameter.zero_()
-        offsets = [layer.dense()[0].clone() for layer in self.layers]
-        trained = [kernel.requires_grad for kernel in small]
-        for kernel in small:
-            kernel.fill_(1.).requires_grad_()
+        for bias in (layer.added_bias for layer in self.layers):
+            if bias is not None:
+                bias.zero_()
+        for values in small:
+            values.zero_()
+        offset = self._whole_kernels()  # b
+        trained = [values.requires_grad for values in small]
+        for values in small:
+            values.fill_(1.0).requires_grad_()
         with torch.enable_grad():
-            ones = [layer.dense()[0] - offset for layer, offset in zip(self.layers, offsets)]
-            # Of the linear part A each row has one value: A'A is diagonal, its diagonal is A'A 1.
-            diagonals = torch.autograd.grad(sum(a.square().sum() / 2 for a in ones), small, retain_graph=True)
-            targets = torch.autograd.grad(
-                sum((a * (kernel - b)).sum() for a, kernel, b in zip(ones, kernels, offsets)), small)
-        for kernel, diagonal, target, train in zip(small, diagonals, targets, trained):
-            kernel.requires_grad_(train).copy_(target / diagonal.where(diagonal > 0, torch.ones_like(diagonal)))
+            linear = self._whole_kernels() - offset  # A 1
+            squares = torch.autograd.grad(linear, small, linear.detach(), retain_graph=True)  # A'A 1
+            targets = torch.autograd.grad(linear, small, _joined(kernels) - offset)
+        for values, target, square, train in zip(small, targets, squares, trained):
+            values.requires_grad_(train).copy_(target / square.where(square > 0, torch.ones_like(square)))
+
+    def _whole_kernels(self) -> Tensor:
+        return _joined([layer.dense()[0] for layer in self.layers])
+
+
+def _joined(kernels: Sequence[Tensor]) -> Tensor:
+    """The values of kernels in a row."""
+    return torch.cat([kernel.flatten() for kernel in kernels])

@@ -1,4 +1,5 @@
 """A checkpoint of the plain network, loaded into the shared one; one that fits neither way, refused."""
+
 from __future__ import annotations
 
 import copy
@@ -12,8 +13,10 @@ from torch import Tensor, nn
 from .attention import is_packed
 from .bank import Bank, SharedLayer, SharingError
 
-_WANTED = ('Nothing of it was loaded into the shared network. Give a checkpoint of the same network, either plain or '
-           'shared by the same groups and bank; tools/model_converters has what makes others fit.')
+_WANTED = (
+    'Nothing of it was loaded into the shared network. Give a checkpoint of the same network, either plain or '
+    'shared by the same groups and bank; tools/model_converters has what makes others fit.'
+)
 
 
 class Conversion(NamedTuple):
@@ -34,12 +37,14 @@ class Conversion(NamedTuple):
     error: float
 
     def __str__(self) -> str:
-        return (f'{self.name}: the weights of {", ".join(self.layers)} became one {type(self.bank).__name__}, '
-                f'relative error {self.error:.4f}')
+        return (
+            f'{self.name}: the weights of {", ".join(self.layers)} became one {type(self.bank).__name__}, '
+            f'relative error {self.error:.4f}'
+        )
 
 
 class _Group(NamedTuple):
-    """The layers of a bank in a module: their names there, the name of their stage, and those of their plain weights."""
+    """The layers of a bank in a module: their names there, the name of their stage, those of their plain weights."""
 
     bank: Bank
     layers: dict[str, SharedLayer]
@@ -50,7 +55,7 @@ class _Group(NamedTuple):
     def inside(self) -> str:
         return f'{self.stage}.' if self.stage else ''
 
-    def keys(self) -> list[str]:
+    def shared_keys(self) -> list[str]:
         """What a shared checkpoint has for it."""
         return [f'{name}.{key}' for name, layer in self.layers.items() for key in layer.state_dict()]
 
@@ -80,19 +85,27 @@ def share_state_dict(module: nn.Module, state_dict: dict[str, Tensor], prefix: s
     Raises:
         SharingError: If the shared stages fit neither way. Nothing is changed then.
     """
-    given = {key[len(prefix):]: value for key, value in state_dict.items()
-             if isinstance(key, str) and key.startswith(prefix)}
+    given = {
+        key[len(prefix) :]: value
+        for key, value in state_dict.items()
+        if isinstance(key, str) and key.startswith(prefix)
+    }
     if len(given) < len(state_dict) and not all(isinstance(key, str) for key in state_dict):
         raise SharingError(f'The checkpoint has names that are no strings. {_WANTED}')
     groups, parts = _groups(module)
     for name, plain in parts.items():
         if plain in given:
-            raise SharingError(f'{plain} is a weight of {name}, which shares with layers outside of what is loaded '
-                               f'here: load it into the whole network. {_WANTED}')
+            raise SharingError(
+                f'{plain} is a weight of {name}, which shares with layers outside of what is loaded '
+                f'here: load it into the whole network. {_WANTED}'
+            )
     # What the checkpoint would be with each plain group as a shared one.
     plain_groups = [group for group in groups if all(key in given for key in group.plain)]
-    theirs = set(given).difference(*(group.plain for group in plain_groups)).union(
-        *(group.keys() for group in plain_groups))
+    theirs = (
+        set(given)
+        .difference(*(group.plain for group in plain_groups))
+        .union(*(group.shared_keys() for group in plain_groups))
+    )
     if not any(_touches(group, given) for group in groups):
         return []
     own, blocks = module.state_dict(), _Blocks(groups)
@@ -105,11 +118,18 @@ def share_state_dict(module: nn.Module, state_dict: dict[str, Tensor], prefix: s
     for group in plain_groups:
         kernels = [given[key].float().cpu() for key in group.plain]
         fitted, error = _fit(group.bank, kernels)
-        added.update({f'{name}.{key}': value for name, layer in zip(group.layers, fitted.layers)
-                      for key, value in layer.state_dict().items() if key != 'bias'})
+        added.update(
+            {
+                f'{name}.{key}': value
+                for name, layer in zip(group.layers, fitted.layers)
+                for key, value in layer.state_dict().items()
+                if key != 'bias'
+            }
+        )
         names = [name.removeprefix(group.inside) for name in group.layers]
-        conversions.append(Conversion(group.bank.group if group.stage is None else group.stage, names, fitted, kernels,
-                                      error))
+        conversions.append(
+            Conversion(group.bank.group if group.stage is None else group.stage, names, fitted, kernels, error)
+        )
     for group in groups:
         group.bank.loaded = True
     for group in plain_groups:
@@ -148,9 +168,9 @@ def _stage_in(bank: Bank, first: str) -> str | None:
         return None
     there = bank.names[0]
     if first.endswith(there):  # the network itself, or one around it
-        return (first[:-len(there)] + bank.stage).rstrip('.')
-    outside = there[:-len(first)]  # a part of the network
-    return bank.stage[len(outside):] if f'{bank.stage}.'.startswith(outside) else None
+        return (first[: -len(there)] + bank.stage).rstrip('.')
+    outside = there[: -len(first)]  # a part of the network
+    return bank.stage[len(outside) :] if f'{bank.stage}.'.startswith(outside) else None
 
 
 class _Blocks:
@@ -162,19 +182,19 @@ class _Blocks:
     def within(self, key: str) -> str | None:
         """The name of a tensor within its block of a stage that shares, or None outside of these."""
         stage = next((inside for inside in self.stages if key.startswith(inside)), None)
-        return None if stage is None else key[len(stage):].partition('.')[2]
+        return None if stage is None else key[len(stage) :].partition('.')[2]
 
 
 def _touches(group: _Group, given: dict[str, Any]) -> bool:
     """Whether a checkpoint has anything of a group, or of its stage."""
     if group.stage is None:
-        return any(key in given for key in (*group.plain, *group.keys()))
+        return any(key in given for key in (*group.plain, *group.shared_keys()))
     return any(key.startswith(group.inside) for key in given)
 
 
 def _check_values(group: _Group, given: dict[str, Any]) -> None:
     """Raise if what a checkpoint has of a group's stage is no tensor of finite numbers."""
-    keys = {*group.plain, *group.keys()}
+    keys = {*group.plain, *group.shared_keys()}
     for key, value in given.items():
         if key in keys or group.stage is not None and key.startswith(group.inside):
             if not isinstance(value, Tensor) or value.layout is not torch.strided:
@@ -189,11 +209,15 @@ def _check_stage(group: _Group, own: dict[str, Tensor], plain: list[str], given:
     if group.stage is None:
         return
     # Blocks of which a shared checkpoint has something, and those of which a plain one has.
-    there, least, most = ({key[len(group.inside):].partition('.')[0] for key in keys if key.startswith(group.inside)}
-                          for keys in (given, own, [*own, *plain]))
+    there, least, most = (
+        {key[len(group.inside) :].partition('.')[0] for key in keys if key.startswith(group.inside)}
+        for keys in (given, own, [*own, *plain])
+    )
     if not least <= there <= most:
-        raise SharingError(f'The checkpoint is of another network: {group.stage or "the stage"} has {len(there)} blocks '
-                           f'there and {len(most)} here. {_WANTED}')
+        raise SharingError(
+            f'The checkpoint is of another network: {group.stage or "the stage"} has {len(there)} blocks '
+            f'there and {len(most)} here. {_WANTED}'
+        )
     for key, tensor in given.items():
         if key.startswith(group.inside) and key in own and own[key].shape != tensor.shape:
             _raise_shape(key, given, own[key].shape)
@@ -201,16 +225,20 @@ def _check_stage(group: _Group, own: dict[str, Tensor], plain: list[str], given:
 
 def _check_layers(group: _Group, given: dict[str, Tensor]) -> None:
     """Raise unless a checkpoint has what the layers of a group need, shared or plain, and nothing else of them."""
-    missing = [key for key in group.keys() if key not in given and not key.endswith('num_batches_tracked')]
+    missing = [key for key in group.shared_keys() if key not in given and not key.endswith('num_batches_tracked')]
     if missing and not all(key in given for key in group.plain):
-        raise SharingError(f'The checkpoint fits neither as a plain nor as a shared network: it has no '
-                           f'{next(key for key in group.plain if key not in given)} and no {missing[0]}. {_WANTED}')
-    known = {*group.plain, *group.keys()}
+        raise SharingError(
+            f'The checkpoint fits neither as a plain nor as a shared network: it has no '
+            f'{next(key for key in group.plain if key not in given)} and no {missing[0]}. {_WANTED}'
+        )
+    known = {*group.plain, *group.shared_keys()}
     for (name, layer), plain in zip(group.layers.items(), group.plain):
         alien = next((key for key in given if key.startswith(f'{name}.') and key not in known), None)
         if alien is not None:
-            raise SharingError(f'The checkpoint is shared in another way: it has {alien}, and {name} has no such '
-                               f'tensor here. {_WANTED}')
+            raise SharingError(
+                f'The checkpoint is shared in another way: it has {alien}, and {name} has no such '
+                f'tensor here. {_WANTED}'
+            )
         if plain in given and given[plain].shape != layer.shape:
             _raise_shape(plain, given, layer.shape)
 
@@ -226,8 +254,10 @@ def _check_rest(groups: list[_Group], own: dict[str, Tensor], theirs: set[str], 
 
 
 def _raise_shape(key: str, given: dict[str, Tensor], here: tuple) -> None:
-    raise SharingError(f'The checkpoint is of another network, or shared in another way: {key} has the shape '
-                       f'{tuple(given[key].shape)} there and {tuple(here)} here. {_WANTED}')
+    raise SharingError(
+        f'The checkpoint is of another network, or shared in another way: {key} has the shape '
+        f'{tuple(given[key].shape)} there and {tuple(here)} here. {_WANTED}'
+    )
 
 
 def _fit(bank: Bank, kernels: list[Tensor]) -> tuple[Bank, float]:
@@ -238,4 +268,4 @@ def _fit(bank: Bank, kernels: list[Tensor]) -> tuple[Bank, float]:
     fitted.fit(kernels)
     error = sum((layer.dense()[0] - kernel).square().sum() for layer, kernel in zip(fitted.layers, kernels))
     norm = sum(kernel.square().sum() for kernel in kernels)
-    return fitted, (error / norm).sqrt().item() if norm else 0.
+    return fitted, (error / norm).sqrt().item() if norm else 0.0

@@ -1,4 +1,5 @@
 """From a plain network to a shared one and back."""
+
 from __future__ import annotations
 
 import copy
@@ -60,8 +61,10 @@ class _Place:
         if isinstance(layer, nn.Linear):
             return f'linear from {layer.in_features} to {layer.out_features} features{bias}'
         extra = ', '.join(f'{key} {getattr(layer, key)}' for key in ('stride', 'padding', 'dilation', 'groups'))
-        return (f'{"x".join(map(str, layer.kernel_size))} from {layer.in_channels} to {layer.out_channels} channels '
-                f'({extra}){bias}')
+        return (
+            f'{"x".join(map(str, layer.kernel_size))} from {layer.in_channels} to {layer.out_channels} channels '
+            f'({extra}){bias}'
+        )
 
 
 def repeated_layers(network: nn.Module, own_blocks: int = 1) -> list[RepeatedLayers]:
@@ -91,12 +94,14 @@ def repeated_layers(network: nn.Module, own_blocks: int = 1) -> list[RepeatedLay
     return sorted(found, key=lambda group: order.index(group.layers[0]))
 
 
-def share_layers(network: nn.Module,
-                 groups: Sequence[str] | None = None,
-                 bank: dict | Sequence[dict] | None = None,
-                 stages: str | None = None,
-                 layers: Sequence[str] | str | None = None,
-                 own_blocks: int = 1) -> list[Bank]:
+def share_layers(
+    network: nn.Module,
+    groups: Sequence[str] | None = None,
+    bank: dict | Sequence[dict] | None = None,
+    stages: str | None = None,
+    layers: Sequence[str] | str | None = None,
+    own_blocks: int = 1,
+) -> list[Bank]:
     """Make groups of layers of a network share a bank each, in place: convs (``nn.Conv2d``) and linears
     (``nn.Linear``), mmcv's wrappers of both, and the packed input projections of ``nn.MultiheadAttention``
     (``in_proj``).
@@ -130,13 +135,16 @@ def share_layers(network: nn.Module,
     patterns = _check_patterns(groups, stages, layers, own_blocks)
     configs = list(bank) if isinstance(bank, (list, tuple)) else [bank] * len(patterns)
     if len(configs) != len(patterns):
-        raise SharingError(f'There are {len(configs)} banks for the groups {patterns}: give one for each, or a single '
-                           'config for all.')
+        raise SharingError(
+            f'There are {len(configs)} banks for the groups {patterns}: give one for each, or a single config for all.'
+        )
     kinds = [bank_class(config) for config in configs]
     places = _places(network)
     names = [name for name in _stages(network) if stages is None or _matches(stages, name)]
     if stages is not None and not names:
-        raise SharingError(f'stages={stages!r} is the name of no stage: there are {_some(_stages(network)) or "none"}.')
+        raise SharingError(
+            f'stages={stages!r} is the name of no stage: there are {_some(_stages(network)) or "none"}.'
+        )
     found: list[tuple[str | None, int, list[_Place]]] = []
     taken: set[str] = set()
     for stage in [None] if layers is not None else names:
@@ -173,11 +181,15 @@ def share_layers(network: nn.Module,
     _start_orthogonal(made)
     after = sum(p.numel() for p in {p for _, layer in shared for p in layer.parameters() if p is not layer.bias})
     if layers is not None and after >= before and any(len(members) < 2 for _, _, members in found):
-        raise SharingError(f'A group of one layer is allowed where the bank makes it smaller, and {patterns} would have '
-                           f'{after:,} parameters for {before:,}: name more layers, or take a smaller bank.')
+        raise SharingError(
+            f'A group of one layer is allowed where the bank makes it smaller, and {patterns} would have '
+            f'{after:,} parameters for {before:,}: name more layers, or take a smaller bank.'
+        )
     if after >= before:
-        warnings.warn(f'Sharing saves nothing here: the layers of {patterns} have {after:,} parameters for {before:,} '
-                      'without it. Take a smaller bank.')
+        warnings.warn(
+            f'Sharing saves nothing here: the layers of {patterns} have {after:,} parameters for {before:,} '
+            'without it. Take a smaller bank.'
+        )
     for place, layer in shared:
         layer.to(memory_format=last)
         for parent, name in place.parents:
@@ -213,11 +225,14 @@ def bank_class(config: dict) -> type[Bank]:
         with MODELS.switch_scope_and_registry(None) as registry:
             kind = registry.get(kind)
         if kind is None:
-            there = [name for name, each in MODELS.module_dict.items() if inspect.isclass(each)
-                     and issubclass(each, Bank)]
+            there = [
+                name for name, each in MODELS.module_dict.items() if inspect.isclass(each) and issubclass(each, Bank)
+            ]
             nearest = difflib.get_close_matches(config['type'], there, n=len(there), cutoff=0)
-            raise SharingError(f'There is no bank {config["type"]!r}: there are {", ".join(nearest)}. (One of your own '
-                               'has to be imported first: custom_imports.)')
+            raise SharingError(
+                f'There is no bank {config["type"]!r}: there are {", ".join(nearest)}. (One of your own '
+                'has to be imported first: custom_imports.)'
+            )
     if not (inspect.isclass(kind) and issubclass(kind, Bank)):
         raise SharingError(f'{config["type"]} is no bank.')
     return kind
@@ -238,10 +253,13 @@ def fold_layers(network: nn.Module) -> nn.Module:
         SharingError: If layers outside of the module share with layers in it. Nothing is changed then.
     """
     inside = {module for module in network.modules() if isinstance(module, SharedLayer)}
-    outside = [name for layer in inside for name, each in zip(layer.bank.names, layer.bank.layers)
-               if each not in inside]
+    outside = [
+        name for layer in inside for name, each in zip(layer.bank.names, layer.bank.layers) if each not in inside
+    ]
     if outside:
-        raise SharingError(f'{outside[0]} shares with layers of this module and is no part of it: fold the whole network.')
+        raise SharingError(
+            f'{outside[0]} shares with layers of this module and is no part of it: fold the whole network.'
+        )
     last = torch.channels_last if is_channels_last(network) else torch.contiguous_format
     plain: dict[SharedLayer, nn.Module] = {}
     added: list[nn.Module] = []
@@ -357,8 +375,10 @@ def following_norm(parent: nn.Module, name: str) -> _BatchNorm | None:
 
 def is_channels_last(network: nn.Module) -> bool:
     """Whether a network keeps its weights in the memory format of channels last."""
-    return any(p.dim() == 4 and p.is_contiguous(memory_format=torch.channels_last) and not p.is_contiguous()
-               for p in network.parameters())
+    return any(
+        p.dim() == 4 and p.is_contiguous(memory_format=torch.channels_last) and not p.is_contiguous()
+        for p in network.parameters()
+    )
 
 
 def _start_orthogonal(banks: list[Bank]) -> None:
@@ -374,8 +394,11 @@ def _start_orthogonal(banks: list[Bank]) -> None:
 
 def _leave_hooks(network: nn.Module, made: list[Bank]) -> None:
     """Leave on a network what keeps the promises of :func:`share_layers`."""
-    passes = [hook.__self__ for hook in network._forward_pre_hooks.values()
-              if isinstance(getattr(hook, '__self__', None), ForwardPass)]
+    passes = [
+        hook.__self__
+        for hook in network._forward_pre_hooks.values()
+        if isinstance(getattr(hook, '__self__', None), ForwardPass)
+    ]
     if passes:
         passes[0].banks += made
     else:
@@ -386,8 +409,11 @@ def _leave_hooks(network: nn.Module, made: list[Bank]) -> None:
     for name, module in network.named_modules():
         # Each module around a shared layer: what is loaded into a part of the network is looked at too.
         around = not name or any(each.startswith(f'{name}.') for each in names)
-        if around and not isinstance(module, SharedLayer) and not any(
-                hook.hook is load_shared for hook in module._load_state_dict_pre_hooks.values()):
+        if (
+            around
+            and not isinstance(module, SharedLayer)
+            and not any(hook.hook is load_shared for hook in module._load_state_dict_pre_hooks.values())
+        ):
             module.register_load_state_dict_pre_hook(load_shared)
 
 
@@ -395,7 +421,9 @@ def take_hooks(network: nn.Module) -> None:
     """Take away what :func:`_leave_hooks` left."""
     for module in network.modules():
         for hooks in (module._forward_pre_hooks, module._forward_hooks):
-            for key in [key for key, hook in hooks.items() if isinstance(getattr(hook, '__self__', None), ForwardPass)]:
+            for key in [
+                key for key, hook in hooks.items() if isinstance(getattr(hook, '__self__', None), ForwardPass)
+            ]:
                 del hooks[key]
                 module._forward_hooks_always_called.pop(key, None)
         loads = module._load_state_dict_pre_hooks
@@ -418,12 +446,15 @@ def _places(network: nn.Module) -> dict[str, _Place]:
         if type(module) in PLAIN and name:
             _add_place(places, name, module, modules[parent], child, users)
         elif type(module) is nn.MultiheadAttention and module.in_proj_weight is not None:
-            _add_place(places, f'{name}.{PROJECTION}'.lstrip('.'), packed_projection(module), module, PROJECTION, users)
+            _add_place(
+                places, f'{name}.{PROJECTION}'.lstrip('.'), packed_projection(module), module, PROJECTION, users
+            )
     return {place.name: place for place in places.values()}
 
 
-def _add_place(places: dict[int, _Place], name: str, layer: nn.Module, parent: nn.Module, child: str,
-               users: Counter) -> None:
+def _add_place(
+    places: dict[int, _Place], name: str, layer: nn.Module, parent: nn.Module, child: str, users: Counter
+) -> None:
     if users[id(layer.weight)] > 1:
         return
     place = places.setdefault(id(layer.weight), _Place(name, layer))
@@ -433,8 +464,12 @@ def _add_place(places: dict[int, _Place], name: str, layer: nn.Module, parent: n
 
 def _stages(network: nn.Module) -> list[str]:
     """The names of the stages of a network, inner ones first."""
-    names = [name for name, module in network.named_modules() if isinstance(module, (nn.Sequential, nn.ModuleList))
-             and max(Counter(map(type, module.children())).values(), default=0) > 1]
+    names = [
+        name
+        for name, module in network.named_modules()
+        if isinstance(module, (nn.Sequential, nn.ModuleList))
+        and max(Counter(map(type, module.children())).values(), default=0) > 1
+    ]
     return sorted(names, key=lambda name: -name.count('.') if name else 1)
 
 
@@ -443,7 +478,7 @@ def _by_name(network: nn.Module, stage: str, places: dict[str, _Place], own_bloc
     kept = [name for name, _ in network.get_submodule(stage).named_children()][own_blocks:]
     inside, found = f'{stage}.' if stage else '', {}
     for name, place in places.items():
-        block, _, inner = name[len(inside):].partition('.')
+        block, _, inner = name[len(inside) :].partition('.')
         if name.startswith(inside) and block in kept:
             found.setdefault(inner, []).append(place)
     return found
@@ -455,30 +490,38 @@ def _alike(members: list[_Place]) -> list[_Place]:
     return [place for place in members if place.geometry == geometry]
 
 
-def _members(network: nn.Module, stage: str | None, pattern: str, places: dict[str, _Place], own_blocks: int,
-             same_shape: bool) -> list[_Place]:
+def _members(
+    network: nn.Module, stage: str | None, pattern: str, places: dict[str, _Place], own_blocks: int, same_shape: bool
+) -> list[_Place]:
     """The layers that a pattern names, of a stage or of the whole network."""
     if stage is None:
         return [place for name, place in places.items() if _matches(pattern, name)]
     by_name = _by_name(network, stage, places, own_blocks if same_shape else 0)
-    found = {place.name for name, members in by_name.items() if _matches(pattern, name)
-             for place in (_alike(members) if same_shape else members)}
+    found = {
+        place.name
+        for name, members in by_name.items()
+        if _matches(pattern, name)
+        for place in (_alike(members) if same_shape else members)
+    }
     return [place for name, place in places.items() if name in found]
 
 
 def _check_patterns(groups, stages, layers, own_blocks: int) -> list[str]:
     """The patterns of the groups that are asked for, if they are asked for well."""
     if (groups is None) == (layers is None):
-        raise SharingError('Say which layers are to share: either by groups, patterns of names within the blocks of '
-                           'stages, or by layers, patterns of full names.')
+        raise SharingError(
+            'Say which layers are to share: either by groups, patterns of names within the blocks of '
+            'stages, or by layers, patterns of full names.'
+        )
     if layers is not None and stages is not None:
         raise SharingError('stages narrows groups; layers are full names: leave one of them out.')
     if isinstance(groups, str):
         raise SharingError(f'groups is a list of patterns, one for each group: write groups=[{groups!r}].')
     patterns = [layers] if isinstance(layers, str) else list(groups if layers is None else layers)
     if not patterns or len(set(patterns)) < len(patterns):
-        raise SharingError(f'{"groups" if layers is None else "layers"}={patterns} has no pattern or one twice: name '
-                           'each group once.')
+        raise SharingError(
+            f'{"groups" if layers is None else "layers"}={patterns} has no pattern or one twice: name each group once.'
+        )
     if not isinstance(own_blocks, int) or own_blocks < 0:
         raise SharingError(f'own_blocks={own_blocks!r} is no number of blocks: give 0 or more.')
     return patterns
@@ -487,22 +530,35 @@ def _check_patterns(groups, stages, layers, own_blocks: int) -> list[str]:
 def _check_members(pattern: str, members: list[_Place], kind: type[Bank]) -> None:
     shapes = {place.geometry for place in members}
     if kind.same_shape and len(shapes) > 1:
-        raise SharingError(f'The pattern {pattern!r} makes one group of layers that differ: '
-                           f'{" and ".join(sorted(shapes))}. Give each kind a pattern of its own.')
+        raise SharingError(
+            f'The pattern {pattern!r} makes one group of layers that differ: '
+            f'{" and ".join(sorted(shapes))}. Give each kind a pattern of its own.'
+        )
     for place in members:
         mode = getattr(place.layer, 'padding_mode', 'zeros')
         if mode != 'zeros':
-            raise SharingError(f'The pattern {pattern!r} matches convs with padding_mode={mode!r}, which cannot be '
-                               'shared: leave them out of groups.')
+            raise SharingError(
+                f'The pattern {pattern!r} matches convs with padding_mode={mode!r}, which cannot be '
+                'shared: leave them out of groups.'
+            )
 
 
-def _no_group(network: nn.Module, pattern: str, stages: list[str], layers, places: dict[str, _Place], own_blocks: int,
-              same_shape: bool) -> str:
+def _no_group(
+    network: nn.Module,
+    pattern: str,
+    stages: list[str],
+    layers,
+    places: dict[str, _Place],
+    own_blocks: int,
+    same_shape: bool,
+) -> str:
     """Why a pattern forms no group, and what there is."""
     if layers is not None:
         nearest = difflib.get_close_matches(pattern, places, n=5, cutoff=0)
-        return (f'The pattern {pattern!r} in layers matches the whole name of no layer that can share (or only those of '
-                f'another pattern): there are {_some(nearest)}.')
+        return (
+            f'The pattern {pattern!r} in layers matches the whole name of no layer that can share (or only those of '
+            f'another pattern): there are {_some(nearest)}.'
+        )
     there: dict[str, int] = {}
     for stage in stages:
         for name, members in _by_name(network, stage, places, own_blocks).items():
@@ -513,15 +569,23 @@ def _no_group(network: nn.Module, pattern: str, stages: list[str], layers, place
             for name, module in block.named_modules():
                 shared = isinstance(module, SharedLayer)
                 if _matches(pattern, name) and (shared or hasattr(module, 'weight')) and type(module) not in PLAIN:
-                    others[name] = ('shares already' if shared else
-                                    f'is a {type(module).__name__}, which is never shared')
-    others.update({name: 'is in the group of another pattern' if times > 1 else 'is there only once in a stage'
-                   for name, times in there.items() if _matches(pattern, name)})
+                    others[name] = (
+                        'shares already' if shared else f'is a {type(module).__name__}, which is never shared'
+                    )
+    others.update(
+        {
+            name: 'is in the group of another pattern' if times > 1 else 'is there only once in a stage'
+            for name, times in there.items()
+            if _matches(pattern, name)
+        }
+    )
     reason = ''.join(f'; {name} {why}' for name, why in others.items())
     where = 'of a stage, outside its first block, ' if own_blocks else 'of a stage '
-    return (f'The pattern {pattern!r} forms no group: a group is {"two" if same_shape else "one"} or more plain convs '
-            f'or linears {where}whose whole name within the block matches. The layers there are: '
-            f'{_some(list(filter(None, there))) or "none"}{reason}.')
+    return (
+        f'The pattern {pattern!r} forms no group: a group is {"two" if same_shape else "one"} or more plain convs '
+        f'or linears {where}whose whole name within the block matches. The layers there are: '
+        f'{_some(list(filter(None, there))) or "none"}{reason}.'
+    )
 
 
 def _some(names: list[str], most: int = 24) -> str:

@@ -1,4 +1,5 @@
 """Implicitly recurrent CNNs (Savarese and Maire, ICLR 2019, https://arxiv.org/abs/1902.09701)."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -80,7 +81,7 @@ class TemplateBank(Bank):
         them as coefficients: the least squares of all linear combinations of K templates."""
         rows = torch.stack([kernel.flatten() for kernel in kernels])  # (convs, O I k k)
         templates = leading_directions(rows, min(len(self.templates), len(rows)))
-        self.templates[:len(templates)] = templates.view(-1, *self.templates.shape[1:])
+        self.templates[: len(templates)] = templates.view(-1, *self.templates.shape[1:])
         for layer, row in zip(self.layers, rows):
             layer.coefficients.zero_()
-            layer.coefficients[:len(templates)] = templates @ row
+            layer.coefficients[: len(templates)] = templates @ row

@@ -1,4 +1,5 @@
 """Tied filters (Kang and Kim, NeurIPS 2021, https://arxiv.org/abs/2006.05066)."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence

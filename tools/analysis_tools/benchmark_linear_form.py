@@ -1,6 +1,7 @@
 """Time the fast form of plain copies (linear) against the direct one: multiply-adds, training step and inference, both
 forms of each network in one process and in turn. Ratios are medians over the rounds, with their quartiles.
 """
+
 import argparse
 import copy
 from functools import partial

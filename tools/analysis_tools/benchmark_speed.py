@@ -4,6 +4,7 @@ A training step with and without the orthogonality loss, inference as trained an
 form of each, batch norms fused into them), the loss alone, the memory of a training step and the size of the weights.
 Ratios are medians over the rounds of the ratios within a round, with their quartiles.
 """
+
 import argparse
 import copy
 import json
@@ -45,21 +46,30 @@ def usable_device(name: str) -> torch.device:
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='the config of a shared classifier or detector (its backbone and neck)')
-    parser.add_argument('--reference', nargs=2, metavar=('FILE', 'CALL'),
-                        help="a network of an author's repository to time too: a file of a checkout and a call, "
-                        "Net_RL2/models/ilsvrc/resnet.py 'ResNet34_DoubleShared(48, 1)'")
+    parser.add_argument(
+        '--reference',
+        nargs=2,
+        metavar=('FILE', 'CALL'),
+        help="a network of an author's repository to time too: a file of a checkout and a call, "
+        "Net_RL2/models/ilsvrc/resnet.py 'ResNet34_DoubleShared(48, 1)'",
+    )
     parser.add_argument('--batch', type=int, default=8, help='images of a training step (default: 8)')
     parser.add_argument('--inference-batch', type=int, nargs='+', default=[1, 32], help='default: 1 32')
     add_shape(parser)
     parser.add_argument('--rounds', type=int, default=10, help='default: 10')
-    parser.add_argument('--device', type=usable_device, default='cuda' if torch.cuda.is_available() else 'cpu',
-                        help='default: cuda where there is one')
+    parser.add_argument(
+        '--device',
+        type=usable_device,
+        default='cuda' if torch.cuda.is_available() else 'cpu',
+        help='default: cuda where there is one',
+    )
     parser.add_argument('--autocast', choices=['bfloat16', 'float16'], help='mixed precision')
     parser.add_argument('--channels-last', action='store_true', help='memory format')
     parser.add_argument('--compile', action='store_true', help='compile all networks with torch.compile')
     parser.add_argument('--json', type=output_file, help='a file to write the same to')
-    parser.add_argument('--plot', type=output_image,
-                        help='instead of the table, draw how time and memory grow with what these name:')
+    parser.add_argument(
+        '--plot', type=output_image, help='instead of the table, draw how time and memory grow with what these name:'
+    )
     parser.add_argument('--batches', type=int, nargs='+', default=[], help='sizes of a batch')
     parser.add_argument('--depths', type=int, nargs='+', default=[], help='depths of the backbone')
     parser.add_argument('--ranks', type=int, nargs='+', default=[], help='shared ranks of its bank')
@@ -93,11 +103,11 @@ class Benchmark:
         return network
 
     def training(self, batch: int, loss: bool) -> list[dict]:
-        images, means = self.images(batch), orthogonality_spaces(self.networks['shared'])
+        images, spaces = self.images(batch), orthogonality_spaces(self.networks['shared'])
         works = {name: Step(network, images, autocast=self.autocast) for name, network in self.networks.items()}
-        if loss and any(bank.basis().requires_grad for spaces in means for space in spaces for bank in space):
-            works['shared, with the loss'] = Step(self.networks['shared'], images, 10., self.autocast)
-            works['the loss alone'] = lambda: orthogonality_loss(means).backward()
+        if loss and any(bank.basis().requires_grad for space in spaces for bank in space.banks):
+            works['shared, with the loss'] = Step(self.networks['shared'], images, 10.0, self.autocast)
+            works['the loss alone'] = lambda: orthogonality_loss(spaces).backward()
         return rows_of(f'training step, batch {batch}', time_in_turn(works, self.args.rounds, self.args.device))
 
     def inference(self, kind: str, batch: int) -> list[dict]:
@@ -126,8 +136,12 @@ class Benchmark:
         for network in self.networks.values():
             self.compiled(network)
         rows = self.training(args.batch, loss=True) + rows
-        return rows + [row for number in args.inference_batch for kind in ('as trained', 'as shipped')
-                       for row in self.inference(kind, number)]
+        return rows + [
+            row
+            for number in args.inference_batch
+            for kind in ('as trained', 'as shipped')
+            for row in self.inference(kind, number)
+        ]
 
 
 def growth(cfg: Config, args: argparse.Namespace) -> dict[str, list[dict]]:
@@ -148,11 +162,11 @@ def growth(cfg: Config, args: argparse.Namespace) -> dict[str, list[dict]]:
             rows = benchmark.memory(batch)  # before anything is compiled
             for network in benchmark.networks.values():
                 benchmark.compiled(network)
-            rows += [*benchmark.training(batch, loss=False),
-                     *benchmark.inference('as shipped', batch)]
+            rows += [*benchmark.training(batch, loss=False), *benchmark.inference('as shipped', batch)]
             # Without the batch in the name, works are the same at each batch.
             found.setdefault(quantity, []).extend(
-                dict(row, value=value, work=row['work'].rpartition(',')[0]) for row in rows)
+                dict(row, value=value, work=row['work'].rpartition(',')[0]) for row in rows
+            )
     return found
 
 

@@ -3,6 +3,7 @@
 What a GradientFlowHook has written, unless told otherwise: the gradients of the banks, with and without the
 orthogonality loss say.
 """
+
 import argparse
 
 from mmshared import SharingError
@@ -16,8 +17,12 @@ from mmshared.cli import add_runs, errors_in_a_sentence, named_runs, own_files
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_runs(parser, 'runs.png')
-    parser.add_argument('--scalars', default='grad/.*', metavar='PATTERN',
-                        help="regular expression of the scalars' names, 'basis/.*' or 'loss' say (default: grad/.*)")
+    parser.add_argument(
+        '--scalars',
+        default='grad/.*',
+        metavar='PATTERN',
+        help="regular expression of the scalars' names, 'basis/.*' or 'loss' say (default: grad/.*)",
+    )
     parser.add_argument('--linear', action='store_true', help='linear, not logarithmic')
     args = parser.parse_args()
     work_dirs = named_runs(parser, args)

@@ -1,5 +1,6 @@
 """Draw the scores of shortest paths by distance, several runs over each other, inside and beyond the distances of
 their training, and print them as tables."""
+
 import argparse
 
 from mmengine.config import Config

@@ -4,6 +4,7 @@ MNIST, say, by learned repetition alone.
 The share of a model is (its accuracy - the baseline's) / (the better model's - the baseline's), of the means over the
 seeds. In brackets is its 95 % interval by the spread of the seeds, where each model has several.
 """
+
 import argparse
 import statistics
 from pathlib import Path
@@ -25,8 +26,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.baseline == args.better:
         parser.error('--baseline and --better are two models')
-    runs = {name: read_accuracies(args.work_dir / name, METRIC)
-            for name in (args.baseline, *args.models, args.better)}
+    runs = {name: read_accuracies(args.work_dir / name, METRIC) for name in (args.baseline, *args.models, args.better)}
     lines = [['model', 'runs', METRIC, 'share of the gain'], ['---', '---:', '---:', '---:']]
     for name, accuracies in runs.items():
         found = compare(runs[args.baseline], accuracies, runs[args.better])

@@ -1,4 +1,5 @@
 """Draw the Gram matrices of the filter bases in a checkpoint: heat maps, for orthonormal bases the identity."""
+
 import argparse
 
 from mmshared import SharingError

@@ -1,5 +1,6 @@
 """Draw how alike the layers of each template bank in a checkpoint are, as heat maps, and print the groups of layers
 that would share a kernel in loops."""
+
 import argparse
 
 import torch
@@ -19,10 +20,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='the config that the checkpoint is of')
     parser.add_argument('checkpoint', help='the checkpoint')
-    parser.add_argument('--out', type=output_image, default='layer_similarity.png',
-                        help='default: layer_similarity.png')
-    parser.add_argument('--threshold', type=float, default=0.95,
-                        help='the similarity that every two layers of a group exceed, below 1 (default: 0.95)')
+    parser.add_argument(
+        '--out', type=output_image, default='layer_similarity.png', help='default: layer_similarity.png'
+    )
+    parser.add_argument(
+        '--threshold',
+        type=float,
+        default=0.95,
+        help='the similarity that every two layers of a group exceed, below 1 (default: 0.95)',
+    )
     args = parser.parse_args()
     if not 0 <= args.threshold < 1:
         parser.error(f'--threshold {args.threshold}: give a similarity from 0 up to below 1')
@@ -31,8 +37,10 @@ def main() -> None:
         raise SharingError('The model of this config has no TemplateBank.')
     with torch.no_grad():
         similarities = {title: layer_similarity(bank) for title, bank in template_banks(model).items()}
-    layers = {title: [name.removeprefix(f'{bank.stage}.') for name in bank.names]
-              for title, bank in template_banks(model).items()}
+    layers = {
+        title: [name.removeprefix(f'{bank.stage}.') for name in bank.names]
+        for title, bank in template_banks(model).items()
+    }
     draw_similarities(similarities, layers, args.out)
     for title, similarity in similarities.items():
         pairs = similarity[tuple(torch.triu_indices(*similarity.shape, 1))]

@@ -3,6 +3,7 @@
 Writes detections.png (what its last checkpoint finds in images of the validation set) and curves.png (loss,
 orthogonality loss and AP over training) into the run's folder, and prints its AP and its parameter counts.
 """
+
 import argparse
 from contextlib import redirect_stdout
 from io import StringIO
@@ -26,7 +27,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('work_dir', type=Path, help='the work dir of a run of train.py')
     parser.add_argument('--images', type=int, default=8, help='number of validation images (default: 8)')
-    parser.add_argument('--metric', help='name of the metric (default: the run\'s box AP)')
+    parser.add_argument('--metric', help="name of the metric (default: the run's box AP)")
     args = parser.parse_args()
     if args.images < 1:
         parser.error(f'--images {args.images}: give 1 or more')
@@ -38,14 +39,17 @@ def main() -> None:
     args = parse_args()
     configs, checkpoint = sorted(args.work_dir.glob('*.py')), find_latest_checkpoint(str(args.work_dir))
     if not configs or checkpoint is None:
-        raise SharingError(f'{args.work_dir} is no work dir of a finished run: it has no '
-                           f'{"config" if not configs else "checkpoint"}.')
+        raise SharingError(
+            f'{args.work_dir} is no work dir of a finished run: it has no {"config" if not configs else "checkpoint"}.'
+        )
     # The run has noted the path that the checkpoint had then: the folder may have been moved since.
     checkpoint = args.work_dir / Path(checkpoint).name
     cfg = load_config(str(configs[-1]))
     if cfg.default_scope != 'mmdet':
-        raise SharingError(f'{args.work_dir} is of a run of {cfg.default_scope}: the report is about detectors. '
-                           'compare_runs.py draws the scalars of any run.')
+        raise SharingError(
+            f'{args.work_dir} is of a run of {cfg.default_scope}: the report is about detectors. '
+            'compare_runs.py draws the scalars of any run.'
+        )
     scalars = read_scalars(args.work_dir)
     metrics = [name for name in scalars if '/' in name]
     metric = args.metric or next((name for name in metrics if name.endswith(('bbox_mAP', '/mAP'))), '')
@@ -67,8 +71,7 @@ def main() -> None:
     for name, counted, twin in (('detector', model, plain), ('backbone', model.backbone, plain.backbone)):
         here, there = parameter_count(counted), parameter_count(twin)
         print(f'parameters of the {name}: {here:,} shared, {there:,} plain ({1 - here / there:.1%} fewer)')
-    print(f'images: {args.work_dir}/detections.png, {args.work_dir}/curves.png\n'
-          f'checkpoint: {checkpoint}')
+    print(f'images: {args.work_dir}/detections.png, {args.work_dir}/curves.png\ncheckpoint: {checkpoint}')
 
 
 if __name__ == '__main__':

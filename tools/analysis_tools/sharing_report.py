@@ -1,5 +1,6 @@
 """Print which layers of a config's model share what: parameters and multiply-adds by group, and against the plain
 network."""
+
 import argparse
 import json
 from pathlib import Path
@@ -30,9 +31,14 @@ def main() -> None:
     for name in ('shared', 'own', 'plain', 'M', 'plain M'):
         table.add_column(name, justify='right')
     for row in groups:
-        table.add_row(row['stage'], row['group'], row['bank'], ' '.join(row['layers']),
-                      *[f'{row[key]:,}' for key in ('shared', 'own', 'plain')],
-                      *[f'{row[key] / 1e6:,.0f}' for key in ('macs', 'plain_macs')])
+        table.add_row(
+            row['stage'],
+            row['group'],
+            row['bank'],
+            ' '.join(row['layers']),
+            *[f'{row[key]:,}' for key in ('shared', 'own', 'plain')],
+            *[f'{row[key] / 1e6:,.0f}' for key in ('macs', 'plain_macs')],
+        )
     Console(width=max(110, Console().width)).print(table)
     for name, key in (('parameters', 'parameters'), ('multiply-adds', 'macs')):
         here, there = totals[key], totals[f'plain_{key}']

@@ -3,6 +3,7 @@
 The digits are the real ones that scikit-learn carries (8x8 pixels, 1,797 of them), enlarged to several sizes and
 pasted on shaded, noisy grounds. Train and validation scenes use different digits. The same seed gives the same bytes.
 """
+
 import argparse
 import json
 import sys
@@ -28,16 +29,21 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--val', type=int, default=50, help='number of validation scenes')
     parser.add_argument('--size', type=int, default=160, help='width and height of a scene in pixels')
     parser.add_argument('--digits', type=int, nargs=2, default=(3, 6), metavar=('FEWEST', 'MOST'), help='per scene')
-    parser.add_argument('--digit-size', type=int, nargs=2, default=(24, 64), metavar=('LEAST', 'MOST'),
-                        help='of a digit, in pixels')
+    parser.add_argument(
+        '--digit-size', type=int, nargs=2, default=(24, 64), metavar=('LEAST', 'MOST'), help='of a digit, in pixels'
+    )
     parser.add_argument('--seed', type=int, default=0)
     args = parser.parse_args()
     if args.digit_size[1] > args.size or args.digit_size[0] < 8 or args.digit_size[0] > args.digit_size[1]:
-        parser.error(f'--digit-size {args.digit_size[0]} {args.digit_size[1]}: give two sizes in rising order '
-                     f'between 8 and the {args.size} pixels of a scene')
+        parser.error(
+            f'--digit-size {args.digit_size[0]} {args.digit_size[1]}: give two sizes in rising order '
+            f'between 8 and the {args.size} pixels of a scene'
+        )
     if args.digits[0] < 1 or args.digits[0] > args.digits[1] or min(args.train, args.val) < 1 or args.seed < 0:
-        parser.error('give at least one scene of each kind and one digit per scene, FEWEST no more than MOST, and no '
-                     'seed below 0')
+        parser.error(
+            'give at least one scene of each kind and one digit per scene, FEWEST no more than MOST, and no '
+            'seed below 0'
+        )
     return args
 
 
@@ -45,8 +51,10 @@ def ground(size: int, rng: np.random.Generator) -> np.ndarray:
     """A shaded, noisy ground, (size, size, 3) in 0..1."""
     y, x = np.mgrid[:size, :size] / size
     corners = rng.uniform(0.3, 0.8, (4, 3))
-    shade = sum(weight[..., None] * corner
-                for weight, corner in zip([(1 - y) * (1 - x), (1 - y) * x, y * (1 - x), y * x], corners))
+    shade = sum(
+        weight[..., None] * corner
+        for weight, corner in zip([(1 - y) * (1 - x), (1 - y) * x, y * (1 - x), y * x], corners)
+    )
     return shade + rng.normal(0, 0.04, shade.shape)
 
 
@@ -54,22 +62,23 @@ def overlap(a: Box, b: Box) -> bool:
     return a[0] < b[0] + b[2] and b[0] < a[0] + a[2] and a[1] < b[1] + b[3] and b[1] < a[1] + a[3]
 
 
-def scene(digits: np.ndarray, labels: np.ndarray, args: argparse.Namespace,
-          rng: np.random.Generator) -> tuple[Image.Image, list[tuple[int, Box]]]:
+def scene(
+    digits: np.ndarray, labels: np.ndarray, args: argparse.Namespace, rng: np.random.Generator
+) -> tuple[Image.Image, list[tuple[int, Box]]]:
     """One scene: the image, and the label and box of each digit in it. Boxes do not overlap."""
     canvas, found = ground(args.size, rng), []
     for _ in range(rng.integers(args.digits[0], args.digits[1] + 1)):
         index, side = rng.integers(len(digits)), int(rng.integers(args.digit_size[0], args.digit_size[1] + 1))
         small = Image.fromarray((digits[index] * (255 / 16)).astype(np.uint8))
-        ink = np.asarray(small.resize((side, side), Image.BICUBIC)) / 255.
+        ink = np.asarray(small.resize((side, side), Image.BICUBIC)) / 255.0
         rows, columns = np.flatnonzero((ink > 0.3).any(1)), np.flatnonzero((ink > 0.3).any(0))
-        ink = ink[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
+        ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
         height, width = ink.shape
-        colour = rng.choice([0., 1.]) + rng.uniform(-0.15, 0.15, 3)
+        colour = rng.choice([0.0, 1.0]) + rng.uniform(-0.15, 0.15, 3)
         for _ in range(50):  # places to try; in a crowded scene a digit is left out
             x, y = int(rng.integers(args.size - width + 1)), int(rng.integers(args.size - height + 1))
             if not any(overlap((x, y, width, height), box) for _, box in found):
-                patch = canvas[y:y + height, x:x + width]
+                patch = canvas[y : y + height, x : x + width]
                 patch += ink[..., None] * (colour - patch)
                 found.append((int(labels[index]), (x, y, width, height)))
                 break
@@ -101,8 +110,11 @@ def write(out: Path, args: argparse.Namespace) -> None:
     held_out = int(len(order) * VAL_SHARE)
     number = 0
     for split, chosen, count in (('train', order[held_out:], args.train), ('val', order[:held_out], args.val)):
-        coco = dict(images=[], annotations=[],
-                    categories=[dict(id=i + 1, name=name, supercategory='digit') for i, name in enumerate(CLASSES)])
+        coco = dict(
+            images=[],
+            annotations=[],
+            categories=[dict(id=i + 1, name=name, supercategory='digit') for i, name in enumerate(CLASSES)],
+        )
         names = []
         for _ in tqdm(range(count), desc=split, unit='scene', disable=None):
             number += 1
@@ -113,8 +125,15 @@ def write(out: Path, args: argparse.Namespace) -> None:
             coco['images'].append(dict(id=number, file_name=f'{name}.jpg', width=args.size, height=args.size))
             for label, (x, y, width, height) in boxes:
                 coco['annotations'].append(
-                    dict(id=len(coco['annotations']) + 1, image_id=number, category_id=label + 1,
-                         bbox=[x, y, width, height], area=width * height, iscrowd=0))
+                    dict(
+                        id=len(coco['annotations']) + 1,
+                        image_id=number,
+                        category_id=label + 1,
+                        bbox=[x, y, width, height],
+                        area=width * height,
+                        iscrowd=0,
+                    )
+                )
             tree = ElementTree.ElementTree(voc_annotation(f'{name}.jpg', args.size, boxes))
             tree.write(out / 'Annotations' / f'{name}.xml')
         (out / f'instances_{split}.json').write_text(json.dumps(coco))

@@ -4,6 +4,7 @@ The whole model is built without numbers; each distinct backbone once with numbe
 and run again. Prints, config by config, whether it was built, has no repeated layer, cannot be built here even as it
 is, or failed; then the totals. Fails if a config failed.
 """
+
 import argparse
 import json
 import logging
@@ -26,8 +27,13 @@ from mmshared.engine.config import LIBRARIES, config_path
 @own_files()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('libraries', nargs='*', default=LIBRARIES, metavar='library',
-                        help=f'of {" and ".join(LIBRARIES)} (default: all)')
+    parser.add_argument(
+        'libraries',
+        nargs='*',
+        default=LIBRARIES,
+        metavar='library',
+        help=f'of {" and ".join(LIBRARIES)} (default: all)',
+    )
     parser.add_argument('--match', default='', metavar='PATTERN', help="regular expression that a config's name has")
     parser.add_argument('--json', type=output_file, help='a file to write the same to')
     args = parser.parse_args()
@@ -40,8 +46,13 @@ def main() -> None:
     configs = {}
     for library in args.libraries:
         root = Path(config_path(f'{library}::_base_/default_runtime.py')).parents[1]
-        configs.update({f'{library}::{path.relative_to(root)}': path for path in sorted(root.rglob('*.py'))
-                        if '_base_' not in path.parts})
+        configs.update(
+            {
+                f'{library}::{path.relative_to(root)}': path
+                for path in sorted(root.rglob('*.py'))
+                if '_base_' not in path.parts
+            }
+        )
     try:
         configs = {name: path for name, path in configs.items() if re.search(args.match, name)}
     except re.error as error:

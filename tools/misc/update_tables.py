@@ -1,4 +1,5 @@
 """Build every model of the metafiles, put its parameters and multiply-adds there, and the tables into the READMEs."""
+
 import argparse
 from pathlib import Path
 

@@ -2,6 +2,7 @@
 
 A network that shares does the same when such a checkpoint is loaded: this shows it, and keeps the result.
 """
+
 import argparse
 from pathlib import Path
 
@@ -30,8 +31,12 @@ def main() -> None:
     parser.add_argument('config', help='a config whose backbone shares')
     parser.add_argument('src', help='a checkpoint of the plain backbone, or of the whole plain model')
     parser.add_argument('dst', type=output_file, help='the checkpoint to write')
-    parser.add_argument('--rank-for-energy', type=float, metavar='SHARE',
-                        help='also tell how many filters would keep this share of the energy, 0.95 say')
+    parser.add_argument(
+        '--rank-for-energy',
+        type=float,
+        metavar='SHARE',
+        help='also tell how many filters would keep this share of the energy, 0.95 say',
+    )
     args = parser.parse_args()
     if args.rank_for_energy is not None and not 0 < args.rank_for_energy <= 1:
         parser.error(f'--rank-for-energy {args.rank_for_energy}: give a share above 0 and up to 1')
@@ -44,10 +49,13 @@ def main() -> None:
     conversions = share_state_dict(model.backbone, state_dict, prefix)
     if not conversions:
         raise SharingError(f'{args.src} is shared already, as the network of the config is.')
-    if args.rank_for_energy and any(len({kernel[0].shape for kernel in conversion.kernels}) > 1
-                                    for conversion in conversions):
-        raise SharingError('--rank-for-energy is about filters of one space, and kernels of a group differ in '
-                           'shape here: leave it out.')
+    if args.rank_for_energy and any(
+        len({kernel[0].shape for kernel in conversion.kernels}) > 1 for conversion in conversions
+    ):
+        raise SharingError(
+            '--rank-for-energy is about filters of one space, and kernels of a group differ in '
+            'shape here: leave it out.'
+        )
 
     table = Table(title=f'{Path(args.src).name} in the network of {Path(args.config).stem}')
     wanted = [f'filters for {args.rank_for_energy:.0%}'] if args.rank_for_energy else []
@@ -55,9 +63,15 @@ def main() -> None:
         table.add_column(name, justify='left' if name in ('stage', 'bank') else 'right')
     for conversion in conversions:
         filters = conversion.bank.basis()
-        cells = [conversion.name, type(conversion.bank).__name__, str(len(conversion.kernels)),
-                 '' if filters is None else str(len(filters)), str(conversion.kernels[0][0].numel()),
-                 f'{1 - conversion.error**2:.1%}', f'{conversion.error:.4f}']
+        cells = [
+            conversion.name,
+            type(conversion.bank).__name__,
+            str(len(conversion.kernels)),
+            '' if filters is None else str(len(filters)),
+            str(conversion.kernels[0][0].numel()),
+            f'{1 - conversion.error**2:.1%}',
+            f'{conversion.error:.4f}',
+        ]
         table.add_row(*cells, *([str(rank_for_energy(conversion, args.rank_for_energy))] if wanted else []))
     Console(width=max(110, Console().width)).print(table)
     load_whole(model if prefix else model.backbone, state_dict, args.src, 'the plain network of the config')

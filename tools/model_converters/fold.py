@@ -3,6 +3,7 @@
 Writes the checkpoint, and beside it the stock config that it loads into with strict=True: no mmshared needed. The
 outputs of both networks on random images are compared first; if they differ, nothing is written.
 """
+
 import argparse
 import copy
 from importlib.util import find_spec
@@ -25,10 +26,17 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', help='the config of the shared network')
     parser.add_argument('checkpoint', help='its checkpoint')
     parser.add_argument('out', type=output_file, help='the checkpoint to write; its config gets the same name')
-    parser.add_argument('--onnx', type=output_file, metavar='FILE',
-                        help="also write the classifier, or the detector's backbone, as ONNX, and check it")
-    parser.add_argument('--keep-shared', action='store_true',
-                        help='write the ONNX model with its filters shared, stored once, if that is the smaller one')
+    parser.add_argument(
+        '--onnx',
+        type=output_file,
+        metavar='FILE',
+        help="also write the classifier, or the detector's backbone, as ONNX, and check it",
+    )
+    parser.add_argument(
+        '--keep-shared',
+        action='store_true',
+        help='write the ONNX model with its filters shared, stored once, if that is the smaller one',
+    )
     parser.add_argument('--safetensors', action='store_true', help='write the checkpoint as safetensors')
     parser.add_argument('--torchvision', action='store_true', help="write the keys of torchvision's ResNets")
     add_shape(parser)
@@ -37,7 +45,7 @@ def parse_args() -> argparse.Namespace:
         parser.error('--keep-shared is about --onnx')
     args.out_config = args.out.with_suffix('.py')
     check_files(parser, args.config, args.checkpoint, args.out, args.out_config, args.onnx)
-    for name, packages in dict(onnx=('onnx', 'onnxruntime', 'onnxscript'), safetensors=('safetensors', )).items():
+    for name, packages in dict(onnx=('onnx', 'onnxruntime', 'onnxscript'), safetensors=('safetensors',)).items():
         if getattr(args, name) and not all(map(find_spec, packages)):
             parser.error(f"--{name} needs packages that are not here: pip install 'mmshared[export]'")
     return args
@@ -70,15 +78,15 @@ def main() -> None:
         from safetensors.torch import save_file
 
         # Clones: the heads of some detectors have layers in common too.
-        save_file({key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in state_dict.items()},
-                  args.out)
+        save_file(
+            {key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in state_dict.items()}, args.out
+        )
     else:
         save_checkpoint(state_dict if args.torchvision else converted(state_dict, args.checkpoint), args.out)
     print(f'wrote {args.out} ({args.out.stat().st_size / 1e6:.1f} MB)')
     if not args.torchvision:
         stock.dump(args.out_config)
-        print(f'wrote {args.out_config}'
-              + (', whose network is one of mmshared' if 'custom_imports' in stock else ''))
+        print(f'wrote {args.out_config}' + (', whose network is one of mmshared' if 'custom_imports' in stock else ''))
 
 
 if __name__ == '__main__':

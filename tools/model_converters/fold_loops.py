@@ -5,6 +5,7 @@ the changes of all kernels are the least, in the sum of squares, that this can d
 kernel are more alike than the threshold (complete linkage). Prints what each stage runs, as a program of loops, and
 writes the checkpoint and beside it its config. A network without layers that are alike is left as it is.
 """
+
 import argparse
 import copy
 import tempfile
@@ -33,13 +34,26 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', help='the config of the network')
     parser.add_argument('checkpoint', help='its checkpoint')
     parser.add_argument('out', type=output_file, help='the checkpoint to write; its config gets the same name')
-    parser.add_argument('--threshold', type=float, default=0.95,
-                        help='the similarity that layers of one kernel exceed, below 1 (default: 0.95)')
-    parser.add_argument('--recalibrate', type=int, metavar='N',
-                        help='estimate the statistics of the batch norms anew, on N batches of the training set')
+    parser.add_argument(
+        '--threshold',
+        type=float,
+        default=0.95,
+        help='the similarity that layers of one kernel exceed, below 1 (default: 0.95)',
+    )
+    parser.add_argument(
+        '--recalibrate',
+        type=int,
+        metavar='N',
+        help='estimate the statistics of the batch norms anew, on N batches of the training set',
+    )
     parser.add_argument('--no-test', action='store_true', help='do not evaluate on the test set before and after')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={},
-                        help='override settings of the config; data_root=FOLDER moves its data set')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        help='override settings of the config; data_root=FOLDER moves its data set',
+    )
     args = parser.parse_args()
     if not 0 <= args.threshold < 1:
         parser.error(f'--threshold {args.threshold}: give a similarity from 0 up to below 1')
@@ -53,8 +67,16 @@ def parse_args() -> argparse.Namespace:
 def make_runner(cfg: Config, state_dict: State, work_dir: str) -> Runner:
     """A runner with the model of a config, and its weights."""
     cfg = copy.deepcopy(cfg)
-    cfg.merge_from_dict(dict(work_dir=work_dir, experiment_name=Path(work_dir).name, log_level='ERROR', load_from=None,
-                             resume=False, custom_hooks=[]))
+    cfg.merge_from_dict(
+        dict(
+            work_dir=work_dir,
+            experiment_name=Path(work_dir).name,
+            log_level='ERROR',
+            load_from=None,
+            resume=False,
+            custom_hooks=[],
+        )
+    )
     cfg.setdefault('randomness', dict(seed=0))
     runner = Runner.from_cfg(cfg)
     runner.model.load_state_dict(state_dict, strict=True)
@@ -100,8 +122,10 @@ def main() -> None:
     model = load_model(cfg, args.checkpoint)
     folded_cfg, folded, conversions = fold_loops(cfg, model, args.threshold)
     if not conversions:
-        print(f'No two layers of a bank have a similarity above {args.threshold:g}: the network is left as it is, and '
-              'nothing was written.')
+        print(
+            f'No two layers of a bank have a similarity above {args.threshold:g}: the network is left as it is, and '
+            'nothing was written.'
+        )
         return
     for conversion in conversions:
         print(conversion)

@@ -1,5 +1,6 @@
 """Turn a checkpoint of the authors of deeply shared filter bases (https://github.com/ssregibility/Net_RL2) into one of
 mmshared, and print the config whose model it loads into."""
+
 import re
 from pathlib import Path
 
@@ -31,14 +32,17 @@ def rename(key: str, bottleneck: bool) -> str | None:
         stage, block, basis = shared.groups()
         conv = int(basis or 1) + bottleneck
         return f'backbone.{stage}1.conv{conv}.bank.filters' if block == '1' else None
-    return apply_rules(key, [
-        (r'^fc\.', 'head.fc.'),
-        (r'^(?!head)', 'backbone.'),
-        (r'\.shortcut\.', '.downsample.'),
-        (r'\.basis_conv(\d)\.weight$', r'.conv\1.unique'),
-        (r'\.basis_bn(\d)\.', r'.conv\1.norm.'),
-        (r'\.coeff_conv(\d)\.weight$', r'.conv\1.coefficients'),
-    ])
+    return apply_rules(
+        key,
+        [
+            (r'^fc\.', 'head.fc.'),
+            (r'^(?!head)', 'backbone.'),
+            (r'\.shortcut\.', '.downsample.'),
+            (r'\.basis_conv(\d)\.weight$', r'.conv\1.unique'),
+            (r'\.basis_bn(\d)\.', r'.conv\1.norm.'),
+            (r'\.coeff_conv(\d)\.weight$', r'.conv\1.coefficients'),
+        ],
+    )
 
 
 def convert(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -51,9 +55,11 @@ def convert(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
     if not any('shared_basis' in key for key in theirs):
         raise SharingError('The checkpoint has no shared_basis: it is none of the shared networks of Net_RL2.')
     if 'layer1.0.conv1.weight' not in theirs:
-        raise SharingError('The checkpoint is of none of their ResNets. Their MobileNetV2 differs from the standard '
-                           'network (biases of stem and head, ReLU in the blocks, an expansion in the first), and '
-                           'their DenseNet and ResNeXt have other blocks: those are not converted.')
+        raise SharingError(
+            'The checkpoint is of none of their ResNets. Their MobileNetV2 differs from the standard '
+            'network (biases of stem and head, ReLU in the blocks, an expansion in the first), and '
+            'their DenseNet and ResNeXt have other blocks: those are not converted.'
+        )
     bottleneck = 'layer1.0.conv3.weight' in theirs
     renamed = {rename(key, bottleneck): tensor for key, tensor in theirs.items()}
     renamed.pop(None, None)

@@ -1,5 +1,6 @@
 """Make a checkpoint of training one to publish, as mmdet's tool of this name does: weights and meta data alone, and
 the first digits of the SHA-256 of the file in its name."""
+
 import argparse
 import hashlib
 import io
@@ -17,15 +18,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('in_file', help='the checkpoint')
     parser.add_argument('out_file', type=output_file, help='the name of the checkpoint to write, without the digits')
-    parser.add_argument('--save-keys', nargs='+', default=['meta', 'state_dict'],
-                        help='what to keep of it (default: meta state_dict)')
+    parser.add_argument(
+        '--save-keys', nargs='+', default=['meta', 'state_dict'], help='what to keep of it (default: meta state_dict)'
+    )
     args = parser.parse_args()
     checkpoint = load_checkpoint_file(args.in_file)
     missing = [key for key in args.save_keys if key not in checkpoint]
     if missing:
         there = ', '.join([*checkpoint][:5])
-        raise SharingError(f'{args.in_file} has no {", ".join(missing)}: it holds {there}. Name what to keep by '
-                           '--save-keys.')
+        raise SharingError(
+            f'{args.in_file} has no {", ".join(missing)}: it holds {there}. Name what to keep by --save-keys.'
+        )
     dropped = [key for key in checkpoint if key not in args.save_keys]
     if dropped:
         print(f'left out: {", ".join(dropped)}')

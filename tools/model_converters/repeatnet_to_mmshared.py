@@ -1,5 +1,6 @@
 """Turn a checkpoint of the authors of RepeatNet (https://github.com/transmuteAI/RepeatNet) into one of mmshared, and
 print the config whose model it loads into."""
+
 import argparse
 import re
 from pathlib import Path
@@ -26,16 +27,27 @@ SAFE = [argparse.Namespace, (Callback, 'pytorch_lightning.callbacks.model_checkp
 
 RESNET = [(r'^fc\.', 'head.fc.'), (r'^(?!head)', 'backbone.')]
 # VGG's batch norms are numbered through.
-VGG = [*[(rf'^bn{2 * stage + i - 2}\.', f'bn{stage}_{i}.') for stage in range(1, 6) for i in (1, 2)],
-       (r'^(fc|classifier)\.', 'head.fc.'), (r'^(?!head)', 'backbone.features.0.')]
-CNN = [(r'^fully_net\.0\.', 'head.layers.0.fc.'), (r'^fully_net\.1\.', 'head.layers.0.norm.'),
-       (r'^fully_net\.3\.', 'head.layers.1.fc.'), (r'^(?!head)', 'backbone.features.0.')]
+VGG = [
+    *[(rf'^bn{2 * stage + i - 2}\.', f'bn{stage}_{i}.') for stage in range(1, 6) for i in (1, 2)],
+    (r'^(fc|classifier)\.', 'head.fc.'),
+    (r'^(?!head)', 'backbone.features.0.'),
+]
+CNN = [
+    (r'^fully_net\.0\.', 'head.layers.0.fc.'),
+    (r'^fully_net\.1\.', 'head.layers.0.norm.'),
+    (r'^fully_net\.3\.', 'head.layers.1.fc.'),
+    (r'^(?!head)', 'backbone.features.0.'),
+]
 
 
 def name_transform(theirs: dict[str, Tensor]) -> str:
     """How the tiles of a network of theirs are transformed, as the names of our configs say it."""
-    for part, transform in (('alphas', 'swish'), ('random_weights', 'random-bireal'),
-                            ('binary_activation.weight', 'bireal'), ('drop_mask', 'static-drop')):
+    for part, transform in (
+        ('alphas', 'swish'),
+        ('random_weights', 'random-bireal'),
+        ('binary_activation.weight', 'bireal'),
+        ('drop_mask', 'static-drop'),
+    ):
         if any(key.endswith(part) for key in theirs):
             return transform
     return 'linear'
@@ -65,8 +77,10 @@ def recognise(theirs: dict[str, Tensor]) -> tuple[Path, dict[str, str], dict[str
         rotations = {64: '-c4', 90: '-c8', 128: '-c16'}.get(len(theirs['bn1.weight']), '')
         network, rules, data = f'cnn{rotations}', CNN, 'rotmnist'
     else:
-        raise SharingError('The checkpoint is of none of their ResNets, VGGs and CNNs for rotated MNIST of plain or '
-                           'repeated convs (the steerable networks are of another library).')
+        raise SharingError(
+            'The checkpoint is of none of their ResNets, VGGs and CNNs for rotated MNIST of plain or '
+            'repeated convs (the steerable networks are of another library).'
+        )
     batch = '8xb32' if data == 'in1k' else 'b128'
     name = f'repeat-{network}-{transform}_{batch}_{data}' if repeated else f'{network}_{batch}_{data}'
     path, options = CONFIGS / f'{name}.py', {}
@@ -85,8 +99,9 @@ def number_layers(theirs: dict[str, Tensor], features: list[str]) -> tuple[dict[
     for position, layer in enumerate(layers):
         conv, norm = divmod(position, 2)
         names[layer] = f'bn{conv + 1}' if norm else f'conv{conv // 2 + 1}_{conv % 2 + 1}'
-    renamed = {re.sub(r'^features\.(\d+)', lambda match: names[match[1]], key): tensor
-               for key, tensor in theirs.items()}
+    renamed = {
+        re.sub(r'^features\.(\d+)', lambda match: names[match[1]], key): tensor for key, tensor in theirs.items()
+    }
     return renamed, len(layers) // 2 + 1
 
 
@@ -121,8 +136,10 @@ def convert(theirs: dict[str, Tensor]) -> tuple[dict[str, Tensor], Path, str]:
     theirs = {re.sub(r'^model\.', '', key): tensor for key, tensor in theirs.items()}
     for key, tensor in theirs.items():
         if not tensor.numel() and key.endswith('.random_weights'):
-            raise SharingError('The checkpoint has masks on kernels of full size (random_bireal of width 1): here a '
-                               'kernel that is not repeated is not transformed.')
+            raise SharingError(
+                'The checkpoint has masks on kernels of full size (random_bireal of width 1): here a '
+                'kernel that is not repeated is not transformed.'
+            )
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise SharingError(f'The checkpoint holds numbers that are not finite in {key}.')
     try:
@@ -139,19 +156,22 @@ def convert(theirs: dict[str, Tensor]) -> tuple[dict[str, Tensor], Path, str]:
         conv, inside, part = key.partition('.transform.')
         if inside:
             their = {name for name in renamed if name.startswith(f'{conv}.')}
-            tensor = transform_state({name[len(conv) + 1:]: renamed[name] for name in their}).get(part)
+            tensor = transform_state({name[len(conv) + 1 :]: renamed[name] for name in their}).get(part)
         else:
             their = {re.sub(r'(\.bank)?\.kernel$', '.weight', key).replace('.added_bias', '.bias')}
             tensor = renamed.get(*their)
         numbers = part in ('alpha', 'beta')  # theirs are in a row
         if tensor is None or (tensor.numel() != own.numel() if numbers else tensor.shape != own.shape):
-            raise SharingError(f'The checkpoint is no whole one of the network of {path.name}: it has nothing that '
-                               f'becomes {key}, {tuple(own.shape)}.')
+            raise SharingError(
+                f'The checkpoint is no whole one of the network of {path.name}: it has nothing that '
+                f'becomes {key}, {tuple(own.shape)}.'
+            )
         state_dict[key] = tensor.view(own.shape)
         used |= their
     # The masks of kernels that are not repeated take part in nothing.
-    alien = [key for key in renamed
-             if key not in used and not key.endswith(('.binary_activation.weight', '.drop_mask'))]
+    alien = [
+        key for key in renamed if key not in used and not key.endswith(('.binary_activation.weight', '.drop_mask'))
+    ]
     if alien:
         raise SharingError(f'The checkpoint is not of the network of {path.name}, which has nothing like {alien[0]}.')
     note = ' '.join(['with --cfg-options', *(f'{name}={value}' for name, value in options.items())]) if options else ''

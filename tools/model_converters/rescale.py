@@ -8,6 +8,7 @@ copies becomes one of the same width with another transform in the same way.
 
 Repeated between layers, as in the VGGs, the layers that the small network does not have begin as the config has them.
 """
+
 import argparse
 from collections.abc import Sequence
 
@@ -55,18 +56,23 @@ def rescale(model: nn.Module, small: dict[str, Tensor]) -> tuple[dict[str, Tenso
     """
     modes = {bank.mode if isinstance(bank, RepeatedKernel) else None for bank in banks(model)}
     if len(modes) != 1 or not modes <= {'intra', 'inter'}:
-        raise SharingError("The network of the config does not repeat kernels within its layers or between them: it "
-                           "needs the bank RepeatedKernel with mode='intra' or mode='inter'.")
+        raise SharingError(
+            'The network of the config does not repeat kernels within its layers or between them: it '
+            "needs the bank RepeatedKernel with mode='intra' or mode='inter'."
+        )
     head = ([None] + [name for name, module in model.named_modules() if isinstance(module, nn.Linear)])[-1]
     there, own = small.get(f'{head}.weight'), model.state_dict().get(f'{head}.weight')
     if there is not None and own is not None and there.dim() and len(there) != len(own):
-        raise SharingError(f'The checkpoint is of a network of {len(there)} classes, and that of the config has '
-                           f'{len(own)}: add --cfg-options model.head.num_classes={len(there)}.')
+        raise SharingError(
+            f'The checkpoint is of a network of {len(there)} classes, and that of the config has '
+            f'{len(own)}: add --cfg-options model.head.num_classes={len(there)}.'
+        )
     return (_within_layers(model, small), []) if modes == {'intra'} else _between_layers(model, small, head)
 
 
-def _between_layers(model: nn.Module, small: dict[str, Tensor], head: str | None
-                    ) -> tuple[dict[str, Tensor], list[str]]:
+def _between_layers(
+    model: nn.Module, small: dict[str, Tensor], head: str | None
+) -> tuple[dict[str, Tensor], list[str]]:
     """The kernels that are passed on are those of the small network's convs, and what it lacks begins afresh."""
     state_dict, taken = model.state_dict(), set()
     for key, tensor in small.items():
@@ -75,17 +81,26 @@ def _between_layers(model: nn.Module, small: dict[str, Tensor], head: str | None
         if own == f'{head}.weight' and own in state_dict and tensor.shape != state_dict[own].shape:
             continue  # it is of the features of another layer
         if own not in state_dict or tensor.shape != state_dict[own].shape:
-            raise SharingError(f'The checkpoint is not of the network whose kernels are repeated: it has {key} of the '
-                               f'shape {tuple(tensor.shape)}.')
+            raise SharingError(
+                f'The checkpoint is not of the network whose kernels are repeated: it has {key} of the '
+                f'shape {tuple(tensor.shape)}.'
+            )
         state_dict[own] = tensor
         taken.add(own)
     parameters, left = dict(model.named_parameters()), [key for key in state_dict if key not in taken]
     for key in left:
         if state_dict[key].dim() == 4 and '.transform.' not in key:
-            raise SharingError(f'The checkpoint is not of the network whose kernels are repeated: it has nothing for '
-                               f'{key} of the shape {tuple(state_dict[key].shape)}.')
-    return state_dict, list(dict.fromkeys(key.partition('.transform.')[0].removesuffix('.bias').removesuffix('.weight')
-                                          for key in left if key in parameters))
+            raise SharingError(
+                f'The checkpoint is not of the network whose kernels are repeated: it has nothing for '
+                f'{key} of the shape {tuple(state_dict[key].shape)}.'
+            )
+    return state_dict, list(
+        dict.fromkeys(
+            key.partition('.transform.')[0].removesuffix('.bias').removesuffix('.weight')
+            for key in left
+            if key in parameters
+        )
+    )
 
 
 def _within_layers(model: nn.Module, small: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -114,19 +129,24 @@ def _within_layers(model: nn.Module, small: dict[str, Tensor]) -> dict[str, Tens
                 made |= {module_name for module_name, module in model.named_modules() if module is norm}
         elif tensor is None and part == 'added_bias':
             tensor = torch.zeros_like(own)
-        smaller = tensor is not None and tensor.dim() == own.dim() and all(
-            a <= b for a, b in zip(tensor.shape, own.shape))
+        smaller = (
+            tensor is not None and tensor.dim() == own.dim() and all(a <= b for a, b in zip(tensor.shape, own.shape))
+        )
         if not smaller or part == 'kernel' and tensor.shape != own.shape:
-            raise SharingError(f'The checkpoint is not of the network that is repeated: for {key} of the shape '
-                               f'{tuple(own.shape)} it has {"nothing" if tensor is None else tuple(tensor.shape)}.')
+            raise SharingError(
+                f'The checkpoint is not of the network that is repeated: for {key} of the shape '
+                f'{tuple(own.shape)} it has {"nothing" if tensor is None else tuple(tensor.shape)}.'
+            )
         if part == 'kernel':
             bias = small.get(f'{name}.{"bias" if convs[name].added_bias is None else "added_bias"}')
             if bias is None or len(bias) == len(tensor):
                 tensor = share_inputs(tensor, convs[name].in_channels)
             elif len(bias) != convs[name].out_channels:
-                raise SharingError(f'The checkpoint is of a network whose {name} repeats its kernel to {len(bias)} '
-                                   f'channels, and here it has {convs[name].out_channels}: give one of width 1, or of '
-                                   'the width of the config.')
+                raise SharingError(
+                    f'The checkpoint is of a network whose {name} repeats its kernel to {len(bias)} '
+                    f'channels, and here it has {convs[name].out_channels}: give one of width 1, or of '
+                    'the width of the config.'
+                )
             state_dict[key] = tensor
         else:
             state_dict[key] = widen(tensor, own.shape)

@@ -4,6 +4,7 @@ mmshared, and write beside it the config of its model: depth, width, templates a
 Nothing but weights and the numbers of their RecorderMeter is read. A checkpoint that Python 2 wrote has to be reduced
 to dict(state_dict=...) first.
 """
+
 import argparse
 import re
 from pathlib import Path
@@ -27,8 +28,11 @@ class Recorder:
 
 
 # Its arrays are made by a function that NumPy 1 and 2 have at different places.
-SAFE = [(Recorder, 'utils.RecorderMeter'), type(np.dtype(np.float32)),
-        *[(np.empty(0).__reduce__()[0], f'numpy.{core}.multiarray._reconstruct') for core in ('core', '_core')]]
+SAFE = [
+    (Recorder, 'utils.RecorderMeter'),
+    type(np.dtype(np.float32)),
+    *[(np.empty(0).__reduce__()[0], f'numpy.{core}.multiarray._reconstruct') for core in ('core', '_core')],
+]
 
 
 def rename(key: str) -> str | None:
@@ -62,9 +66,15 @@ def convert(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
         raise SharingError('The checkpoint has no conv_3x3 or no bank_1: it is none of the networks of soft-sharing.')
     shares = any(key.endswith('.coefficients') for key in theirs)
     # Our coefficients are vectors, and the filters of our templates rows.
-    renamed = {rename(key): tensor.flatten() if key.endswith('.coefficients') else
-               tensor.flatten(2) if key.endswith('.templates') else tensor
-               for key, tensor in theirs.items() if shares or 'bank_' not in key}
+    renamed = {
+        rename(key): tensor.flatten()
+        if key.endswith('.coefficients')
+        else tensor.flatten(2)
+        if key.endswith('.templates')
+        else tensor
+        for key, tensor in theirs.items()
+        if shares or 'bank_' not in key
+    }
     renamed.pop(None, None)
     return renamed
 
@@ -74,17 +84,26 @@ def model_config(state_dict: dict[str, Tensor]) -> Config:
     that keeps its own convs, is the plain one."""
     depth = 6 * sum(key.startswith('backbone.layer1.') and key.endswith('.norm1.weight') for key in state_dict) + 4
     if depth not in WideResNet_CIFAR.arch_settings:
-        raise SharingError(f'The checkpoint is of a network of depth {depth}, and WideResNet_CIFAR has the depths '
-                           f'{", ".join(map(str, WideResNet_CIFAR.arch_settings))}.')
+        raise SharingError(
+            f'The checkpoint is of a network of depth {depth}, and WideResNet_CIFAR has the depths '
+            f'{", ".join(map(str, WideResNet_CIFAR.arch_settings))}.'
+        )
     classes, channels = state_dict['head.fc.weight'].shape
     cfg = Config.fromfile(MODEL)
-    cfg.merge_from_dict({'model.backbone.depth': depth, 'model.backbone.widen_factor': channels // 64,
-                         'model.head.num_classes': classes, 'model.head.in_channels': channels})
+    cfg.merge_from_dict(
+        {
+            'model.backbone.depth': depth,
+            'model.backbone.widen_factor': channels // 64,
+            'model.head.num_classes': classes,
+            'model.head.in_channels': channels,
+        }
+    )
     templates = state_dict.get('backbone.layer1.1.conv1.bank.templates')
     if templates is not None:
         cfg.model.backbone.type = 'SharedWideResNet_CIFAR'
         cfg.model.backbone.sharing = dict(
-            groups=['conv[12]'], bank=dict(type='TemplateBank', num_templates=len(templates)))
+            groups=['conv[12]'], bank=dict(type='TemplateBank', num_templates=len(templates))
+        )
     cfg.default_scope = 'mmpretrain'
     cfg.custom_imports = dict(imports=['mmshared'], allow_failed_imports=False)
     return cfg
@@ -112,8 +131,10 @@ def main() -> None:
     cfg.dump(out_config)
     backbone, sharing = cfg.model.backbone, cfg.model.backbone.get('sharing')
     told = f'{sharing.bank.num_templates} templates a stage' if sharing else 'no shared conv'
-    print(f'wrote {args.dst} and {out_config}: a wide ResNet of depth {backbone.depth} and width '
-          f'{backbone.widen_factor} with {told}, {cfg.model.head.num_classes} classes')
+    print(
+        f'wrote {args.dst} and {out_config}: a wide ResNet of depth {backbone.depth} and width '
+        f'{backbone.widen_factor} with {told}, {cfg.model.head.num_classes} classes'
+    )
 
 
 if __name__ == '__main__':

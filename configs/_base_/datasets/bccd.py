@@ -13,7 +13,9 @@ train_dataloader = dict(
         ann_file='ImageSets/Main/trainval.txt',
         data_prefix=dict(_delete_=True, sub_data_root=''),
         metainfo=metainfo,
-        pipeline=train_pipeline))
+        pipeline=train_pipeline,
+    )
+)
 val_dataloader = dict(
     dataset=dict(
         type='VOCDataset',
@@ -21,7 +23,9 @@ val_dataloader = dict(
         ann_file='ImageSets/Main/test.txt',
         data_prefix=dict(_delete_=True, sub_data_root=''),
         metainfo=metainfo,
-        pipeline=test_pipeline))
+        pipeline=test_pipeline,
+    )
+)
 test_dataloader = val_dataloader
 val_evaluator = dict(_delete_=True, type='mmdet.VOCMetric', metric='mAP', eval_mode='11points')
 test_evaluator = val_evaluator

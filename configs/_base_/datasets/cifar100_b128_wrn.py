@@ -5,5 +5,5 @@ train_dataloader = dict(batch_size=128)
 val_dataloader = dict(batch_size=128)
 test_dataloader = val_dataloader
 # One square of 16 pixels, of the mean colour: zero once it is normalised.
-cutout = dict(type='Cutout', shape=16, pad_val=(129, 124, 112), prob=1.)
+cutout = dict(type='Cutout', shape=16, pad_val=(129, 124, 112), prob=1.0)
 cutout_pipeline = [*_base_.train_pipeline[:-1], cutout, _base_.train_pipeline[-1]]

@@ -1,21 +1,21 @@
 # Digit scenes, written by tools/dataset_converters/digit_scenes.py. A mirrored digit is no digit: no flip.
 _base_ = './small_coco.py'
 data_root = 'data/digits/'
-metainfo = dict(
-    classes=('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine'))
+metainfo = dict(classes=('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine'))
 train_dataloader = dict(
     dataset=dict(
         data_root=data_root,
         ann_file='instances_train.json',
         data_prefix=dict(img='JPEGImages/'),
         metainfo=metainfo,
-        pipeline=[step for step in _base_.train_pipeline if step['type'] != 'RandomFlip']))
+        pipeline=[step for step in _base_.train_pipeline if step['type'] != 'RandomFlip'],
+    )
+)
 val_dataloader = dict(
     dataset=dict(
-        data_root=data_root,
-        ann_file='instances_val.json',
-        data_prefix=dict(img='JPEGImages/'),
-        metainfo=metainfo))
+        data_root=data_root, ann_file='instances_val.json', data_prefix=dict(img='JPEGImages/'), metainfo=metainfo
+    )
+)
 test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + 'instances_val.json')
 test_evaluator = val_evaluator

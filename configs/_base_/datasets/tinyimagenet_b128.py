@@ -15,13 +15,16 @@ train_dataloader = dict(
     num_workers=4,
     drop_last=True,
     dataset=dict(
-        type='CustomDataset', data_root='data/tiny-imagenet-200', data_prefix='train', pipeline=train_pipeline),
-    sampler=dict(type='DefaultSampler', shuffle=True))
+        type='CustomDataset', data_root='data/tiny-imagenet-200', data_prefix='train', pipeline=train_pipeline
+    ),
+    sampler=dict(type='DefaultSampler', shuffle=True),
+)
 val_dataloader = dict(
     batch_size=128,
     num_workers=4,
     dataset=dict(type='CustomDataset', data_root='data/tiny-imagenet-200', data_prefix='val', pipeline=test_pipeline),
-    sampler=dict(type='DefaultSampler', shuffle=False))
+    sampler=dict(type='DefaultSampler', shuffle=False),
+)
 val_evaluator = dict(type='Accuracy', topk=(1, 5))
 test_dataloader = val_dataloader
 test_evaluator = val_evaluator

@@ -10,4 +10,6 @@ model = dict(
         mid_channels=[64],
         norm_cfg=dict(type='BN1d'),
         act_cfg=dict(type='ELU'),
-        loss=dict(type='CrossEntropyLoss')))
+        loss=dict(type='CrossEntropyLoss'),
+    ),
+)

@@ -5,6 +5,8 @@ model = dict(
         type='SharedResNet_CIFAR',
         base_channels=32,
         sharing=dict(
-            groups=['.*'],
-            bank=dict(type='RepeatedKernel', transform=dict(type='swish'), width=2, input_channels=16))),
-    head=dict(in_channels=128))
+            groups=['.*'], bank=dict(type='RepeatedKernel', transform=dict(type='swish'), width=2, input_channels=16)
+        ),
+    ),
+    head=dict(in_channels=128),
+)

@@ -3,4 +3,5 @@ model = dict(
     type='ImageClassifier',
     backbone=dict(type='ResNetA_CIFAR', depth=32),
     neck=dict(type='GlobalAveragePooling'),
-    head=dict(type='LinearClsHead', num_classes=10, in_channels=64, loss=dict(type='CrossEntropyLoss')))
+    head=dict(type='LinearClsHead', num_classes=10, in_channels=64, loss=dict(type='CrossEntropyLoss')),
+)

@@ -4,6 +4,8 @@ model = dict(
     backbone=dict(
         type='SharedResNetA_CIFAR',
         sharing=dict(
-            groups=['conv[12]'],
-            bank=dict(type='FilterBasis', shared_rank=16, unique_rank=1, base_channels=16))))
+            groups=['conv[12]'], bank=dict(type='FilterBasis', shared_rank=16, unique_rank=1, base_channels=16)
+        ),
+    )
+)
 custom_hooks = [dict(type='OrthogonalityLossHook', include_unique=True)]

@@ -4,4 +4,6 @@ model = dict(
     backbone=dict(type='VGG_CIFAR', depth=11),
     neck=dict(type='GlobalAveragePooling'),
     head=dict(
-        type='LinearClsHead', num_classes=10, in_channels=512, loss=dict(type='CrossEntropyLoss'), init_cfg=None))
+        type='LinearClsHead', num_classes=10, in_channels=512, loss=dict(type='CrossEntropyLoss'), init_cfg=None
+    ),
+)

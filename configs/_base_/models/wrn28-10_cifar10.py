@@ -7,11 +7,14 @@ model = dict(
         init_cfg=[
             dict(type='Kaiming', layer='Conv2d', mode='fan_in'),
             dict(type='Constant', val=1, layer='_BatchNorm'),
-        ]),
+        ],
+    ),
     neck=dict(type='GlobalAveragePooling'),
     head=dict(
         type='LinearClsHead',
         num_classes=10,
         in_channels=640,
         loss=dict(type='CrossEntropyLoss'),
-        init_cfg=dict(type='Kaiming', layer='Linear', mode='fan_in')))
+        init_cfg=dict(type='Kaiming', layer='Linear', mode='fan_in'),
+    ),
+)

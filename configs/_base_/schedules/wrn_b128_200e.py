@@ -3,5 +3,6 @@
 _base_ = ['mmpretrain::_base_/schedules/cifar10_bs128.py', 'mmpretrain::_base_/default_runtime.py']
 optim_wrapper = dict(
     optimizer=dict(weight_decay=5e-4, nesterov=True),
-    paramwise_cfg=dict(custom_keys=dict(coefficients=dict(decay_mult=0))))
+    paramwise_cfg=dict(custom_keys=dict(coefficients=dict(decay_mult=0))),
+)
 param_scheduler = dict(milestones=[60, 120, 160], gamma=0.2)

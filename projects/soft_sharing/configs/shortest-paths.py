@@ -11,14 +11,16 @@ train_dataloader = dict(
     collate_fn=dict(type='default_collate'),
     # Read in order: the phases one after the other, and no grid twice.
     sampler=dict(type='InfiniteSampler', shuffle=False),
-    dataset=dict(type='ShortestPaths', num_samples=batch_size * iterations, distances=phases, seed=0))
+    dataset=dict(type='ShortestPaths', num_samples=batch_size * iterations, distances=phases, seed=0),
+)
 val_dataloader = dict(
     batch_size=100,
     num_workers=0,
     persistent_workers=False,
     collate_fn=dict(type='default_collate'),
     sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(type='ShortestPaths', num_samples=2000, distances=test_distances, seed=1))
+    dataset=dict(type='ShortestPaths', num_samples=2000, distances=test_distances, seed=1),
+)
 test_dataloader = val_dataloader
 val_evaluator = dict(type='PathScore', distances=test_distances)
 test_evaluator = val_evaluator
@@ -28,11 +30,12 @@ val_cfg = dict()
 test_cfg = dict()
 optim_wrapper = dict(
     optimizer=dict(type='AdamW', lr=5e-3, weight_decay=1e-4),
-    clip_grad=dict(max_norm=1.),
-    paramwise_cfg=dict(custom_keys={'coefficients': dict(decay_mult=0)}))
+    clip_grad=dict(max_norm=1.0),
+    paramwise_cfg=dict(custom_keys={'coefficients': dict(decay_mult=0)}),
+)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=100),
-    dict(type='LinearLR', start_factor=1, end_factor=0.01, by_epoch=False, begin=iterations // 2, end=iterations)
+    dict(type='LinearLR', start_factor=1, end_factor=0.01, by_epoch=False, begin=iterations // 2, end=iterations),
 ]
 randomness = dict(seed=0)
 default_hooks = dict(checkpoint=dict(by_epoch=False, interval=iterations // 5, max_keep_ckpts=1))
