@@ -21,7 +21,7 @@ install: $(INSTALLED)
 
 $(INSTALLED): Makefile setup.cfg pyproject.toml .ci/constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' || \
-	    { echo "$(PYTHON) is not there or not Python 3.10 to 3.12: name another one, make PYTHON=python3.12 say."; exit 1; }
+	    { echo "$(PYTHON) is not there or not Python 3.10 to 3.12: name another one, for example make PYTHON=python3.12."; exit 1; }
 	@echo "1/4 creating $(VENV) with $$($(PYTHON) --version)"
 	@$(PYTHON) -m venv $$($(BIN)/python -c 'import sys; print(sys.version)' 2>/dev/null | grep -qxF \
 	    "$$($(PYTHON) -c 'import sys; print(sys.version)')" || echo --clear) $(VENV)

@@ -344,7 +344,7 @@ def test_a_bank_generates_once_in_a_forward_pass(library, monkeypatch):
     for count in (1, 2):
         model(image())[-1].sum().backward()
         assert len(made) == len(set(made)) * count == 8 * count
-    # Nothing is kept: new parameters give a new kernel, and a conv alone works.
+    # Nothing is kept: new parameters give a new kernel, and a conv by itself works.
     conv = shared_layers(model)[0]
     before = conv.bank()
     conv.bank.directions.data += 0.1 * torch.randn_like(conv.bank.directions)

@@ -265,7 +265,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(mmpretrain, tmp_path
         torch.testing.assert_close(tensor, states[1][key], rtol=1e-4, atol=1e-6)
 
 
-# But for random filters, with which maps outgrow half precision where no norm holds them.
+# Except for random filters, with which maps outgrow half precision where no norm holds them.
 @pytest.mark.parametrize('name', [name for name in BANKS if 'random' not in name])
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.half], ids=['bf16', 'fp16'])
 def test_mixed_precision_trains_towards_the_same(mmpretrain, name, dtype):

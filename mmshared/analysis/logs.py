@@ -12,7 +12,7 @@ Scores = dict[tuple[int, int], float]
 
 
 def read_records(work_dir: Path) -> Iterator[dict]:
-    """The lines of a run's logs of scalars, but for one that was cut off as the run was killed."""
+    """The lines of a run's logs of scalars, except one that was cut off as the run was killed."""
     for log in sorted(work_dir.glob('*/vis_data/scalars.json')):
         for line in log.read_text().splitlines():
             try:

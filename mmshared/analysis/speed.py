@@ -103,7 +103,7 @@ class LiveBytes(TorchDispatchMode):
 
 def peak_bytes(model: nn.Module, step: 'Step') -> int:
     """The most memory that the tensors of a training step take at once: parameters, gradients, the optimizer's state
-    and maps. What an operator takes while it works is counted on a GPU alone.
+    and maps. What an operator takes while it works is counted only on a GPU.
 
     Args:
         model (nn.Module): The model.

@@ -184,7 +184,7 @@ class ShortcutBlock(nn.Module):
 class MobileNetV2_CIFAR(MobileNetV2):
     """MobileNetV2 for 32x32 images, as in models/cifar100/mobilenetv2.py of
     https://github.com/ssregibility/Net_RL2: three strides of 2, a padded 1x1 conv for a stem, and shortcuts with a
-    1x1 conv where a block changes the width alone.
+    1x1 conv where a block changes only the width.
 
     Args:
         **kwargs: The arguments of ``MobileNetV2``.

@@ -18,7 +18,7 @@ class PreActBlock(BaseModule):
         out_channels (int): Number of output channels.
         stride (int): Stride of the first conv.
         dilation (int): Dilation of the first conv.
-        downsample (nn.Sequential, optional): A conv and a norm for the shortcut. The conv alone is used, on what the
+        downsample (nn.Sequential, optional): A conv and a norm for the shortcut. Only the conv is used, on what the
             first batch norm and ReLU leave.
         with_cp (bool): Whether to recompute the block in the backward pass.
         conv_cfg (dict, optional): Config of the convs.

@@ -40,7 +40,7 @@ class ShortestPaths(BaseDataset):
     of a sample is drawn uniformly from its range, then grids and starts are drawn until there is a cell at that
     distance; the end is drawn from these. The target is every cell on any shortest path, both ends among them.
 
-    A sample depends on the seed and its index alone. It is made when it is asked for, so a data set can be as long as
+    A sample depends only on the seed and its index. It is made when it is asked for, so a data set can be as long as
     a training, which then sees no grid twice; read in order, ranges that grow are a curriculum.
 
     Args:
@@ -116,7 +116,7 @@ class ShortestPaths(BaseDataset):
 @METRICS.register_module()
 class PathScore(BaseMetric):
     """How well the cells on shortest paths are found, by distance: ``exact``, the share of grids without a wrong cell,
-    and ``f1``, the mean F1 score of a grid's cells, each for every range, ``paths/exact/5-8`` say.
+    and ``f1``, the mean F1 score of a grid's cells, each for every range, such as ``paths/exact/5-8``.
 
     Args:
         distances (Sequence[tuple[int, int]]): Ranges of distances, lowest and highest.

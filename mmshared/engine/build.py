@@ -92,7 +92,7 @@ def check_sharing(cfg: Config) -> None:
 
 
 def feature_maps(model: nn.Module, images: Tensor) -> tuple[Tensor, ...]:
-    """What a classifier or a detector makes of images, (N, 3, H, W), by convs alone: logits, or the maps of the
+    """What a classifier or a detector makes of images, (N, 3, H, W), without its boxes: logits, or the maps of the
     neck.
 
     Raises:

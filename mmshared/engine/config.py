@@ -23,7 +23,7 @@ LIBRARIES = ('mmdet', 'mmpretrain', *filter(find_spec, ['mmseg']))
 
 
 def config_path(name: str) -> str:
-    """The file of a config, from a path or from the name that a library gives it, ``mmdet::dcn/....py`` say."""
+    """The file of a config, from a path or from the name that a library gives it, such as ``mmdet::dcn/....py``."""
     library, _, inner = name.rpartition('::')
     if not library:
         path = name

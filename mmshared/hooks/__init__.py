@@ -16,6 +16,7 @@ __all__ = [
     'basis_spaces',
     'layer_similarity',
     'orthogonality_loss',
+    'Space',
     'orthogonality_spaces',
     'recurrence_loss',
     'template_banks',

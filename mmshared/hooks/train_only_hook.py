@@ -1,4 +1,4 @@
-"""Training some parameters of a model alone, by config."""
+"""Training only some parameters of a model, by config."""
 
 from collections.abc import Sequence
 
@@ -23,7 +23,9 @@ class TrainOnlyHook(Hook):
 
     def __init__(self, keys: Sequence[str]):
         if isinstance(keys, str) or not keys:
-            raise SharingError(f'keys={keys!r} is no list of parts of names: write keys=[{keys or "bn"!r}], say.')
+            raise SharingError(
+                f'keys={keys!r} is no list of parts of names: write for example keys=[{keys or "bn"!r}].'
+            )
         self.keys = keys
 
     def before_train(self, runner) -> None:

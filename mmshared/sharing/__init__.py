@@ -2,10 +2,11 @@ from .bank import Bank, SharedLayer, SharingError, banks, named_banks
 from .deployment import deploy
 from .filter_basis import FilterBasis, OrthonormalFilterBasis
 from .kernel_transforms import KERNEL_TRANSFORMS, KernelTransform
+from .layers import RepeatedLayers, repeated_layers
 from .looped_templates import LoopedTemplates
 from .relaxed_tie import RelaxedTie
 from .repeated_kernel import RepeatedKernel
-from .surgery import RepeatedLayers, fold_layers, repeated_layers, share_layers
+from .surgery import fold_layers, share_layers
 from .template_bank import TemplateBank
 from .tied_filters import TiedFilters
 

@@ -65,9 +65,8 @@ class KernelTransform(nn.Module):
         return apply(x, self(kernel), bias)
 
     def extra_repr(self) -> str:
-        return (
-            f'{self.small} to {self.shape}: {self.r_out} x {self.r_in} tiles, {self.e_out} rows and {self.e_in} columns more'
-        )
+        tiles = f'{self.r_out} x {self.r_in} tiles, {self.e_out} rows and {self.e_in} columns more'
+        return f'{self.small} to {self.shape}: {tiles}'
 
 
 @KERNEL_TRANSFORMS.register_module('linear')

@@ -87,7 +87,7 @@ def _kind_of(transform: dict) -> tuple[type[KernelTransform], dict]:
     """The class of a transform and its arguments, of its config."""
     if not isinstance(transform, dict) or 'type' not in transform:
         raise SharingError(
-            f"transform={transform!r} is no config of a kernel transform: write transform=dict(type='swish'), say."
+            f"transform={transform!r} is no config of a transform: write for example transform=dict(type='swish')."
         )
     arguments = dict(transform)
     name = arguments.pop('type')
@@ -126,7 +126,7 @@ class RepeatedKernel(Bank):
             rounded down.
         input_channels (int, optional): For ``'intra'``, the number of channels that come into the repeated layers from
             the image or the stem, which are not widened: convs of so many input channels repeat along the outputs
-            alone. A number that no conv of the group has changes nothing, as in stages behind the first.
+            only. A number that no conv of the group has changes nothing, as in stages behind the first.
 
     Raises:
         SharingError: If the convs are grouped, if a kernel does not fit into a conv, or if the arguments do not fit
@@ -164,7 +164,7 @@ class RepeatedKernel(Bank):
             raise SharingError(f'width={width} makes kernels larger than their convs: give 1 or more.')
         if self.passes and len(layers) < 2:
             raise SharingError(
-                f'mode={mode!r} is repetition between layers, and a group has one conv alone: name two '
+                f'mode={mode!r} is repetition between layers, and a group has only one layer: name two '
                 'or more by one pattern.'
             )
         self.mode, self.width, self.input_channels = mode, width, input_channels

@@ -2,96 +2,22 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
 import inspect
-import re
 import warnings
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 from mmcv.cnn import ConvModule
-from mmcv.cnn.bricks import wrappers
 from mmengine.registry import MODELS
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
-from torch.utils._pytree import tree_leaves
 
-from .attention import PROJECTION, packed_projection, put
+from .attention import put
 from .bank import Bank, ForwardPass, SharedLayer, SharingError, bases_by_space
+from .biases import move_biases
+from .layers import PLAIN, Place, layers_by_name, matches, members_of, plain_layers, stages_of
 from .state_dict import load_shared
-
-#: The classes of the layers that can share. (Subclasses compute something else, or more.)
-PLAIN = (nn.Conv2d, nn.Linear, NonDynamicallyQuantizableLinear, wrappers.Conv2d, wrappers.Linear)
-
-
-class RepeatedLayers(NamedTuple):
-    """Layers of one name and shape in the blocks of a stage: what could share.
-
-    Attributes:
-        stage (str): The name of the stage.
-        group (str): The name of the layers within their blocks.
-        layers (tuple[str, ...]): Their names in the network.
-        shape (torch.Size): The shape of the weight of one of them.
-        parameters (int): The number of parameters of the weight of one of them.
-    """
-
-    stage: str
-    group: str
-    layers: tuple[str, ...]
-    shape: torch.Size
-    parameters: int
-
-
-@dataclass
-class _Place:
-    """A plain layer of a network: its name, itself, and the modules that it is a child of, with its name there."""
-
-    name: str
-    layer: nn.Module
-    parents: list[tuple[nn.Module, str]] = field(default_factory=list)
-
-    @property
-    def geometry(self) -> str:
-        layer, bias = self.layer, ' with bias' if self.layer.bias is not None else ''
-        if isinstance(layer, nn.Linear):
-            return f'linear from {layer.in_features} to {layer.out_features} features{bias}'
-        extra = ', '.join(f'{key} {getattr(layer, key)}' for key in ('stride', 'padding', 'dilation', 'groups'))
-        return (
-            f'{"x".join(map(str, layer.kernel_size))} from {layer.in_channels} to {layer.out_channels} channels '
-            f'({extra}){bias}'
-        )
-
-
-def repeated_layers(network: nn.Module, own_blocks: int = 1) -> list[RepeatedLayers]:
-    """List the layers that could share: those of one name and shape in the blocks of a stage.
-
-    A stage is an ``nn.Sequential`` or ``nn.ModuleList`` with two or more children of one class. A layer that is
-    repeated in several, one within the other, is listed for the innermost.
-
-    Args:
-        network (nn.Module): Any network.
-        own_blocks (int): Number of blocks at the start of a stage that are left out. Defaults to 1.
-
-    Returns:
-        list[RepeatedLayers]: The groups. Of each ``share_layers(network, stages=re.escape(stage),
-        groups=[re.escape(group)], own_blocks=own_blocks, bank=...)`` makes exactly that group.
-    """
-    places, found, taken = _places(network), [], set()
-    for stage in _stages(network):
-        for group, members in _by_name(network, stage, places, own_blocks).items():
-            alike = _alike(members)
-            names = tuple(place.name for place in alike)
-            if len(names) > 1 and not taken & set(names):
-                taken |= set(names)
-                weight = alike[0].layer.weight
-                found.append(RepeatedLayers(stage, group, names, weight.shape, weight.numel()))
-    order = list(places)
-    return sorted(found, key=lambda group: order.index(group.layers[0]))
 
 
 def share_layers(
@@ -139,17 +65,17 @@ def share_layers(
             f'There are {len(configs)} banks for the groups {patterns}: give one for each, or a single config for all.'
         )
     kinds = [bank_class(config) for config in configs]
-    places = _places(network)
-    names = [name for name in _stages(network) if stages is None or _matches(stages, name)]
+    places = plain_layers(network)
+    names = [name for name in stages_of(network) if stages is None or matches(stages, name)]
     if stages is not None and not names:
         raise SharingError(
-            f'stages={stages!r} is the name of no stage: there are {_some(_stages(network)) or "none"}.'
+            f'stages={stages!r} is the name of no stage: there are {_some(stages_of(network)) or "none"}.'
         )
-    found: list[tuple[str | None, int, list[_Place]]] = []
+    found: list[tuple[str | None, int, list[Place]]] = []
     taken: set[str] = set()
     for stage in [None] if layers is not None else names:
         for index, pattern in enumerate(patterns):
-            members = _members(network, stage, pattern, places, own_blocks, kinds[index].same_shape)
+            members = members_of(network, stage, pattern, places, own_blocks, kinds[index].same_shape)
             members = [place for place in members if place.name not in taken]
             enough = 1 if stage is None or not kinds[index].same_shape else 2
             if len(members) >= enough:
@@ -274,89 +200,8 @@ def fold_layers(network: nn.Module) -> nn.Module:
                     put(parent, name, plain[child])
         take_hooks(network)
         if added:
-            _move_biases(network, added)
+            move_biases(network, added)
     return network
-
-
-def _move_biases(network: nn.Module, layers: list[nn.Module]) -> None:
-    """Move the biases of convs into the norms that see them, in the smallest modules where that can be done."""
-    left = [layer for layer in layers if not layer.weight.is_meta]
-    for module in reversed(list(network.modules())):  # children before their parents
-        there = set(module.modules())
-        mine = [layer for layer in left if layer in there and layer is not module]
-        if mine:
-            moved = mine if _move_together(module, mine) else [each for each in mine if _move_together(module, [each])]
-            left = [layer for layer in left if layer not in moved]
-
-
-def _move_together(module: nn.Module, layers: list[nn.Module]) -> bool:
-    """Move the biases of layers of a module into the norms that see them, if its output is the same then.
-
-    It is tried on a copy in float64. A bias reaches a norm as a constant of each channel, by whatever way: what the
-    mean of the norm has to become is the difference of its inputs with the bias and without.
-    """
-    twin = copy.deepcopy(module).double()
-    twin.eval()  # which returns nothing in mmdet
-    twins = dict(zip(module.modules(), twin.modules()))
-    for size in (8, 64):
-        try:
-            shifts = _shifts(twin, [twins[layer] for layer in layers], size)
-        except Exception:  # a module that is not called with one image, or not of this size
-            continue
-        if shifts is not None:
-            for layer in layers:
-                layer.bias = None
-            for norm in twins:
-                if twins[norm] in shifts:
-                    norm.running_mean += shifts[twins[norm]].to(norm.running_mean)
-            return True
-    return False
-
-
-def _shifts(module: nn.Module, layers: list[nn.Module], size: int) -> dict[nn.Module, Tensor] | None:
-    """By how much the running mean of each norm has to change if layers are to lose their biases; None if that cannot
-    be done."""
-    norms = [each for each in module.modules() if isinstance(each, _BatchNorm) and each.running_mean is not None]
-    channels = next(each.in_channels for each in module.modules() if isinstance(each, nn.Conv2d))
-    x = torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(0), dtype=torch.double)
-    x = x.to(layers[0].weight.device)
-    inputs: dict[nn.Module, list[Tensor]] = {norm: [] for norm in norms}
-    called, shifts, fits = set(), {}, []
-    handles = [norm.register_forward_pre_hook(lambda norm, args: inputs[norm].append(args[0])) for norm in norms]
-    handles += [layer.register_forward_hook(lambda layer, *_: called.add(layer)) for layer in layers]
-
-    def follow(norm: nn.Module, args: tuple[Tensor]) -> None:
-        before = inputs[norm].pop(0)
-        change = args[0] - before
-        shift = change.mean([axis for axis in range(change.dim()) if axis != 1])  # (channels, )
-        scale = before.abs().max()
-        spread = (change - shift.view(-1, *[1] * (change.dim() - 2))).abs().max()
-        shift = shift * (shift.abs() > 1e-12 * scale)
-        fits.append(bool(spread <= 1e-9 * scale) and (change[0, 0].numel() > 1 or not shift.any()))
-        if norm in shifts:
-            fits.append(torch.allclose(shift, shifts[norm]))
-        elif shift.any():
-            shifts[norm] = shift
-            norm.running_mean += shift
-
-    biases, means = [layer.bias for layer in layers], [norm.running_mean.clone() for norm in norms]
-    try:
-        expected = tree_leaves(module(x))
-        for handle in handles:
-            handle.remove()
-        handles = [norm.register_forward_pre_hook(follow) for norm in norms]
-        for layer in layers:
-            layer.bias = None
-        found = tree_leaves(module(x))
-    finally:
-        for handle in handles:
-            handle.remove()
-        for layer, bias in zip(layers, biases):
-            layer.bias = bias
-        for norm, mean in zip(norms, means):
-            norm.running_mean.copy_(mean)
-    fits += [torch.allclose(a, b, rtol=1e-9, atol=1e-9 * float(b.abs().max())) for a, b in zip(found, expected)]
-    return shifts if len(called) == len(layers) and all(fits) else None
 
 
 def following_norm(parent: nn.Module, name: str) -> _BatchNorm | None:
@@ -431,81 +276,6 @@ def take_hooks(network: nn.Module) -> None:
             del loads[key]
 
 
-def _places(network: nn.Module) -> dict[str, _Place]:
-    """The plain layers of a network that can share, by name. Weights that have several users are left out."""
-    users = Counter(id(weight) for module in network.modules() for weight in module._parameters.values())
-    modules, places, shared = {}, {}, None
-    for name, module in network.named_modules(remove_duplicate=False):
-        if shared is not None and name.startswith(shared):
-            continue
-        modules[name] = module
-        if isinstance(module, SharedLayer):
-            shared = f'{name}.'
-            continue
-        parent, _, child = name.rpartition('.')
-        if type(module) in PLAIN and name:
-            _add_place(places, name, module, modules[parent], child, users)
-        elif type(module) is nn.MultiheadAttention and module.in_proj_weight is not None:
-            _add_place(
-                places, f'{name}.{PROJECTION}'.lstrip('.'), packed_projection(module), module, PROJECTION, users
-            )
-    return {place.name: place for place in places.values()}
-
-
-def _add_place(
-    places: dict[int, _Place], name: str, layer: nn.Module, parent: nn.Module, child: str, users: Counter
-) -> None:
-    if users[id(layer.weight)] > 1:
-        return
-    place = places.setdefault(id(layer.weight), _Place(name, layer))
-    if all(each is not parent or other != child for each, other in place.parents):
-        place.parents.append((parent, child))
-
-
-def _stages(network: nn.Module) -> list[str]:
-    """The names of the stages of a network, inner ones first."""
-    names = [
-        name
-        for name, module in network.named_modules()
-        if isinstance(module, (nn.Sequential, nn.ModuleList))
-        and max(Counter(map(type, module.children())).values(), default=0) > 1
-    ]
-    return sorted(names, key=lambda name: -name.count('.') if name else 1)
-
-
-def _by_name(network: nn.Module, stage: str, places: dict[str, _Place], own_blocks: int) -> dict[str, list[_Place]]:
-    """The plain layers of a stage, behind its first blocks, by their names within the blocks."""
-    kept = [name for name, _ in network.get_submodule(stage).named_children()][own_blocks:]
-    inside, found = f'{stage}.' if stage else '', {}
-    for name, place in places.items():
-        block, _, inner = name[len(inside) :].partition('.')
-        if name.startswith(inside) and block in kept:
-            found.setdefault(inner, []).append(place)
-    return found
-
-
-def _alike(members: list[_Place]) -> list[_Place]:
-    """The largest set of layers of one geometry."""
-    geometry, _ = Counter(place.geometry for place in members).most_common(1)[0]
-    return [place for place in members if place.geometry == geometry]
-
-
-def _members(
-    network: nn.Module, stage: str | None, pattern: str, places: dict[str, _Place], own_blocks: int, same_shape: bool
-) -> list[_Place]:
-    """The layers that a pattern names, of a stage or of the whole network."""
-    if stage is None:
-        return [place for name, place in places.items() if _matches(pattern, name)]
-    by_name = _by_name(network, stage, places, own_blocks if same_shape else 0)
-    found = {
-        place.name
-        for name, members in by_name.items()
-        if _matches(pattern, name)
-        for place in (_alike(members) if same_shape else members)
-    }
-    return [place for name, place in places.items() if name in found]
-
-
 def _check_patterns(groups, stages, layers, own_blocks: int) -> list[str]:
     """The patterns of the groups that are asked for, if they are asked for well."""
     if (groups is None) == (layers is None):
@@ -527,7 +297,7 @@ def _check_patterns(groups, stages, layers, own_blocks: int) -> list[str]:
     return patterns
 
 
-def _check_members(pattern: str, members: list[_Place], kind: type[Bank]) -> None:
+def _check_members(pattern: str, members: list[Place], kind: type[Bank]) -> None:
     shapes = {place.geometry for place in members}
     if kind.same_shape and len(shapes) > 1:
         raise SharingError(
@@ -548,7 +318,7 @@ def _no_group(
     pattern: str,
     stages: list[str],
     layers,
-    places: dict[str, _Place],
+    places: dict[str, Place],
     own_blocks: int,
     same_shape: bool,
 ) -> str:
@@ -561,14 +331,14 @@ def _no_group(
         )
     there: dict[str, int] = {}
     for stage in stages:
-        for name, members in _by_name(network, stage, places, own_blocks).items():
+        for name, members in layers_by_name(network, stage, places, own_blocks).items():
             there[name] = max(there.get(name, 0), len(members))
     others = {}
     for stage in stages:
         for block in list(network.get_submodule(stage).children())[own_blocks:]:
             for name, module in block.named_modules():
                 shared = isinstance(module, SharedLayer)
-                if _matches(pattern, name) and (shared or hasattr(module, 'weight')) and type(module) not in PLAIN:
+                if matches(pattern, name) and (shared or hasattr(module, 'weight')) and type(module) not in PLAIN:
                     others[name] = (
                         'shares already' if shared else f'is a {type(module).__name__}, which is never shared'
                     )
@@ -576,7 +346,7 @@ def _no_group(
         {
             name: 'is in the group of another pattern' if times > 1 else 'is there only once in a stage'
             for name, times in there.items()
-            if _matches(pattern, name)
+            if matches(pattern, name)
         }
     )
     reason = ''.join(f'; {name} {why}' for name, why in others.items())
@@ -590,10 +360,3 @@ def _no_group(
 
 def _some(names: list[str], most: int = 24) -> str:
     return ', '.join(names[:most]) + (f' and {len(names) - most} more' if len(names) > most else '')
-
-
-def _matches(pattern: str, name: str) -> bool:
-    try:
-        return re.fullmatch(pattern, name) is not None
-    except re.error as error:
-        raise SharingError(f'The pattern {pattern!r} is no regular expression: {error}.') from None

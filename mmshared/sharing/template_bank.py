@@ -15,7 +15,7 @@ from .filter_basis import leading_directions
 def make_templates(number: int, kernel: Tensor) -> nn.Parameter:
     """Templates like a kernel, (O, I / groups, k, k), with filters as rows: (K, O, I k k). Initialised as kernels are.
 
-    (A memory format of images, which PyTorch gives to all parameters of four or five dimensions, leaves them alone.)
+    (Channels-last, which PyTorch gives to all parameters of four or five dimensions, does not change them.)
     """
     templates = nn.Parameter(kernel.new_empty(number, len(kernel), kernel[0].numel()))
     for template in templates:
@@ -34,7 +34,7 @@ class TemplateLayer(SharedLayer):
     def dense(self) -> tuple[Tensor, Tensor | None]:
         if self.bank.generates_once:
             return self.bank()[self.position], self.bias
-        # Its own kernel alone, where blocks are recomputed say.
+        # Only its own kernel, for example where blocks are recomputed.
         kernel = self.coefficients @ self.bank.templates.flatten(1)  # (O I k k, )
         return kernel.view(self.bank.shape), self.bias
 

@@ -1,0 +1,91 @@
+"""Biases that folding brings into convs: moved into the batch norms that see them."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_leaves
+
+
+def move_biases(network: nn.Module, layers: list[nn.Module]) -> None:
+    """Move the biases of convs into the norms that see them, in the smallest modules where that can be done."""
+    left = [layer for layer in layers if not layer.weight.is_meta]
+    for module in reversed(list(network.modules())):  # children before their parents
+        there = set(module.modules())
+        mine = [layer for layer in left if layer in there and layer is not module]
+        if mine:
+            moved = mine if _move_together(module, mine) else [each for each in mine if _move_together(module, [each])]
+            left = [layer for layer in left if layer not in moved]
+
+
+def _move_together(module: nn.Module, layers: list[nn.Module]) -> bool:
+    """Move the biases of layers of a module into the norms that see them, if its output is the same then.
+
+    It is tried on a copy in float64. A bias reaches a norm as a constant of each channel, by whatever way: what the
+    mean of the norm has to become is the difference of its inputs with the bias and without.
+    """
+    twin = copy.deepcopy(module).double()
+    twin.eval()  # which returns nothing in mmdet
+    twins = dict(zip(module.modules(), twin.modules()))
+    for size in (8, 64):
+        try:
+            shifts = _shifts(twin, [twins[layer] for layer in layers], size)
+        except Exception:  # a module that is not called with one image, or not of this size
+            continue
+        if shifts is not None:
+            for layer in layers:
+                layer.bias = None
+            for norm in twins:
+                if twins[norm] in shifts:
+                    norm.running_mean += shifts[twins[norm]].to(norm.running_mean)
+            return True
+    return False
+
+
+def _shifts(module: nn.Module, layers: list[nn.Module], size: int) -> dict[nn.Module, Tensor] | None:
+    """By how much the running mean of each norm has to change if layers are to lose their biases; None if that cannot
+    be done."""
+    norms = [each for each in module.modules() if isinstance(each, _BatchNorm) and each.running_mean is not None]
+    channels = next(each.in_channels for each in module.modules() if isinstance(each, nn.Conv2d))
+    x = torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(0), dtype=torch.double)
+    x = x.to(layers[0].weight.device)
+    inputs: dict[nn.Module, list[Tensor]] = {norm: [] for norm in norms}
+    called, shifts, fits = set(), {}, []
+    handles = [norm.register_forward_pre_hook(lambda norm, args: inputs[norm].append(args[0])) for norm in norms]
+    handles += [layer.register_forward_hook(lambda layer, *_: called.add(layer)) for layer in layers]
+
+    def follow(norm: nn.Module, args: tuple[Tensor]) -> None:
+        before = inputs[norm].pop(0)
+        change = args[0] - before
+        shift = change.mean([axis for axis in range(change.dim()) if axis != 1])  # (channels, )
+        scale = before.abs().max()
+        spread = (change - shift.view(-1, *[1] * (change.dim() - 2))).abs().max()
+        shift = shift * (shift.abs() > 1e-12 * scale)
+        fits.append(bool(spread <= 1e-9 * scale) and (change[0, 0].numel() > 1 or not shift.any()))
+        if norm in shifts:
+            fits.append(torch.allclose(shift, shifts[norm]))
+        elif shift.any():
+            shifts[norm] = shift
+            norm.running_mean += shift
+
+    biases, means = [layer.bias for layer in layers], [norm.running_mean.clone() for norm in norms]
+    try:
+        expected = tree_leaves(module(x))
+        for handle in handles:
+            handle.remove()
+        handles = [norm.register_forward_pre_hook(follow) for norm in norms]
+        for layer in layers:
+            layer.bias = None
+        found = tree_leaves(module(x))
+    finally:
+        for handle in handles:
+            handle.remove()
+        for layer, bias in zip(layers, biases):
+            layer.bias = bias
+        for norm, mean in zip(norms, means):
+            norm.running_mean.copy_(mean)
+    fits += [torch.allclose(a, b, rtol=1e-9, atol=1e-9 * float(b.abs().max())) for a, b in zip(found, expected)]
+    return shifts if len(called) == len(layers) and all(fits) else None
