@@ -12,14 +12,16 @@ from unittest.mock import patch
 
 import torch
 from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ..engine.build import build_empty, relative_difference
-from ..sharing import RepeatedLayers, SharedLayer, SharingError, fold_layers, repeated_layers
+from ..sharing import RepeatedLayers, SharingError, banks, fold_layers, repeated_layers
 
 TIED = dict(type='TiedFilters')
+NOT_RUN = 'not run, as the plain backbone cannot be either'
 
 
 class Outcome(NamedTuple):
@@ -28,7 +30,7 @@ class Outcome(NamedTuple):
     Attributes:
         result (str): ``built``, with the repeated layers of its backbone tied; ``no repeated layer``; ``no backbone``;
             ``not here``, the plain model cannot be built either; ``failed``.
-        reason (str): Of what is not built.
+        reason (str): Of what is not built, or not run.
         groups (int): Number of groups.
         saved (float): The share of the backbone's parameters that tying saves.
     """
@@ -106,7 +108,7 @@ class Sweep:
         total, groups = sum(count for _, _, count in found), sum(len(groups) for _, groups, _ in found)
         if not groups:
             return Outcome('no repeated layer', ', '.join(dict.fromkeys(each['type'] for each in backbones)))
-        failures = [self._try(backbone, scope, groups) for backbone, groups, _ in found if groups]
+        tried = [self._try(backbone, scope, groups) for backbone, groups, _ in found if groups]
         saved = sum((len(group.layers) - 1) * group.parameters for _, groups, _ in found for group in groups)
         try:
             build_empty(Config(dict(model=cfg.to_dict()['model'], default_scope=scope)))
@@ -119,8 +121,9 @@ class Sweep:
             build_empty(cfg)
         except Exception as error:
             return Outcome('failed', _sentence(error))
-        reason = next(filter(None, failures), '')
-        return Outcome('failed' if reason else 'built', reason, groups, saved / total)
+        reason = next(filter(None, tried), '')
+        failed = any(each and not each.startswith(NOT_RUN) for each in tried)
+        return Outcome('failed' if failed else 'built', reason, groups, saved / total)
 
     def _list(self, backbone: dict, scope: str) -> None:
         key = _key(backbone, scope)
@@ -135,25 +138,36 @@ class Sweep:
             tie(shared, groups)
             try:
                 with patch.object(nn.init, 'trunc_normal_', nn.init.normal_):  # which is slow, and not what is tried
-                    network = MODELS.build(shared)
-                self.tried[key] = try_network(network)
+                    network, plain = MODELS.build(shared), MODELS.build(json.loads(json.dumps(backbone)))
+                self.tried[key] = try_network(network, plain)
             except Exception as error:
                 self.tried[key] = _sentence(error)
         return self.tried[key]
 
 
-def try_network(network: nn.Module) -> str:
-    """Run a shared backbone forward and backward, fold it and run it again. Returns what failed, '' for nothing."""
-    size = next((each for each in (64, 224, *_own_sizes(network)) if _takes(network, each)), None)
-    if size is None:
-        return 'takes no image'
-    x = torch.randn(2, 3, size, size)
+def try_network(network: nn.Module, plain: nn.Module) -> str:
+    """Run a shared backbone forward and backward, fold it and run it again.
+
+    Returns:
+        str: What failed; why it was not run, where the plain backbone cannot be run either; '' if all is well.
+    """
+    network, plain = revert_sync_batchnorm(network), revert_sync_batchnorm(plain)  # which want a GPU
+    sizes = [64, 224, *_own_sizes(network)]
+    refusals = {size: _refusal(network, size) for size in sizes}
+    if all(refusals.values()):
+        failed = all(_refusal(plain, size) for size in sizes)
+        return f'{NOT_RUN}: {refusals[64]}' if failed else f'takes no image: {refusals[64]}'
+    x = torch.randn(2, 3, *[next(size for size in sizes if not refusals[size])] * 2)
+    for parameter in network.parameters():
+        if not parameter.detach().abs().max() < 1e3:  # memory as it was found: a library has left it to be loaded
+            nn.init.normal_(parameter, std=0.02)
     network.train()
-    outputs = _run(network, x)
-    sum(output.float().square().mean() for output in outputs if output.requires_grad).backward()
-    layers = [module for module in network.modules() if isinstance(module, SharedLayer)]
-    if not any(parameter.grad is not None for layer in layers for parameter in layer.bank.parameters()):
-        return 'no gradient reaches a bank'
+    outputs = [output for output in _run(network, x) if output.requires_grad]
+    trained = {parameter for bank in banks(network) for parameter in bank.parameters() if parameter.requires_grad}
+    if trained:
+        sum(output.float().square().mean() for output in outputs).backward()
+        if not any(parameter.grad is not None for parameter in trained):
+            return 'no gradient reaches a bank'
     network.eval()
     with torch.no_grad():
         expected = [output.clone() for output in _run(network, x)]
@@ -171,13 +185,14 @@ def _run(network: nn.Module, x: Tensor) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(network(x)) if isinstance(leaf, Tensor)]
 
 
-def _takes(network: nn.Module, size: int) -> bool:
+def _refusal(network: nn.Module, size: int) -> str:
+    """Why a network takes no images of a size; '' if it does."""
     network.eval()
     try:
         with torch.no_grad():
-            return bool(_run(network, torch.randn(2, 3, size, size)))
-    except Exception:
-        return False
+            return '' if _run(network, torch.randn(2, 3, size, size)) else 'no output'
+    except Exception as error:
+        return _sentence(error)
 
 
 def _key(backbone: dict, scope: str) -> str:

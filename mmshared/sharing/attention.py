@@ -1,5 +1,9 @@
 """The input projection of ``nn.MultiheadAttention``, a bare parameter of three weights in one, as a layer."""
 
+from __future__ import annotations
+
+from typing import Any
+
 from torch import Tensor, nn
 
 from .bank import SharedLayer
@@ -10,8 +14,10 @@ PROJECTION = 'in_proj'
 class SharedMultiheadAttention(nn.MultiheadAttention):
     """An ``nn.MultiheadAttention`` whose packed input projection is the shared layer ``in_proj``, without its bias."""
 
+    in_proj: SharedLayer
+
     @property
-    def in_proj_weight(self) -> Tensor:
+    def in_proj_weight(self) -> Tensor:  # type: ignore[override]
         return self.in_proj.weight
 
 
@@ -27,7 +33,7 @@ def is_packed(parent: nn.Module, name: str) -> bool:
     return name == PROJECTION and isinstance(parent, nn.MultiheadAttention)
 
 
-def put(parent: nn.Module, name: str, layer: nn.Module) -> None:
+def put(parent: Any, name: str, layer: nn.Module) -> None:
     """Put a layer, shared or plain, in the place of the child ``name`` of a module."""
     if not is_packed(parent, name):
         setattr(parent, name, layer)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+#: What can share.
+Layer: TypeAlias = nn.Conv2d | nn.Linear
 
 
 class SharingError(ValueError):
@@ -37,7 +40,24 @@ class SharedLayer(nn.Module):
         is_conv (bool): Whether it is a conv.
     """
 
-    def __init__(self, layer: nn.Conv2d | nn.Linear, bank: Bank, norm: nn.Module | None = None):
+    kind: type[Layer]
+    is_conv: bool
+    shape: torch.Size
+    bias: Tensor | None
+    bank: Any  # of the class whose layer_class this is
+    # Of a conv.
+    in_channels: int
+    out_channels: int
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+    # Of a linear.
+    in_features: int
+    out_features: int
+
+    def __init__(self, layer: Layer, bank: Bank, norm: nn.Module | None = None):
         super().__init__()
         self.kind = type(layer)
         self.is_conv = isinstance(layer, nn.Conv2d)
@@ -76,7 +96,7 @@ class SharedLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.compute(x, *self.dense())
 
-    def plain(self, weight: Tensor, bias: Tensor | None) -> nn.Conv2d | nn.Linear:
+    def plain(self, weight: Tensor, bias: Tensor | None) -> Layer:
         """Make a plain layer of this geometry, and of the class that this one stands for."""
         arguments = inspect.signature(self.kind).parameters
         options = {name: getattr(self, name) for name in self.kind.__constants__ if name in arguments}
@@ -87,7 +107,7 @@ class SharedLayer(nn.Module):
         layer.bias = None if bias is None else nn.Parameter(bias.detach().clone())
         return layer
 
-    def fold(self) -> nn.Conv2d | nn.Linear:
+    def fold(self) -> Layer:
         """Make the plain layer that this module equals in eval mode."""
         layer = self.plain(*self.dense())
         trained = any(p.requires_grad for p in (*self.parameters(), *self.bank.parameters()))
@@ -134,7 +154,7 @@ class Bank(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layers: list[SharedLayer] = []
+        self.layers: list[Any] = []  # of layer_class
         self._made: dict[tuple, Any] | None = None
         self._pass: object = None
 
@@ -150,7 +170,7 @@ class Bank(nn.Module):
         """Whether what :meth:`generate` makes is kept for the other layers, as within a forward pass."""
         return self._made is not None and not torch.compiler.is_compiling()
 
-    def once(self, make, *key) -> Any:
+    def once(self, make: Callable[[], Any], *key: object) -> Any:
         """What ``make()`` gives, called once for a key in a forward pass, and each time outside of one."""
         made = self._made
         # A compiler makes one of equal products itself, and traces no dict.
@@ -175,7 +195,7 @@ class Bank(nn.Module):
         if self._pass is owner:
             self._made = self._pass = None
 
-    def make_layer(self, layer: nn.Conv2d | nn.Linear, norm: nn.Module | None = None) -> SharedLayer:
+    def make_layer(self, layer: Layer, norm: nn.Module | None = None) -> SharedLayer:
         """Make the layer that takes the place of ``layer``, which the batch norm ``norm`` seems to follow."""
         return self.layer_class(layer, self, norm)
 

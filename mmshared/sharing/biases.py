@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
 
-def move_biases(network: nn.Module, layers: list[nn.Module]) -> None:
+def move_biases(network: nn.Module, layers: list[Any]) -> None:
     """Move the biases of convs into the norms that see them, in the smallest modules where that can be done."""
     left = [layer for layer in layers if not layer.weight.is_meta]
     for module in reversed(list(network.modules())):  # children before their parents
@@ -21,7 +22,7 @@ def move_biases(network: nn.Module, layers: list[nn.Module]) -> None:
             left = [layer for layer in left if layer not in moved]
 
 
-def _move_together(module: nn.Module, layers: list[nn.Module]) -> bool:
+def _move_together(module: nn.Module, layers: list[Any]) -> bool:
     """Move the biases of layers of a module into the norms that see them, if its output is the same then.
 
     It is tried on a copy in float64. A bias reaches a norm as a constant of each channel, by whatever way: what the
@@ -29,7 +30,7 @@ def _move_together(module: nn.Module, layers: list[nn.Module]) -> bool:
     """
     twin = copy.deepcopy(module).double()
     twin.eval()  # which returns nothing in mmdet
-    twins = dict(zip(module.modules(), twin.modules()))
+    twins: dict[Any, nn.Module] = dict(zip(module.modules(), twin.modules()))
     for size in (8, 64):
         try:
             shifts = _shifts(twin, [twins[layer] for layer in layers], size)
@@ -38,26 +39,29 @@ def _move_together(module: nn.Module, layers: list[nn.Module]) -> bool:
         if shifts is not None:
             for layer in layers:
                 layer.bias = None
-            for norm in twins:
-                if twins[norm] in shifts:
-                    norm.running_mean += shifts[twins[norm]].to(norm.running_mean)
+            for norm, twin_norm in twins.items():
+                if twin_norm in shifts:
+                    norm.running_mean += shifts[twin_norm].to(norm.running_mean)
             return True
     return False
 
 
-def _shifts(module: nn.Module, layers: list[nn.Module], size: int) -> dict[nn.Module, Tensor] | None:
+def _shifts(module: nn.Module, layers: list[Any], size: int) -> dict[nn.Module, Tensor] | None:
     """By how much the running mean of each norm has to change if layers are to lose their biases; None if that cannot
     be done."""
-    norms = [each for each in module.modules() if isinstance(each, _BatchNorm) and each.running_mean is not None]
+    norms: list[Any] = [
+        each for each in module.modules() if isinstance(each, _BatchNorm) and each.running_mean is not None
+    ]
     channels = next(each.in_channels for each in module.modules() if isinstance(each, nn.Conv2d))
     x = torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(0), dtype=torch.double)
     x = x.to(layers[0].weight.device)
     inputs: dict[nn.Module, list[Tensor]] = {norm: [] for norm in norms}
-    called, shifts, fits = set(), {}, []
+    called, fits = set(), []
+    shifts: dict[nn.Module, Tensor] = {}
     handles = [norm.register_forward_pre_hook(lambda norm, args: inputs[norm].append(args[0])) for norm in norms]
     handles += [layer.register_forward_hook(lambda layer, *_: called.add(layer)) for layer in layers]
 
-    def follow(norm: nn.Module, args: tuple[Tensor]) -> None:
+    def follow(norm: Any, args: tuple[Tensor]) -> None:
         before = inputs[norm].pop(0)
         change = args[0] - before
         shift = change.mean([axis for axis in range(change.dim()) if axis != 1])  # (channels, )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from .attention import put
 from .bank import SharedLayer, SharingError, generate_once
-from .surgery import is_channels_last, take_hooks
+from .surgery import memory_format_of, take_hooks, to_format
 
 #: The largest relative difference that rounding may bring, by the type of the outputs.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.half: 0.05, torch.bfloat16: 0.1}
@@ -42,8 +43,9 @@ def deploy(model: nn.Module, images: Tensor) -> nn.Module:
     """
     network = copy.deepcopy(model)
     network.eval()
-    last = torch.channels_last if is_channels_last(network) else torch.contiguous_format
-    inputs, outputs, norms, handles = {}, {}, {}, []
+    last = memory_format_of(network)
+    inputs, outputs, handles = {}, {}, []
+    norms: dict[nn.Module, Any] = {}
     parents = {child: parent for parent in network.modules() for child in parent.children()}
 
     def see_layer(layer: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
@@ -73,7 +75,8 @@ def deploy(model: nn.Module, images: Tensor) -> nn.Module:
             for name, layer in list(parent.named_children()):
                 norm = norms.get(layer)
                 if isinstance(layer, SharedLayer):
-                    form = _form(layer, inputs.get(layer), norm, choice).to(memory_format=last)
+                    form = _form(layer, inputs.get(layer), norm, choice)
+                    to_format(form, last)
                 elif type(layer) is nn.Conv2d:
                     form = nn.Sequential(layer)
                 else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .bank import Bank, SharedLayer, SharingError
+from .bank import Bank, Layer, SharedLayer, SharingError
 from .normalised_product import normalised_product
 
 
@@ -23,9 +24,11 @@ class BasisLayer(SharedLayer):
     ``coefficients . shift``. A linear has no batch norm.
     """
 
-    def __init__(self, layer: nn.Conv2d | nn.Linear, bank: FilterBasis, norm: nn.Module | None = None):
+    norm: Any  # _BatchNorm, or the identity
+
+    def __init__(self, layer: Layer, bank: FilterBasis, norm: nn.Module | None = None):
         super().__init__(layer, bank, norm)
-        like = dict(device=layer.weight.device, dtype=layer.weight.dtype)
+        like: dict[str, Any] = dict(device=layer.weight.device, dtype=layer.weight.dtype)
         rank = bank.unique_rank + bank.shared_rank
         self.unique = nn.Parameter(torch.empty(bank.unique_rank, *self.shape[1:], **like))  # (U, I, k, k)
         # The kind of norm that the network itself uses here, SyncBN for example, frozen where that one is.
@@ -65,7 +68,8 @@ class BasisLayer(SharedLayer):
 
     def combination(self) -> tuple[Tensor, Tensor | None]:
         """What follows the filters in eval mode, the batch norm in it: weight (O, U + S, 1, 1) or (O, U + S), bias."""
-        norm, coefficients, bias = self.norm, self.coefficients, self.bias
+        norm, bias = self.norm, self.bias
+        coefficients: Tensor = self.coefficients
         if self.with_norm:
             scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)  # (U + S, )
             shift = coefficients.flatten(1) @ (norm.bias - norm.running_mean * scale)  # (O, )
@@ -130,9 +134,13 @@ class FilterBasis(Bank):
     layer_class = BasisLayer
     orthogonal_start = True
 
+    shared_rank: int
+    unique_rank: int
+    filters: nn.Parameter
+
     def __init__(
         self,
-        layers: Sequence[nn.Module],
+        layers: Sequence[Layer],
         shared_rank: int,
         unique_rank: int,
         base_channels: int = 64,
@@ -146,14 +154,14 @@ class FilterBasis(Bank):
             raise SharingError(
                 f'FilterBasis shares only ungrouped convs, and these have groups={groups}: use TiedFilters for them.'
             )
-        for name, rank in dict(shared_rank=shared_rank, unique_rank=unique_rank).items():
-            if rank < 0 or rank * width % base_channels:
+        for name, given in dict(shared_rank=shared_rank, unique_rank=unique_rank).items():
+            if given < 0 or given * width % base_channels:
                 raise SharingError(
-                    f'{name}={rank} at {base_channels} channels is {rank * width / base_channels:g} '
+                    f'{name}={given} at {base_channels} channels is {given * width / base_channels:g} '
                     f'filters at the {width} channels of a stage: give a rank that is a whole number '
                     'there.'
                 )
-            setattr(self, name, rank * width // base_channels)
+            setattr(self, name, given * width // base_channels)
         rank = self.shared_rank + self.unique_rank
         if not 0 < rank <= dims:
             raise SharingError(
@@ -215,7 +223,7 @@ class OrthonormalFilterBasis(FilterBasis):
         **kwargs: The arguments of :class:`FilterBasis`.
     """
 
-    def __init__(self, **kwargs):
+    def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
         # Under a name of its own: a checkpoint of a basis that is not orthonormal is no checkpoint of this one.
         self.directions = self.filters  # (S, I, k, k)

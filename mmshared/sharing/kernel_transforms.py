@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -108,6 +109,11 @@ class Swish(KernelTransform):
     r"""Tile W becomes :math:`\alpha W \sigma(-\beta W)`, with a pair of learned numbers for each tile, one for the
     rows and one for the columns that remain."""
 
+    alpha: nn.Parameter  # (r_out, r_in)
+    beta: nn.Parameter
+    rest_alpha: nn.Parameter
+    rest_beta: nn.Parameter
+
     def __init__(self, small: Sequence[int], shape: Sequence[int]):
         super().__init__(small, shape)
         for name in ('alpha', 'beta'):
@@ -134,12 +140,12 @@ class StraightThroughSign(torch.autograd.Function):
     """The sign, with the gradient of clamping to [-1, 1]."""
 
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
         return x.sign()
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         return grad * (x.abs() <= 1)
 
@@ -175,6 +181,8 @@ class StaticDrop(KernelTransform):
 
     affine = True
 
+    kept: Tensor
+
     def __init__(self, small: Sequence[int], shape: Sequence[int], drop_rate: float = 0.5):
         super().__init__(small, shape)
         if not (isinstance(drop_rate, (int, float)) and 0 <= drop_rate < 1):
@@ -191,6 +199,7 @@ class RandomBiReal(KernelTransform):
     they are drawn. Each value has a learned sign, as in :class:`BiReal`."""
 
     affine = True
+    random: Tensor
 
     def __init__(self, small: Sequence[int], shape: Sequence[int]):
         super().__init__(small, shape)

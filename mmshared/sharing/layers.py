@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from mmcv.cnn.bricks import wrappers
@@ -42,7 +42,7 @@ class Place:
     """A plain layer of a network: its name, itself, and the modules that it is a child of, with its name there."""
 
     name: str
-    layer: nn.Module
+    layer: Any  # nn.Conv2d or nn.Linear
     parents: list[tuple[nn.Module, str]] = field(default_factory=list)
 
     @property
@@ -71,7 +71,8 @@ def repeated_layers(network: nn.Module, own_blocks: int = 1) -> list[RepeatedLay
         list[RepeatedLayers]: The groups. Of each ``share_layers(network, stages=re.escape(stage),
         groups=[re.escape(group)], own_blocks=own_blocks, bank=...)`` makes exactly that group.
     """
-    places, found, taken = plain_layers(network), [], set()
+    places, found = plain_layers(network), []
+    taken: set[str] = set()
     for stage in stages_of(network):
         for group, members in layers_by_name(network, stage, places, own_blocks).items():
             alike = most_alike(members)
@@ -87,7 +88,9 @@ def repeated_layers(network: nn.Module, own_blocks: int = 1) -> list[RepeatedLay
 def plain_layers(network: nn.Module) -> dict[str, Place]:
     """The plain layers of a network that can share, by name. Weights that have several users are left out."""
     users = Counter(id(weight) for module in network.modules() for weight in module._parameters.values())
-    modules, places, shared = {}, {}, None
+    modules: dict[str, nn.Module] = {}
+    places: dict[int, Place] = {}
+    shared = None
     for name, module in network.named_modules(remove_duplicate=False):
         if shared is not None and name.startswith(shared):
             continue
@@ -131,7 +134,8 @@ def layers_by_name(
 ) -> dict[str, list[Place]]:
     """The plain layers of a stage, behind its first blocks, by their names within the blocks."""
     kept = [name for name, _ in network.get_submodule(stage).named_children()][own_blocks:]
-    inside, found = f'{stage}.' if stage else '', {}
+    inside = f'{stage}.' if stage else ''
+    found: dict[str, list[Place]] = {}
     for name, place in places.items():
         block, _, inner = name[len(inside) :].partition('.')
         if name.startswith(inside) and block in kept:

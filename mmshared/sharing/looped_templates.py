@@ -8,7 +8,7 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from .bank import Bank, SharedLayer, SharingError
+from .bank import Bank, Layer, SharedLayer, SharingError
 from .filter_basis import leading_directions
 from .template_bank import make_templates
 
@@ -20,7 +20,7 @@ class LoopedLayer(SharedLayer):
     for the kernel, its ``scale``.
     """
 
-    def __init__(self, layer: nn.Module, bank: LoopedTemplates, norm: nn.Module | None = None):
+    def __init__(self, layer: Layer, bank: LoopedTemplates, norm: nn.Module | None = None):
         super().__init__(layer, bank, norm)
         position = len(bank.layers) - 1
         self.kernel = bank.kernels[position]
@@ -54,7 +54,7 @@ class LoopedTemplates(Bank):
 
     layer_class = LoopedLayer
 
-    def __init__(self, layers: Sequence[nn.Module], kernels: Sequence[int], num_templates: int):
+    def __init__(self, layers: Sequence[Layer], kernels: Sequence[int], num_templates: int):
         super().__init__()
         self.kernels = list(kernels)
         count = len(set(self.kernels))
@@ -73,7 +73,7 @@ class LoopedTemplates(Bank):
             self.coefficients = nn.Parameter(nn.init.orthogonal_(coefficients))
 
     def generate(self) -> tuple[Tensor, ...]:
-        kernels = self.templates
+        kernels: Tensor = self.templates
         if self.coefficients is not None:
             kernels = self.coefficients @ kernels.flatten(1)  # (G, O I k k)
         return kernels.view(-1, *self.shape).unbind()
@@ -83,14 +83,14 @@ class LoopedTemplates(Bank):
         """Take, for all convs of one kernel, the best fit of rank one to their own: its leading right singular vector
         is the direction of the kernel, their projections on it are its size and the scales. If there are more
         kernels than templates, fit the templates to these as :meth:`TemplateBank.fit` does."""
-        fitted = []
+        commons = []
         for index in range(max(self.kernels) + 1):
             members = [i for i, kernel in enumerate(self.kernels) if kernel == index]
             common, scales = scaled_copies(torch.stack([kernels[i].flatten() for i in members]))
-            fitted.append(common)
+            commons.append(common)
             for i, scale in zip(members[1:], scales[1:]):
                 self.layers[i].scale.copy_(scale)
-        fitted = torch.stack(fitted)  # (G, O I k k)
+        fitted = torch.stack(commons)  # (G, O I k k)
         if self.coefficients is None:
             templates = fitted
         else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -48,14 +50,14 @@ class NormalisedProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx,
+        ctx: Any,
         responses: Tensor,
         weight: Tensor,
         norm_bias: Tensor,
         eps: float,
         coefficients: Tensor,
         bias: Tensor | None,
-    ):
+    ) -> tuple[Tensor, ...]:
         exact, count = weight.dtype, responses.numel() // len(weight)
         centre = responses[:, :, responses.shape[2] // 2].mean((0, 2), dtype=exact)  # (R, )
         responses.sub_(centre[:, None, None])
@@ -77,7 +79,7 @@ class NormalisedProduct(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor, *_):
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         responses, kernel, rows, mean, inverse, scale, shift = ctx.saved_tensors
         count = responses.numel() // len(mean)
         grad_kernel, grad_sum = (each.to(rows) for each in gradients(grad, responses, kernel))  # (O, R), (O, )
@@ -93,7 +95,7 @@ class NormalisedProduct(torch.autograd.Function):
         return grad_responses, grad_scale * inverse, grad_shift, None, grad_rows[:, :, None, None], grad_bias
 
 
-def normalised_product(responses: Tensor, norm: nn.Module, coefficients: Tensor, bias: Tensor | None) -> Tensor:
+def normalised_product(responses: Tensor, norm: Any, coefficients: Tensor, bias: Tensor | None) -> Tensor:
     """Normalise responses and combine them: ``coefficients . norm(responses) + bias``, in training mode.
 
     Args:
@@ -110,16 +112,22 @@ def normalised_product(responses: Tensor, norm: nn.Module, coefficients: Tensor,
     if torch.compiler.is_compiling():
         return product(norm(responses), coefficients, bias)  # the compiler fuses the norm by itself
     count = responses.numel() // responses.shape[1]
-    if (
-        type(norm) is not nn.BatchNorm2d
-        or not (norm.training and norm.affine and norm.track_running_stats)
-        or norm.momentum is None
-        or norm.weight.dtype.itemsize < 4
-        or count < 2
-    ):
+    if count < 2 or not _has_plain_statistics(norm):
         return F.conv2d(norm(responses), coefficients, bias)
     out, mean, variance, _ = NormalisedProduct.apply(responses, norm.weight, norm.bias, norm.eps, coefficients, bias)
     norm.num_batches_tracked += 1
     norm.running_mean.lerp_(mean, norm.momentum)
     norm.running_var.lerp_(variance * (count / (count - 1)), norm.momentum)
     return out
+
+
+def _has_plain_statistics(norm: nn.Module) -> bool:
+    """Whether a norm normalises by the batch and keeps running means of what it sees, in float32 or better."""
+    return (
+        type(norm) is nn.BatchNorm2d
+        and norm.training
+        and norm.affine
+        and norm.track_running_stats
+        and norm.momentum is not None
+        and norm.weight.dtype.itemsize >= 4
+    )

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from .bank import Bank, SharedLayer, SharingError
+from .bank import Bank, Layer, SharedLayer, SharingError
 
 
 class RelaxedLayer(SharedLayer):
     """A layer whose weight is that of its group and a low-rank one of its own, 0 at the start."""
 
-    def __init__(self, layer: nn.Module, bank: RelaxedTie, norm: nn.Module | None = None):
+    def __init__(self, layer: Layer, bank: RelaxedTie, norm: nn.Module | None = None):
         super().__init__(layer, bank, norm)
-        like = dict(device=layer.weight.device, dtype=layer.weight.dtype)
+        like: dict[str, Any] = dict(device=layer.weight.device, dtype=layer.weight.dtype)
         self.up = nn.Parameter(torch.zeros(self.shape[0], bank.rank, **like))  # (O, R)
         self.down = nn.Parameter(torch.empty(bank.rank, self.shape[1:].numel(), **like))  # (R, I k k)
         nn.init.kaiming_normal_(self.down)
@@ -43,7 +44,7 @@ class RelaxedTie(Bank):
 
     layer_class = RelaxedLayer
 
-    def __init__(self, layers: Sequence[nn.Module], rank: int):
+    def __init__(self, layers: Sequence[Layer], rank: int):
         super().__init__()
         weight = layers[0].weight
         most = min(weight.flatten(1).shape)

@@ -6,13 +6,14 @@ import inspect
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from .bank import Bank, SharedLayer, SharingError
+from .bank import Bank, Layer, SharedLayer, SharingError
 from .kernel_transforms import KERNEL_TRANSFORMS, KernelTransform, Linear
 
 
@@ -23,9 +24,13 @@ class RepeatedLayer(SharedLayer):
     as the layer's, it is that kernel, and nothing is transformed.
     """
 
-    def __init__(self, layer: nn.Module, bank: RepeatedKernel, norm: nn.Module | None = None):
+    kernel: nn.Parameter | None
+    added_bias: nn.Parameter | None
+    transform: KernelTransform
+
+    def __init__(self, layer: Layer, bank: RepeatedKernel, norm: nn.Module | None = None):
         super().__init__(layer, bank, norm)
-        like = dict(device=layer.weight.device, dtype=layer.weight.dtype)
+        like: dict[str, Any] = dict(device=layer.weight.device, dtype=layer.weight.dtype)
         own = bank.own_shape(layer)
         self.register_parameter('kernel', None)  # (o, i, k, k)
         if own is not None:
@@ -49,7 +54,7 @@ class RepeatedLayer(SharedLayer):
         kernels = [kernel for kernel in (self.kernel, self.bank()) if kernel is not None]
         return kernels[0] if len(kernels) == 1 else torch.cat(kernels, 1)
 
-    def whole_bias(self) -> Tensor:
+    def whole_bias(self) -> Tensor | None:
         return self.added_bias if self.bias is None else self.bias
 
     def forward(self, x: Tensor) -> Tensor:
@@ -92,7 +97,7 @@ def _kind_of(transform: dict) -> tuple[type[KernelTransform], dict]:
     arguments = dict(transform)
     name = arguments.pop('type')
     kind = KERNEL_TRANSFORMS.get(name) if isinstance(name, str) else name
-    if not inspect.isclass(kind):
+    if not (inspect.isclass(kind) and issubclass(kind, KernelTransform)):
         raise SharingError(
             f'There is no kernel transform {name!r}: there are {", ".join(KERNEL_TRANSFORMS.module_dict)}.'
         )
@@ -135,10 +140,11 @@ class RepeatedKernel(Bank):
 
     layer_class = RepeatedLayer
     same_shape = False
+    kernel: nn.Parameter | None
 
     def __init__(
         self,
-        layers: Sequence[nn.Module],
+        layers: Sequence[Layer],
         transform: dict,
         mode: str = 'intra',
         width: float | None = None,
@@ -158,10 +164,10 @@ class RepeatedKernel(Bank):
                 "mode='intra' needs a width, and the other modes have neither width nor "
                 'input_channels: their kernel is that of the first conv of the group.'
             )
-        if not self.passes and not (isinstance(width, (int, float)) and math.isfinite(width)):
+        if width is not None and not (isinstance(width, (int, float)) and math.isfinite(width)):
             raise SharingError(f'width={width!r} is no finite number: give 1 or more.')
-        if not self.passes and width < 1:
-            raise SharingError(f'width={width} makes kernels larger than their convs: give 1 or more.')
+        if width is not None and width < 1:
+            raise SharingError(f'width={width} makes kernels larger than their layers: give 1 or more.')
         if self.passes and len(layers) < 2:
             raise SharingError(
                 f'mode={mode!r} is repetition between layers, and a group has only one layer: name two '
@@ -172,10 +178,10 @@ class RepeatedKernel(Bank):
         if self.passes:
             self.kernel = nn.Parameter(layers[0].weight.detach().clone())  # (o, i, k, k)
 
-    def own_shape(self, layer: nn.Module) -> tuple[int, ...] | None:
+    def own_shape(self, layer: Layer) -> tuple[int, ...] | None:
         """The shape of the kernel that a layer is to have of its own; called as the layer is made."""
         all_outputs, all_inputs, *size = layer.weight.shape
-        if not self.passes:
+        if self.width is not None:
             fixed = all_inputs == self.input_channels
             # Down, but not where an exact quotient is a little below its whole number: 33 / 1.1 is 29.999....
             inputs = all_inputs if fixed else int(all_inputs / self.width + 1e-9)
@@ -187,7 +193,7 @@ class RepeatedKernel(Bank):
                     f'{all_inputs} if that is the number of channels of the image.'
                 )
             return outputs, inputs, *size
-        outputs, inputs = self.kernel.shape[:2]
+        outputs, inputs = self.kernel.shape[:2]  # type: ignore[union-attr]
         inputs = min(inputs, all_inputs - inputs)
         return (outputs, inputs, *size) if self.mode == 'hybrid' and len(self.layers) > 1 and inputs > 0 else None
 

@@ -6,6 +6,7 @@ import difflib
 import inspect
 import warnings
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from mmcv.cnn import ConvModule
@@ -14,7 +15,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .attention import put
-from .bank import Bank, ForwardPass, SharedLayer, SharingError, bases_by_space
+from .bank import Bank, ForwardPass, Layer, SharedLayer, SharingError, bases_by_space
 from .biases import move_biases
 from .layers import PLAIN, Place, layers_by_name, matches, members_of, plain_layers, stages_of
 from .state_dict import load_shared
@@ -64,73 +65,103 @@ def share_layers(
         raise SharingError(
             f'There are {len(configs)} banks for the groups {patterns}: give one for each, or a single config for all.'
         )
-    kinds = [bank_class(config) for config in configs]
+    found = _find_groups(network, dict(zip(patterns, configs)), stages, layers is not None, own_blocks)
+    made = {_make_layers(group): group for group in found}
+    _start_orthogonal(list(made))
+    _check_savings(made, layers is not None)
+    last = memory_format_of(network)
+    for each, group in made.items():
+        for place, layer in zip(group.members, each.layers):
+            to_format(layer, last)
+            for parent, name in place.parents:
+                put(parent, name, layer)
+    _leave_hooks(network, list(made))
+    return list(made)
+
+
+class _Group(NamedTuple):
+    """Layers that are to share: the stage that they are of, if they are of one, their pattern, the config of their
+    bank, and themselves."""
+
+    stage: str | None
+    pattern: str
+    config: dict
+    members: list[Place]
+
+
+def _find_groups(
+    network: nn.Module, configs: dict[str, Any], stages: str | None, by_full_name: bool, own_blocks: int
+) -> list[_Group]:
+    """The groups of a network by their patterns, of which each forms one at least."""
+    kinds = {pattern: bank_class(config) for pattern, config in configs.items()}
     places = plain_layers(network)
     names = [name for name in stages_of(network) if stages is None or matches(stages, name)]
     if stages is not None and not names:
         raise SharingError(
             f'stages={stages!r} is the name of no stage: there are {_some(stages_of(network)) or "none"}.'
         )
-    found: list[tuple[str | None, int, list[Place]]] = []
+    found: list[_Group] = []
     taken: set[str] = set()
-    for stage in [None] if layers is not None else names:
-        for index, pattern in enumerate(patterns):
-            members = members_of(network, stage, pattern, places, own_blocks, kinds[index].same_shape)
+    for stage in [None] if by_full_name else names:
+        for pattern, kind in kinds.items():
+            members = members_of(network, stage, pattern, places, own_blocks, kind.same_shape)
             members = [place for place in members if place.name not in taken]
-            enough = 1 if stage is None or not kinds[index].same_shape else 2
+            enough = 1 if stage is None or not kind.same_shape else 2
             if len(members) >= enough:
-                _check_members(pattern, members, kinds[index])
-                found.append((stage, index, members))
+                _check_members(pattern, members, kind)
+                found.append(_Group(stage, pattern, configs[pattern], members))
                 taken |= {place.name for place in members}
-    for index, pattern in enumerate(patterns):
-        if all(index != other for _, other, _ in found):
-            kept = own_blocks if kinds[index].same_shape else 0
-            raise SharingError(_no_group(network, pattern, names, layers, places, kept, kinds[index].same_shape))
-    before = sum(place.layer.weight.numel() for _, _, members in found for place in members)
-    last = torch.channels_last if is_channels_last(network) else torch.contiguous_format
-    made, shared = [], []
-    for stage, index, members in found:
-        each = make_bank(configs[index], [place.layer for place in members])
-        each.stage, each.group = stage, patterns[index]
-        each.names = tuple(place.name for place in members)
-        for place in members:
-            norm = following_norm(*place.parents[0])
-            layer = each.make_layer(place.layer, norm)
-            trained = place.layer.weight.requires_grad
-            for name, parameter in layer.named_parameters(recurse=True):
-                if name != 'bias' and not name.startswith('bank.'):
-                    parameter.requires_grad_(trained and parameter.requires_grad)
-            layer.train(place.layer.training)
-            shared.append((place, layer))
-        each.requires_grad_(any(place.layer.weight.requires_grad for place in members))
-        made.append(each)
-    _start_orthogonal(made)
-    after = sum(p.numel() for p in {p for _, layer in shared for p in layer.parameters() if p is not layer.bias})
-    if layers is not None and after >= before and any(len(members) < 2 for _, _, members in found):
+    for pattern, kind in kinds.items():
+        if all(group.pattern != pattern for group in found):
+            if by_full_name:
+                raise SharingError(_no_layer(pattern, places))
+            kept = own_blocks if kind.same_shape else 0
+            raise SharingError(_no_group(network, pattern, names, places, kept, kind.same_shape))
+    return found
+
+
+def _make_layers(group: _Group) -> Bank:
+    """Make the bank of a group, and its layers. What was frozen stays so."""
+    bank = make_bank(group.config, [place.layer for place in group.members])
+    bank.stage, bank.group = group.stage, group.pattern
+    bank.names = tuple(place.name for place in group.members)
+    for place in group.members:
+        layer = bank.make_layer(place.layer, following_norm(*place.parents[0]))
+        for name, parameter in layer.named_parameters():
+            if name != 'bias' and not name.startswith('bank.'):
+                parameter.requires_grad_(parameter.requires_grad and place.layer.weight.requires_grad)
+        layer.train(place.layer.training)
+    bank.requires_grad_(any(place.layer.weight.requires_grad for place in group.members))
+    return bank
+
+
+def _check_savings(made: dict[Bank, _Group], by_full_name: bool) -> None:
+    """Warn if sharing saves nothing; raise if a group is of one layer, for which there is no other reason."""
+    before = sum(place.layer.weight.numel() for group in made.values() for place in group.members)
+    after = sum(p.numel() for bank in made for layer in bank.layers for p in layer.parameters() if p is not layer.bias)
+    if after < before:
+        return
+    patterns = list(dict.fromkeys(group.pattern for group in made.values()))
+    if by_full_name and any(len(group.members) < 2 for group in made.values()):
         raise SharingError(
             f'A group of one layer is allowed where the bank makes it smaller, and {patterns} would have '
             f'{after:,} parameters for {before:,}: name more layers, or take a smaller bank.'
         )
-    if after >= before:
-        warnings.warn(
-            f'Sharing saves nothing here: the layers of {patterns} have {after:,} parameters for {before:,} '
-            'without it. Take a smaller bank.'
-        )
-    for place, layer in shared:
-        layer.to(memory_format=last)
-        for parent, name in place.parents:
-            put(parent, name, layer)
-    _leave_hooks(network, made)
-    return made
+    warnings.warn(
+        f'Sharing saves nothing here: the layers of {patterns} have {after:,} parameters for {before:,} '
+        'without it. Take a smaller bank.',
+        stacklevel=3,
+    )
 
 
-def make_bank(config: dict, layers: Sequence[nn.Module]) -> Bank:
+def make_bank(config: dict, layers: Sequence[Layer]) -> Bank:
     """Make the bank of a config for plain layers.
 
     Raises:
         SharingError: If its arguments do not fit.
     """
-    kind, arguments = bank_class(config), {key: value for key, value in config.items() if key != 'type'}
+    kind: Any = bank_class(config)
+    arguments = {key: value for key, value in config.items() if key != 'type'}
     try:
         inspect.signature(kind).bind(layers=layers, **arguments)
     except TypeError as error:
@@ -138,7 +169,7 @@ def make_bank(config: dict, layers: Sequence[nn.Module]) -> Bank:
     return kind(layers=layers, **arguments)
 
 
-def bank_class(config: dict) -> type[Bank]:
+def bank_class(config: Any) -> type[Bank]:
     """The class of the bank of a config.
 
     Raises:
@@ -186,14 +217,12 @@ def fold_layers(network: nn.Module) -> nn.Module:
         raise SharingError(
             f'{outside[0]} shares with layers of this module and is no part of it: fold the whole network.'
         )
-    last = torch.channels_last if is_channels_last(network) else torch.contiguous_format
-    plain: dict[SharedLayer, nn.Module] = {}
-    added: list[nn.Module] = []
+    last = memory_format_of(network)
     with torch.no_grad():
-        for layer in inside:
-            plain[layer] = layer.fold().to(memory_format=last)
-            if layer.bias is None and plain[layer].bias is not None:
-                added.append(plain[layer])
+        plain = {layer: layer.fold() for layer in inside}
+        for folded in plain.values():
+            to_format(folded, last)
+        added = [folded for layer, folded in plain.items() if layer.bias is None and folded.bias is not None]
         for parent in list(network.modules()):
             for name, child in list(parent._modules.items()):
                 if isinstance(child, SharedLayer):
@@ -218,12 +247,18 @@ def following_norm(parent: nn.Module, name: str) -> _BatchNorm | None:
     return norm if isinstance(norm, _BatchNorm) and norm.num_features == width else None
 
 
-def is_channels_last(network: nn.Module) -> bool:
-    """Whether a network keeps its weights in the memory format of channels last."""
-    return any(
+def to_format(module: nn.Module, memory_format: torch.memory_format) -> nn.Module:
+    """Give the weights of convs a memory format, in place."""
+    return module.to(memory_format=memory_format)  # type: ignore[call-overload]
+
+
+def memory_format_of(network: nn.Module) -> torch.memory_format:
+    """The memory format that a network keeps the weights of its convs in."""
+    last = any(
         p.dim() == 4 and p.is_contiguous(memory_format=torch.channels_last) and not p.is_contiguous()
         for p in network.parameters()
     )
+    return torch.channels_last if last else torch.contiguous_format
 
 
 def _start_orthogonal(banks: list[Bank]) -> None:
@@ -231,19 +266,16 @@ def _start_orthogonal(banks: list[Bank]) -> None:
     named = {f'{bank.stage}.{bank.group}': bank for bank in banks if bank.orthogonal_start}
     for space in bases_by_space(named):
         if len(space) > 1:
-            bases = [bank.basis() for bank in space.values()]
-            together = nn.init.orthogonal_(torch.cat([basis.detach() for basis in bases]))
+            bases = [basis.detach() for bank in space.values() if (basis := bank.basis()) is not None]
+            together = nn.init.orthogonal_(torch.cat(bases))
             for basis, part in zip(bases, together.split([len(basis) for basis in bases])):
-                basis.data.copy_(part)
+                basis.copy_(part)
 
 
 def _leave_hooks(network: nn.Module, made: list[Bank]) -> None:
     """Leave on a network what keeps the promises of :func:`share_layers`."""
-    passes = [
-        hook.__self__
-        for hook in network._forward_pre_hooks.values()
-        if isinstance(getattr(hook, '__self__', None), ForwardPass)
-    ]
+    owners = (getattr(hook, '__self__', None) for hook in network._forward_pre_hooks.values())
+    passes = [owner for owner in owners if isinstance(owner, ForwardPass)]
     if passes:
         passes[0].banks += made
     else:
@@ -257,9 +289,13 @@ def _leave_hooks(network: nn.Module, made: list[Bank]) -> None:
         if (
             around
             and not isinstance(module, SharedLayer)
-            and not any(hook.hook is load_shared for hook in module._load_state_dict_pre_hooks.values())
+            and not any(_is_load_hook(hook) for hook in module._load_state_dict_pre_hooks.values())
         ):
             module.register_load_state_dict_pre_hook(load_shared)
+
+
+def _is_load_hook(hook: Any) -> bool:
+    return hook.hook is load_shared
 
 
 def take_hooks(network: nn.Module) -> None:
@@ -272,11 +308,13 @@ def take_hooks(network: nn.Module) -> None:
                 del hooks[key]
                 module._forward_hooks_always_called.pop(key, None)
         loads = module._load_state_dict_pre_hooks
-        for key in [key for key, hook in loads.items() if hook.hook is load_shared]:
+        for key in [key for key, hook in loads.items() if _is_load_hook(hook)]:
             del loads[key]
 
 
-def _check_patterns(groups, stages, layers, own_blocks: int) -> list[str]:
+def _check_patterns(
+    groups: Sequence[str] | None, stages: str | None, layers: Sequence[str] | str | None, own_blocks: int
+) -> list[str]:
     """The patterns of the groups that are asked for, if they are asked for well."""
     if (groups is None) == (layers is None):
         raise SharingError(
@@ -287,7 +325,7 @@ def _check_patterns(groups, stages, layers, own_blocks: int) -> list[str]:
         raise SharingError('stages narrows groups; layers are full names: leave one of them out.')
     if isinstance(groups, str):
         raise SharingError(f'groups is a list of patterns, one for each group: write groups=[{groups!r}].')
-    patterns = [layers] if isinstance(layers, str) else list(groups if layers is None else layers)
+    patterns = [layers] if isinstance(layers, str) else list(layers or groups or ())
     if not patterns or len(set(patterns)) < len(patterns):
         raise SharingError(
             f'{"groups" if layers is None else "layers"}={patterns} has no pattern or one twice: name each group once.'
@@ -313,22 +351,19 @@ def _check_members(pattern: str, members: list[Place], kind: type[Bank]) -> None
             )
 
 
+def _no_layer(pattern: str, places: dict[str, Place]) -> str:
+    """Why a pattern of full names names no layer, and what there is."""
+    nearest = difflib.get_close_matches(pattern, places, n=5, cutoff=0)
+    return (
+        f'The pattern {pattern!r} in layers matches the whole name of no layer that can share (or only those of '
+        f'another pattern): there are {_some(nearest)}.'
+    )
+
+
 def _no_group(
-    network: nn.Module,
-    pattern: str,
-    stages: list[str],
-    layers,
-    places: dict[str, Place],
-    own_blocks: int,
-    same_shape: bool,
+    network: nn.Module, pattern: str, stages: list[str], places: dict[str, Place], own_blocks: int, same_shape: bool
 ) -> str:
-    """Why a pattern forms no group, and what there is."""
-    if layers is not None:
-        nearest = difflib.get_close_matches(pattern, places, n=5, cutoff=0)
-        return (
-            f'The pattern {pattern!r} in layers matches the whole name of no layer that can share (or only those of '
-            f'another pattern): there are {_some(nearest)}.'
-        )
+    """Why a pattern forms no group in the stages, and what there is."""
     there: dict[str, int] = {}
     for stage in stages:
         for name, members in layers_by_name(network, stage, places, own_blocks).items():

@@ -8,7 +8,7 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from .bank import Bank, SharedLayer, SharingError
+from .bank import Bank, Layer, SharedLayer, SharingError
 from .filter_basis import leading_directions
 
 
@@ -26,7 +26,7 @@ def make_templates(number: int, kernel: Tensor) -> nn.Parameter:
 class TemplateLayer(SharedLayer):
     """A layer whose weight is a linear combination of the templates of its group."""
 
-    def __init__(self, layer: nn.Module, bank: TemplateBank, norm: nn.Module | None = None):
+    def __init__(self, layer: Layer, bank: TemplateBank, norm: nn.Module | None = None):
         super().__init__(layer, bank, norm)
         self.position = len(bank.layers) - 1
         self.coefficients = nn.Parameter(bank.start[self.position].to(layer.weight, copy=True))  # (K, )
@@ -58,7 +58,7 @@ class TemplateBank(Bank):
 
     layer_class = TemplateLayer
 
-    def __init__(self, layers: Sequence[nn.Module], num_templates: int):
+    def __init__(self, layers: Sequence[Layer], num_templates: int):
         super().__init__()
         if num_templates < 1:
             raise SharingError(f'num_templates={num_templates} makes no kernel: give 1 or more.')

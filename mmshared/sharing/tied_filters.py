@@ -8,7 +8,7 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from .bank import Bank, SharedLayer
+from .bank import Bank, Layer, SharedLayer
 
 
 class TiedLayer(SharedLayer):
@@ -32,7 +32,7 @@ class TiedFilters(Bank):
     layer_class = TiedLayer
     orthogonal_start = True
 
-    def __init__(self, layers: Sequence[nn.Module]):
+    def __init__(self, layers: Sequence[Layer]):
         super().__init__()
         self.filters = nn.Parameter(layers[0].weight.new_empty(layers[0].weight.shape))  # (O, I / groups, k, k)
         nn.init.orthogonal_(self.filters)
