@@ -67,7 +67,7 @@ def tie(backbone: dict, groups: list[RepeatedLayers]) -> None:
 def tie_all(model: dict, scope: str) -> int:
     """Tie what repeats in all backbones of a model's config, in place; returns the number of groups."""
     found = [
-        (backbone, repeated_layers(build_backbone(backbone, scope), own_blocks=0)) for backbone in backbones_of(model)
+        (backbone, repeated_layers(build_part(backbone, scope), own_blocks=0)) for backbone in backbones_of(model)
     ]
     for backbone, groups in found:
         if groups:
@@ -75,9 +75,9 @@ def tie_all(model: dict, scope: str) -> int:
     return sum(len(groups) for _, groups in found)
 
 
-def build_backbone(backbone: dict, scope: str) -> nn.Module:
-    """Build a backbone without numbers."""
-    return build_empty(Config(dict(model=backbone, default_scope=scope)))
+def build_part(model: dict, scope: str) -> nn.Module:
+    """Build a model, or a part of one, without numbers."""
+    return build_empty(Config(dict(model=model, default_scope=scope)))
 
 
 class Sweep:
@@ -111,14 +111,14 @@ class Sweep:
         tried = [self._try(backbone, scope, groups) for backbone, groups, _ in found if groups]
         saved = sum((len(group.layers) - 1) * group.parameters for _, groups, _ in found for group in groups)
         try:
-            build_empty(Config(dict(model=cfg.to_dict()['model'], default_scope=scope)))
+            build_part(cfg.to_dict()['model'], scope)
         except Exception as error:
             return Outcome('not here', _sentence(error))
         for backbone, each, _ in found:
             if each:
                 tie(backbone, each)
         try:
-            build_empty(cfg)
+            build_part(cfg.model, scope)
         except Exception as error:
             return Outcome('failed', _sentence(error))
         reason = next(filter(None, tried), '')
@@ -128,7 +128,7 @@ class Sweep:
     def _list(self, backbone: dict, scope: str) -> None:
         key = _key(backbone, scope)
         if key not in self.listed:
-            network = build_backbone(backbone, scope)
+            network = build_part(backbone, scope)
             self.listed[key] = repeated_layers(network, own_blocks=0), sum(p.numel() for p in network.parameters())
 
     def _try(self, backbone: dict, scope: str, groups: list[RepeatedLayers]) -> str:
