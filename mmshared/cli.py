@@ -1,6 +1,7 @@
 """What the tools have in common: types of arguments, errors in a sentence, the configs of runs."""
 
 import argparse
+import logging
 import os
 import os.path as osp
 import signal
@@ -9,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+import torch.distributed as dist
 from mmengine.config import Config
 
 from .engine.config import LIBRARIES, load_config, merge_options
@@ -113,6 +116,17 @@ def interrupts_in_a_sentence(hint: str = '') -> Iterator[None]:
         if not interrupts:
             raise
         raise SystemExit(f'Interrupted.{hint}') from None
+
+
+def end_run() -> None:
+    """End one of several processes on CPUs whose run has ended: the threads of gloo may abort one that ends as others
+    do."""
+    if dist.is_initialized() and not torch.cuda.is_available():
+        dist.destroy_process_group()
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def load_run(args: argparse.Namespace) -> Config:

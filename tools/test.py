@@ -116,7 +116,7 @@ def main() -> None:
     import mmengine
     from mmengine.registry import METRICS, RUNNERS
 
-    from mmshared.cli import errors_in_a_sentence, interrupts_in_a_sentence, load_run
+    from mmshared.cli import end_run, errors_in_a_sentence, interrupts_in_a_sentence, load_run
     from mmshared.engine.runner import check_config
 
     with errors_in_a_sentence(), interrupts_in_a_sentence():
@@ -136,6 +136,7 @@ def main() -> None:
         metrics = runner.test()
         if args.out and args.out_item == 'metrics':
             mmengine.dump(metrics, args.out)
+    end_run()
 
 
 if __name__ == '__main__':

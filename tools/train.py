@@ -59,7 +59,7 @@ def main() -> None:
     from mmengine.registry import RUNNERS
 
     from mmshared import SharingError
-    from mmshared.cli import errors_in_a_sentence, interrupts_in_a_sentence, load_run
+    from mmshared.cli import end_run, errors_in_a_sentence, interrupts_in_a_sentence, load_run
     from mmshared.engine.runner import check_config
 
     hint = ' The same command with --resume goes on from the last checkpoint.'
@@ -79,6 +79,7 @@ def main() -> None:
             cfg.load_from = None if args.resume == 'auto' else args.resume
         check_config(cfg, ['train_dataloader', 'val_dataloader'])
         RUNNERS.build(cfg).train()
+    end_run()
 
 
 if __name__ == '__main__':
