@@ -1,4 +1,4 @@
-"""What the tools do around those of mmdet and mmpretrain."""
+"""What the tools have in common: types of arguments, errors in a sentence, the configs of runs."""
 
 import argparse
 import logging
@@ -8,21 +8,14 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import ModuleType
 
 import torch
+import torch.distributed as dist
+from mmengine.config import Config
 
-from .engine.build import check_sharing
-from .engine.checkpoint import mend_last_checkpoint, refuse_other_networks
-from .engine.config import LIBRARIES, check_data, check_twins, config_path, load_config, merge_options
+from .engine.config import LIBRARIES, load_config, merge_options
 from .sharing import SharingError
-
-DDP = 'MMDistributedDataParallel'
-# Where a launcher says which of its processes this is.
-RANKS = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
 
 
 @contextmanager
@@ -106,53 +99,9 @@ def add_shape(parser: argparse.ArgumentParser) -> None:
     )
 
 
-@errors_in_a_sentence()
-def run_tool(script: str, description: str, loaders: list[str]) -> None:
-    """Run ``train.py`` or ``test.py`` of the library that a config is of, with all options of that tool.
-
-    Around it: a config may be given by name, mmshared's types are known, ``--cfg-options data_root=FOLDER`` moves
-    the data set, and a missing data set, a shared network that there is not and a checkpoint that does not fit end in
-    one sentence.
-
-    Args:
-        script (str): The tool's file name.
-        description (str): What ``--help`` says above the options.
-        loaders (list[str]): The data loaders whose data must be there.
-    """
-    if {'-h', '--help'} & set(sys.argv[1:]):
-        print(description)
-    # mmpretrain's tools have every option of mmdet's, so that they can find the config among the arguments.
-    name = _library_tool('mmpretrain', script).parse_args().config
-    path, cfg = config_path(name), load_config(name)
-    library = cfg.get('default_scope')
-    if library not in LIBRARIES:
-        raise SharingError(f'The config {path} is of {library}: the tools know {" and ".join(LIBRARIES)}.')
-    tool = _library_tool(library, script)
-    args = tool.parse_args()
-    args.config = path
-    if args.cfg_options:
-        args.cfg_options = merge_options(cfg, args.cfg_options)
-    check_twins(cfg)
-    check_sharing(cfg)
-    check_data(cfg, loaders)
-    with own_files():
-        # As the library's tool chooses it.
-        work_dir = Path(args.work_dir or cfg.get('work_dir') or Path('work_dirs') / Path(path).stem)
-        work_dir.mkdir(parents=True, exist_ok=True)
-        # The other processes wait for the first before they read anything of the folder.
-        if getattr(args, 'resume', None) == 'auto' and os.environ.get(RANKS.get(args.launcher, ''), '0') == '0':
-            mend_last_checkpoint(work_dir)
-    refuse_other_networks(script)
-    if args.launcher == 'pytorch' and not torch.cuda.is_available():
-        # mmengine's launcher asks for a GPU in each process: without one they meet here.
-        torch.distributed.init_process_group('gloo')
-        wrapper = cfg.get('model_wrapper_cfg') or dict(
-            type=DDP, broadcast_buffers=False, find_unused_parameters=cfg.get('find_unused_parameters', False)
-        )
-        if wrapper.get('type', DDP) == DDP:
-            args.cfg_options = {**(args.cfg_options or {}), 'model_wrapper_cfg': {**wrapper, 'device_ids': None}}
-    tool.parse_args = lambda: args
-
+@contextmanager
+def interrupts_in_a_sentence(hint: str = '') -> Iterator[None]:
+    """End a tool with one sentence, and a hint behind it, if Ctrl-C interrupts it."""
     interrupts = []
 
     def interrupt(*signal_and_frame):
@@ -161,31 +110,49 @@ def run_tool(script: str, description: str, loaders: list[str]) -> None:
 
     signal.signal(signal.SIGINT, interrupt)
     try:
-        tool.main()
-        if torch.distributed.is_initialized():
-            # mmengine leaves it open, and a process that ends with its threads running may be aborted.
-            torch.distributed.destroy_process_group()
-            if not torch.cuda.is_available():
-                # Gloo's threads may abort it all the same, when all is done.
-                logging.shutdown()
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(0)
+        yield
     except (KeyboardInterrupt, RuntimeError):
         # Ctrl-C reaches the workers of the data loaders too: what is raised may be that one of them has gone.
         if not interrupts:
             raise
-        resume = ' The same command with --resume goes on from the last checkpoint.' if script == 'train.py' else ''
-        raise SystemExit(f'Interrupted.{resume}') from None
+        raise SystemExit(f'Interrupted.{hint}') from None
 
 
-def _library_tool(library: str, script: str) -> ModuleType:
-    """A library's own tool as a module."""
-    path = osp.join(osp.dirname(import_module(library).__file__), '.mim', 'tools', script)
-    spec = spec_from_file_location(f'{library}_{script[:-3]}', path)
-    tool = module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    return tool
+def end_run() -> None:
+    """End one of several processes on CPUs whose run has ended: the threads of gloo may abort one that ends as others
+    do."""
+    if dist.is_initialized() and not torch.cuda.is_available():
+        dist.destroy_process_group()
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
+
+def load_run(args: argparse.Namespace) -> Config:
+    """The config of a run of train.py or test.py, with what the arguments that both have say of it."""
+    cfg = load_config(args.config)
+    if cfg.default_scope not in LIBRARIES:
+        raise SharingError(f'{args.config} is of {cfg.default_scope}: the tools know {" and ".join(LIBRARIES)}.')
+    merge_options(cfg, args.cfg_options or {})
+    cfg.setdefault('runner_type', 'SharingRunner')
+    cfg.launcher = args.launcher
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or osp.join('work_dirs', Path(args.config).stem)
+    with own_files():
+        Path(cfg.work_dir).mkdir(parents=True, exist_ok=True)
+    if cfg.default_scope == 'mmdet' and cfg.get('compile'):
+        from mmdet.utils import setup_cache_size_limit_of_dynamo
+
+        setup_cache_size_limit_of_dynamo()
+    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        loader = cfg.get(name) or {}
+        if cfg.default_scope == 'mmpretrain' and loader:  # what the configs of mmpretrain leave to its tools
+            loader.setdefault('pin_memory', True)
+            loader.setdefault('persistent_workers', loader.get('num_workers', 0) > 0)
+            loader.setdefault('collate_fn', dict(type='default_collate'))
+        loader.update({option: False for option in args.loaders_without or () if loader})
+    return cfg
 
 
 def add_runs(parser: argparse.ArgumentParser, out: str) -> None:

@@ -2,21 +2,26 @@
 
 import json
 import os
+import re
+import signal
 import sys
+from argparse import ArgumentParser
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
+from unittest.mock import Mock, patch
 
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.runner import Runner
+from mmengine.registry import RUNNERS
 
-from helpers import ROOT, Classifier, call, small
-from mmshared import SharingError, cli
+from helpers import ROOT, Classifier, call
+from mmshared import SharingError
 from mmshared.analysis.logs import read_scalars
-from mmshared.cli import errors_in_a_sentence, own_files, run_tool
+from mmshared.cli import errors_in_a_sentence, interrupts_in_a_sentence, own_files
 from mmshared.engine.build import build_model
-from mmshared.engine.checkpoint import load_checkpoint_file, refuse_other_networks, save_checkpoint
+from mmshared.engine.checkpoint import load_checkpoint_file, save_checkpoint
 from mmshared.engine.config import check_twins, load_config, merge_options, moved_root
 
 SHARED = ROOT / 'configs/shared_resnet/shared-resnet32-s8u1_b256_cifar10.py'
@@ -101,30 +106,6 @@ def test_a_checkpoint_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     assert load_checkpoint_file(str(tmp_path / 'model.pth'))['a'] == 1
 
 
-@pytest.mark.parametrize('script, resume', [('test.py', False), ('train.py', True), ('train.py', False)])
-def test_a_checkpoint_of_another_head_starts_a_training_and_nothing_else(
-    mmpretrain, tmp_path, monkeypatch, script, resume
-):
-    monkeypatch.setattr(Runner, 'load_checkpoint', Runner.load_checkpoint)  # as it was, afterwards
-    refuse_other_networks(script)
-    runner = Runner(Classifier(small()), str(tmp_path), resume=resume, experiment_name=f'{script}-{resume}')
-    state = {key: tensor.clone() for key, tensor in runner.model.state_dict().items()}
-    lacking = {key: tensor for key, tensor in state.items() if key != 'fc.bias'}
-    for changed, words in (
-        ({**state, 'fc.weight': torch.zeros(5, 32)}, 'this config: size mismatch for fc.weight'),
-        (lacking, 'this config: missing keys in source state_dict: fc.bias'),
-    ):
-        torch.save(dict(state_dict=changed), tmp_path / 'other.pth')
-        if script == 'test.py' or resume:
-            with pytest.raises(SharingError, match=words):
-                runner.load_checkpoint(str(tmp_path / 'other.pth'))
-        else:
-            runner.load_checkpoint(str(tmp_path / 'other.pth'))
-    torch.save(dict(state_dict={**state, 'more': torch.zeros(1), 'fc.bias': torch.ones(3)}), tmp_path / 'more.pth')
-    assert 'state_dict' in runner.load_checkpoint(str(tmp_path / 'more.pth'))
-    assert runner.model.fc.bias.eq(1).all()
-
-
 def test_a_log_that_was_cut_off_gives_what_it_has(tmp_path):
     (tmp_path / 'run/vis_data').mkdir(parents=True)
     lines = [json.dumps(dict(loss=1 / step, step=step)) for step in (1, 2, 3)]
@@ -190,56 +171,129 @@ def test_an_output_that_cannot_be_written_is_one_sentence(files, monkeypatch, tm
 DIGITS = ROOT / 'configs/small/faster-rcnn_r50-narrow-shared_12e_digits.py'
 
 
-def run(monkeypatch, script, config, *arguments, main=lambda: None):
-    """Calls a tool of a library as run_tool does, what it does replaced."""
-    library_tool = cli._library_tool
-
-    def replaced(library, script):
-        tool = library_tool(library, script)
-        tool.main = main
-        return tool
-
-    monkeypatch.setattr(cli, '_library_tool', replaced)
-    monkeypatch.setattr(cli, 'check_data', lambda *args: None)
-    monkeypatch.setattr(cli, 'refuse_other_networks', lambda script: None)
-    monkeypatch.setattr(sys, 'argv', [script, str(config), *map(str, arguments)])
-    run_tool(script, '', ['train_dataloader'])
+def run(tool, *arguments):
+    """Calls train.py or test.py up to the Runner; returns what it would have been built from, and the Runner."""
+    built, runner = [], Mock()
+    with patch.object(RUNNERS, 'build', lambda cfg: built.append(cfg) or runner), patch(CHECK, lambda *_: None):
+        result = call(tool, *arguments)
+    assert result.returncode == 0, result.stderr
+    return built[0], runner
 
 
-def test_an_image_that_a_training_lacks_is_no_file_of_ours(monkeypatch, tmp_path):
+CHECK = 'mmshared.engine.runner.check_config'
 
-    def main():
-        (tmp_path / 'image.jpg').read_bytes()
 
-    with pytest.raises(FileNotFoundError):
-        run(monkeypatch, 'train.py', DIGITS, '--work-dir', tmp_path / 'run', main=main)
-    (tmp_path / 'file').touch()
-    with pytest.raises(SystemExit, match='Error: .*file.* cannot be read or written: Not a directory'):
-        run(monkeypatch, 'train.py', DIGITS, '--work-dir', tmp_path / 'file/run')
+@pytest.mark.parametrize('tool', ['train.py', 'test.py'])
+@pytest.mark.parametrize('library', ['mmdet', 'mmpretrain'])
+def test_the_options_are_those_of_both_libraries(library, tool):
+    source = (Path(find_spec(library).origin).parent / '.mim/tools' / tool).read_text()
+    options = set(re.findall(r"'(--[\w-]+)'", source))
+    assert '--work-dir' in options
+    with patch.object(ArgumentParser, 'parse_args', lambda parser: parser.print_help() or sys.exit()):
+        told = call(tool).stdout
+    assert not [option for option in options if not re.search(rf'{option}\b(?!-)', told)]
+
+
+@pytest.mark.parametrize('config', [DIGITS, SHARED, 'mmpretrain::resnet/resnet18_8xb16_cifar10.py'])
+def test_options_of_a_training(tmp_path, config):
+    options = ['--work-dir', tmp_path, '--amp', '--no-validate', '--no-pin-memory', '--no-persistent-workers']
+    cfg, runner = run('train.py', config, *options, '--resume', 'x.pth', '--cfg-options', 'randomness.seed=3')
+    assert (cfg.work_dir, cfg.resume, cfg.load_from, cfg.randomness.seed) == (str(tmp_path), True, 'x.pth', 3)
+    assert cfg.optim_wrapper.type == 'AmpOptimWrapper' and cfg.optim_wrapper.loss_scale == 'dynamic'
+    assert cfg.val_cfg is cfg.val_dataloader is cfg.val_evaluator is None
+    for loader in (cfg.train_dataloader, cfg.test_dataloader):
+        assert loader.pin_memory is loader.persistent_workers is False
+    assert cfg.runner_type == 'SharingRunner'
+    runner.train.assert_called_once_with()
+
+
+def test_a_training_goes_on_where_it_was(tmp_path):
+    cfg, _ = run('train.py', DIGITS, '--work-dir', tmp_path, '--resume')
+    assert cfg.resume and cfg.load_from is None
+
+
+def test_the_learning_rate_scales_where_the_config_says_from_what(tmp_path):
+    arguments = ['--work-dir', tmp_path, '--auto-scale-lr']
+    cfg, _ = run('train.py', 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py', *arguments)
+    assert cfg.auto_scale_lr.enable is True
+    result = call('train.py', SHARED, *arguments, '--cfg-options', 'auto_scale_lr={}')
+    assert 'Error: --auto-scale-lr: the config has no auto_scale_lr.base_batch_size' in result.stderr
+
+
+def test_loaders_of_classifiers_have_the_defaults_of_the_librarys_tools(tmp_path):
+    cfg, _ = run('train.py', 'mmpretrain::resnet/resnet18_8xb16_cifar10.py', '--work-dir', tmp_path)
+    loader = cfg.train_dataloader
+    assert loader.pin_memory is loader.persistent_workers is True and loader.collate_fn.type == 'default_collate'
+    cfg, _ = run('train.py', DIGITS, '--work-dir', tmp_path)
+    assert 'collate_fn' not in cfg.train_dataloader
+
+
+def test_options_of_a_test(tmp_path):
+    show = ['--show-dir', 'shown', '--wait-time', '0.5', '--interval', '3', '--amp', '--tta']
+    cfg, runner = run('test.py', DIGITS, 'x.pth', '--work-dir', tmp_path, '--out', tmp_path / 'x.pkl', *show)
+    assert cfg.load_from == 'x.pth' and cfg.test_cfg.fp16 is True
+    hook = cfg.default_hooks.visualization
+    assert hook.draw is True and hook.test_out_dir == 'shown' and hook.wait_time == 0.5
+    assert cfg.model.type == 'DetTTAModel' and cfg.model.module.type == 'FasterRCNN'
+    last = cfg.test_dataloader.dataset.pipeline[-1]
+    assert last.type == 'TestTimeAug' and 'flip_direction' in last.transforms[1][0].meta_keys
+    assert [type(each[0][0]).__name__ for each in runner.test_evaluator.metrics.append.call_args_list] == [
+        'DumpDetResults'
+    ]
+    runner.test.assert_called_once_with()
+
+    with patch('mmengine.dump') as dump:
+        arguments = ['--work-dir', tmp_path, '--out', tmp_path / 'x.json', '--out-item', 'metrics']
+        cfg, runner = run('test.py', SHARED, 'x.pth', *arguments, *show)
+    dump.assert_called_once_with(runner.test(), str(tmp_path / 'x.json'))
+    runner.test_evaluator.metrics.append.assert_not_called()
+    hook = cfg.default_hooks.visualization
+    assert hook.enable is True and (hook.out_dir, hook.interval) == ('shown', 3)
+    assert cfg.model.type == 'AverageClsScoreTTA'
+    assert cfg.test_dataloader.dataset.pipeline[-1].transforms[1] == [dict(type='PackInputs')]
+
+
+@pytest.mark.parametrize(
+    'options, words',
+    [(['--out-item', 'pred'], '--out-item is about --out'), (['--out', 'x.json'], 'predictions go into a .pkl')],
+)
+def test_what_is_written_of_a_test_has_a_file_that_takes_it(options, words):
+    result = call('test.py', DIGITS, 'x.pth', *options)
+    assert result.returncode and words in result.stderr
 
 
 @pytest.mark.parametrize('way', ['argument', 'config', 'default'])
-def test_the_note_of_the_last_checkpoint_is_mended_once_and_where_the_run_is(monkeypatch, tmp_path, way):
+def test_the_work_dir_is_the_arguments_or_the_configs_or_named_after_it(monkeypatch, tmp_path, way):
     monkeypatch.chdir(tmp_path)
-    work_dir = tmp_path / ('work_dirs/own' if way == 'default' else 'elsewhere')
-    work_dir.mkdir(parents=True)
-    (work_dir / 'epoch_1.pth').touch()
-    note = work_dir / 'last_checkpoint'
-    own = f'work_dir = {str(work_dir)!r}\n' if way == 'config' else ''
+    own = "work_dir = 'elsewhere'\n" if way != 'default' else ''
     (tmp_path / 'own.py').write_text(f'_base_ = {str(DIGITS)!r}\n{own}')
-    arguments = ['--resume', *(['--work-dir', work_dir] if way == 'argument' else [])]
-    for launcher, rank, mended in (
-        ('none', {}, True),
-        ('none', dict(SLURM_PROCID='1'), True),
-        ('slurm', dict(SLURM_PROCID='1'), False),
-        ('slurm', dict(SLURM_PROCID='0'), True),
+    cfg, _ = run('train.py', 'own.py', *(['--work-dir', 'here'] if way == 'argument' else []))
+    expected = dict(argument='here', config='elsewhere', default='work_dirs/own')[way]
+    assert cfg.work_dir == expected and (tmp_path / expected).is_dir()
+
+
+def test_a_work_dir_that_cannot_be_made_is_one_sentence(tmp_path):
+    (tmp_path / 'file').touch()
+    result = call('train.py', DIGITS, '--work-dir', tmp_path / 'file/run')
+    assert re.search('Error: .*file.* cannot be read or written: Not a directory', result.stderr)
+
+
+def test_ctrl_c_is_one_sentence():
+    with (
+        patch.object(signal, 'signal') as handle,
+        pytest.raises(SystemExit, match='^Interrupted. Again.$'),
+        interrupts_in_a_sentence(' Again.'),
     ):
-        note.write_text('moved/epoch_1.pth')
-        with monkeypatch.context() as patch:
-            for name, value in rank.items():
-                patch.setenv(name, value)
-            run(patch, 'train.py', 'own.py', *arguments, '--launcher', launcher)
-        assert (note.read_text().endswith(f'{work_dir.name}/epoch_1.pth')) == mended, (launcher, rank)
+        try:
+            handle.call_args[0][1](signal.SIGINT, None)
+        except KeyboardInterrupt:
+            raise RuntimeError('a worker of the data loader is gone') from None
+    with (
+        patch.object(signal, 'signal'),
+        pytest.raises(RuntimeError, match='of another kind'),
+        interrupts_in_a_sentence(),
+    ):
+        raise RuntimeError('of another kind')
 
 
 def test_only_whole_folders_move_to_another_root():
@@ -299,9 +353,8 @@ def test_networks_that_there_are_pass(tmp_path):
     check_twins(cfg)
 
 
-def test_the_network_is_looked_at_before_the_data(monkeypatch):
-    monkeypatch.setattr(
-        sys, 'argv', ['train.py', str(DIGITS), '--cfg-options', 'data_root=nowhere', 'model.backbone.type=SharedResNt']
-    )
-    with pytest.raises(SystemExit, match='There is no SharedResNt'):
-        run_tool('train.py', '', ['train_dataloader'])
+def test_the_network_is_looked_at_before_the_data_and_both_before_anything_is_built(tmp_path):
+    arguments = ['train.py', '--work-dir', tmp_path / 'here.py', DIGITS, '--cfg-options', 'data_root=nowhere']
+    assert 'There is no SharedResNt' in call(*arguments, 'model.backbone.type=SharedResNt').stderr
+    result = call(*arguments, 'model.roi_head.type=NoSuchHead')
+    assert 'Error: The data set of train_dataloader is expected in nowhere/, which is not there' in result.stderr

@@ -15,8 +15,6 @@ from PIL import Image
 
 from helpers import ROOT
 from mmshared import SharingError
-from mmshared.cli import run_tool
-from mmshared.engine.checkpoint import mend_last_checkpoint
 from mmshared.engine.config import check_data, config_path, dotted, moved_root
 
 SCENES = ROOT / 'tools/dataset_converters/digit_scenes.py'
@@ -160,55 +158,6 @@ class TestConfigs:
             )
         with pytest.raises(SharingError, match='which is not there'):
             check_data(config(name, **{'train_dataloader.dataset.data_root': root}), ['train_dataloader'], False)
-
-    def test_the_missing_data_set_is_said_before_anything_is_built(self, monkeypatch):
-        monkeypatch.setattr(
-            sys,
-            'argv',
-            [
-                'train.py',
-                '--work-dir',
-                'here.py',
-                str(CONFIG),
-                '--cfg-options',
-                'data_root=nowhere',
-                'model.backbone.type=NoSuchBackbone',
-            ],
-        )
-        with pytest.raises(SystemExit, match='expected in nowhere/, which is not there'):
-            run_tool('train.py', '', ['train_dataloader'])
-
-    def test_a_note_of_a_checkpoint_that_is_not_there_is_mended(self, tmp_path):
-        note = tmp_path / 'last_checkpoint'
-        note.write_text('elsewhere/epoch_9.pth')
-        for name in ('epoch_9.pth', 'epoch_10.pth'):
-            (tmp_path / name).touch()
-            os.utime(tmp_path / name, ns=(0, int(name[6:-4]) * 10**9))
-        mend_last_checkpoint(tmp_path)
-        assert note.read_text() == str(tmp_path / 'epoch_10.pth')
-        mend_last_checkpoint(tmp_path)
-        assert note.read_text() == str(tmp_path / 'epoch_10.pth')
-        for path in tmp_path.glob('*.pth'):
-            path.unlink()
-        mend_last_checkpoint(tmp_path)
-        assert not note.exists()
-        mend_last_checkpoint(tmp_path)
-
-    def test_an_option_of_ones_own_beats_the_moved_root(self, digits, monkeypatch):
-        monkeypatch.setattr(
-            sys,
-            'argv',
-            [
-                'test.py',
-                str(CONFIG),
-                'none.pth',
-                '--cfg-options',
-                f'data_root={digits}',
-                'test_dataloader.dataset.ann_file=mine.json',
-            ],
-        )
-        with pytest.raises(SystemExit, match='which has no mine.json'):
-            run_tool('test.py', '', ['test_dataloader'])
 
 
 def test_training_can_be_interrupted_resumed_and_evaluated(digits, tmp_path):

@@ -1,11 +1,86 @@
 """Train a detector or a classifier.
 
-Takes a config file, or the name of one of mmdet or mmpretrain (mmdet::retinanet/retinanet_r50_fpn_1x_coco.py), and
-all options of that library's own train.py: --work-dir, --resume, --amp, --auto-scale-lr, --cfg-options, --launcher.
---cfg-options data_root=FOLDER says where the data set is. (--help shows mmpretrain's, which are more than mmdet's.)
+The config is a file, or the name of one of mmdet or mmpretrain: mmdet::retinanet/retinanet_r50_fpn_1x_coco.py.
 """
 
-from mmshared.cli import run_tool
+import argparse
+
+from mmengine.config import DictAction
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='the file of the config, or its name')
+    parser.add_argument(
+        '--work-dir', help='where logs and checkpoints go (default: work_dirs/ and the name of the config)'
+    )
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='go on from this checkpoint, or without a name from the last of the work dir',
+    )
+    parser.add_argument('--amp', action='store_true', help='train in mixed precision')
+    parser.add_argument('--no-validate', action='store_true', help='do not evaluate during training')
+    parser.add_argument(
+        '--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size of all processes'
+    )
+    parser.add_argument(
+        '--no-pin-memory',
+        dest='loaders_without',
+        action='append_const',
+        const='pin_memory',
+        help='do not pin the memory of the data loaders',
+    )
+    parser.add_argument(
+        '--no-persistent-workers',
+        dest='loaders_without',
+        action='append_const',
+        const='persistent_workers',
+        help='start the workers of the data loaders anew in each epoch',
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='settings of the config, such as train_cfg.max_epochs=6; data_root=FOLDER moves the data set',
+    )
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help="set by PyTorch's older launcher")
+    parser.add_argument('--traceback', action='store_true', help='show where an error comes from')
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    # Not before the arguments: --help should not wait for PyTorch.
+    from mmengine.registry import RUNNERS
+
+    from mmshared import SharingError
+    from mmshared.cli import end_run, errors_in_a_sentence, interrupts_in_a_sentence, load_run
+    from mmshared.engine.runner import check_config
+
+    hint = ' The same command with --resume goes on from the last checkpoint.'
+    with errors_in_a_sentence(), interrupts_in_a_sentence(hint):
+        cfg = load_run(args)
+        if args.no_validate:
+            cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+        if args.amp:
+            cfg.optim_wrapper.type = 'AmpOptimWrapper'
+            cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+        if args.auto_scale_lr:
+            if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
+                raise SharingError('--auto-scale-lr: the config has no auto_scale_lr.base_batch_size to scale from.')
+            cfg.auto_scale_lr.enable = True
+        if args.resume:
+            cfg.resume = True
+            cfg.load_from = None if args.resume == 'auto' else args.resume
+        check_config(cfg, ['train_dataloader', 'val_dataloader'])
+        RUNNERS.build(cfg).train()
+    end_run()
+
 
 if __name__ == '__main__':
-    run_tool('train.py', __doc__, ['train_dataloader', 'val_dataloader'])
+    main()

@@ -15,10 +15,11 @@ from ..sharing import SharingError
 
 
 def stock_config(cfg: Config) -> Config:
-    """The config of the plain network: without sharing, without the hooks of mmshared, and without its import unless
-    the plain network is one of its own."""
+    """The config of the plain network: without sharing, without the hooks and the Runner of mmshared, and without its
+    import unless the plain network is one of its own."""
     stock = drop_hooks(Config(copy.deepcopy(cfg.to_dict())))
     stock.model = plain_twin(stock.model)
+    stock.pop('runner_type', None)
     imports = (stock.pop('custom_imports', None) or {}).get('imports', [])
     if any(type(module).__module__.startswith('mmshared') for module in build_model(stock).modules()):
         imports = ['mmshared']

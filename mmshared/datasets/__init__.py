@@ -1,4 +1,3 @@
-from .rotated_mnist import RotatedMNIST
 from .shortest_paths import PathScore, ShortestPaths
 
-__all__ = ['PathScore', 'RotatedMNIST', 'ShortestPaths']
+__all__ = ['PathScore', 'ShortestPaths']

@@ -113,7 +113,7 @@ def _read_idx(root: Path, name: str) -> Tensor:
                 raise SharingError(f'{path} is damaged, or no file of MNIST: copy or download it again.') from None
     raise SharingError(
         f'Rotated MNIST is made of the four files of MNIST, and {root} has no {name} or {name}.gz: put '
-        'them there, or name their folder with --cfg-options data_root=FOLDER.'
+        'them there, or name their folder by the option data_root=FOLDER.'
     )
 
 

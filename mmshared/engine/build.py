@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
+import sys
 import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
 from unittest.mock import patch
 
 import torch
-from mmdet.models.detectors import BaseDetector
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
@@ -91,6 +91,12 @@ def check_sharing(cfg: Config) -> None:
                 return
 
 
+def is_detector(model: nn.Module) -> bool:
+    """Whether a model is one of mmdet's detectors. Where there is one, mmdet has been imported."""
+    detectors = sys.modules.get('mmdet.models.detectors')
+    return detectors is not None and isinstance(model, detectors.BaseDetector)
+
+
 def feature_maps(model: nn.Module, images: Tensor) -> tuple[Tensor, ...]:
     """What a classifier or a detector makes of images, (N, 3, H, W), without its boxes: logits, or the maps of the
     neck.
@@ -99,7 +105,7 @@ def feature_maps(model: nn.Module, images: Tensor) -> tuple[Tensor, ...]:
         SharingError: If it takes no images of this size, or of so many channels.
     """
     try:
-        maps = model.extract_feat(images) if isinstance(model, BaseDetector) else model(images)
+        maps = model.extract_feat(images) if is_detector(model) else model(images)
     except RuntimeError as error:
         raise SharingError(
             f'The network cannot take images of {"x".join(map(str, images.shape[1:]))}: {str(error).splitlines()[0]}'
@@ -109,7 +115,7 @@ def feature_maps(model: nn.Module, images: Tensor) -> tuple[Tensor, ...]:
 
 def inner(model: nn.Module) -> nn.Module:
     """The backbone of a detector; a classifier as it is."""
-    return model.backbone if isinstance(model, BaseDetector) else model
+    return model.backbone if is_detector(model) else model
 
 
 def relative_difference(found: Iterable[Tensor], expected: Iterable[Tensor]) -> float:

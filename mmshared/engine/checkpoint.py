@@ -11,7 +11,6 @@ from zipfile import BadZipFile, ZipFile
 import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
-from mmengine.runner import Runner
 from mmengine.runner import checkpoint as mmengine_checkpoint
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor
@@ -175,36 +174,3 @@ def refuse_pickles() -> None:
     # Its own list has getattr, and would take the rest away after each checkpoint.
     mmengine_checkpoint.get_torch_safe_globals = list
     CheckpointLoader.register_scheme('', load_checkpoint_file, force=True)
-
-
-def refuse_other_networks(script: str) -> None:
-    """Make mmengine's runner refuse a checkpoint that lacks a part of the model, or has it in another shape, where it
-    is to be tested or resumed. One that training starts from may be that of another head."""
-    load = Runner.load_checkpoint
-
-    def load_checkpoint(runner: Runner, filename: str, *args, **kwargs):
-        if script == 'test.py' or runner._resume:
-            try:
-                return load(runner, filename, *args, **{**kwargs, 'strict': True})
-            except RuntimeError as error:
-                lines = str(error).splitlines()
-                lacks = [line for line in lines if line.startswith(('size mismatch', 'missing keys'))]
-                if lacks:
-                    raise SharingError(
-                        f'The checkpoint {filename} is not of the network of this config: {lacks[0][:200]}'
-                    ) from None
-        return load(runner, filename, *args, **kwargs)
-
-    Runner.load_checkpoint = load_checkpoint
-
-
-def mend_last_checkpoint(work_dir: Path) -> None:
-    """Point a run's note of its last checkpoint at the newest there is, where it names one that is not there: the
-    folder was moved, or the run was killed when it had removed the old one and not yet noted the new one."""
-    note = work_dir / 'last_checkpoint'
-    if note.is_file() and not Path(note.read_text().strip()).is_file():
-        there = sorted(work_dir.glob('*_[0-9]*.pth'), key=lambda path: path.stat().st_mtime)
-        if there:
-            note.write_text(str(there[-1]))
-        else:
-            note.unlink()

@@ -1,5 +1,4 @@
-"""Configs: by path or by name, with the options of the command line, and what can be told of them before anything is
-built."""
+"""Configs: by path or by name, with options, and what can be told of them before anything is built."""
 
 from __future__ import annotations
 
@@ -8,7 +7,7 @@ import os
 import os.path as osp
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
@@ -68,7 +67,7 @@ def _find_modules_in(folder: str) -> None:
 
 
 def dotted(cfg: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:
-    """Each leaf of a config with the key that ``--cfg-options`` knows it by."""
+    """Each leaf of a config with its key, such as ``model.backbone.depth``."""
     items = cfg.items() if isinstance(cfg, dict) else enumerate(cfg) if isinstance(cfg, (list, tuple)) else None
     if items is None:
         yield prefix[:-1], cfg
@@ -96,8 +95,7 @@ def moved_root(cfg: Config, root: str) -> dict[str, str]:
 
 
 def merge_options(cfg: Config, options: dict[str, Any]) -> dict[str, Any]:
-    """Merge what ``--cfg-options`` gives into a config, where ``data_root`` moves the data set. Returns the options
-    that were merged."""
+    """Merge options into a config, where ``data_root`` moves the data set. Returns the options that were merged."""
     options = dict(options)
     if 'data_root' in options:
         options = {**moved_root(cfg, options.pop('data_root')), **options}
@@ -131,7 +129,7 @@ def drop_hooks(cfg: Config) -> Config:
 def check_twins(cfg: Config) -> None:
     """Stop with one sentence if the model of a config names a shared network that there is not, or gives ``sharing``
     to one that does not share."""
-    _check_twins(cfg.model, cfg.default_scope)
+    _check_twins(cfg.model, cfg.get('default_scope', 'mmengine'))
 
 
 def _check_twins(cfg: Any, scope: str) -> None:
@@ -172,18 +170,18 @@ def _takes_sharing(kind: Any) -> bool:
     return any('sharing' in inspect.signature(base.__init__).parameters for base in getattr(kind, '__mro__', ()))
 
 
-def check_data(cfg: Config, loaders: list[str], download: bool = True) -> None:
+def check_data(cfg: Config, loaders: Sequence[str], download: bool = True) -> None:
     """Stop with one sentence if a data set of the config is not where it is expected.
 
     Args:
         cfg (Config): The config.
-        loaders (list[str]): The data loaders whose data must be there.
+        loaders (Sequence[str]): The data loaders whose data must be there.
         download (bool): Whether a data set that fetches itself need not be there. Defaults to True.
     """
     for loader in loaders:
         for dataset in _datasets((cfg.get(loader) or {}).get('dataset')):
             root, prefix = dataset.get('data_root') or '', dataset.get('data_prefix') or ''
-            if not root or '://' in root or download and _downloads(dataset, cfg.default_scope):
+            if not root or '://' in root or download and _downloads(dataset, cfg.get('default_scope', 'mmengine')):
                 continue
             parts = ['', dataset.get('ann_file'), *(prefix.values() if isinstance(prefix, dict) else [prefix])]
             missing = [
@@ -195,13 +193,15 @@ def check_data(cfg: Config, loaders: list[str], download: bool = True) -> None:
                 lack = 'is not there' if '' in missing else f'has no {" and no ".join(missing)}'
                 raise SharingError(
                     f'The data set of {loader} is expected in {root}, which {lack}: put the data set '
-                    'there, or name its folder with --cfg-options data_root=FOLDER.'
+                    'there, or name its folder by the option data_root=FOLDER.'
                 )
 
 
 def _downloads(dataset: dict, scope: str) -> bool:
     """Whether a data set fetches itself where it is missing, as mmpretrain's CIFAR-10 does."""
-    kind = DATASETS.get(dataset['type'] if '.' in dataset['type'] else f'{scope}.{dataset["type"]}')
+    kind = dataset['type']
+    if isinstance(kind, str):
+        kind = DATASETS.get(kind if '.' in kind else f'{scope}.{kind}')
     return kind is not None and 'download' in inspect.signature(kind).parameters and dataset.get('download', True)
 
 

@@ -1,0 +1,130 @@
+"""mmengine's Runner with what mmshared promises, under whatever tool it runs."""
+
+import atexit
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from mmengine.config import Config
+from mmengine.dist import barrier
+from mmengine.model import is_model_wrapper
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+from torch import nn
+
+from ..sharing import SharingError
+from .build import check_sharing
+from .config import check_data, check_twins
+
+DDP = 'MMDistributedDataParallel'
+
+
+def check_config(cfg: Config, loaders: Sequence[str] = ()) -> None:
+    """Stop with one sentence if the network of a config cannot be shared so, or if its data are not there.
+
+    Args:
+        cfg (Config): The config.
+        loaders (Sequence[str]): The data loaders whose data must be there.
+    """
+    check_twins(cfg)
+    check_sharing(cfg)
+    check_data(cfg, loaders)
+
+
+@RUNNERS.register_module()
+class SharingRunner(Runner):
+    """Trains and tests networks that share. It differs from mmengine's Runner in four ways:
+
+    - A network that cannot share so is refused before anything is built, and data that are not there before any are
+      read.
+    - What is tested or resumed needs a checkpoint of the whole network. A training may start from one with another
+      head.
+    - A run whose note of its last checkpoint is wrong resumes from the newest that there is.
+    - Processes that pytorch's launcher starts train without GPUs too, and part in the end.
+    """
+
+    _needs_whole = False  # whether the checkpoint has to be of the whole network
+
+    @classmethod
+    def from_cfg(cls, cfg: Config | dict) -> Runner:
+        cfg = cfg if isinstance(cfg, Config) else Config(cfg)
+        check_config(cfg)
+        return super().from_cfg(cfg)
+
+    def setup_env(self, env_cfg: dict) -> None:
+        if self.distributed and not dist.is_initialized():
+            if self.launcher == 'pytorch' and not torch.cuda.is_available():
+                dist.init_process_group('gloo')  # mmengine asks for a GPU in each process
+            # A process that ends with the threads of its group running may be aborted.
+            atexit.register(_leave_group)
+        super().setup_env(env_cfg)
+
+    def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
+        if self.distributed and not torch.cuda.is_available() and not is_model_wrapper(model):
+            wrapper = model_wrapper_cfg or dict(
+                broadcast_buffers=False, find_unused_parameters=self.cfg.get('find_unused_parameters', False)
+            )
+            if wrapper.get('type', DDP) == DDP:
+                model_wrapper_cfg = dict(wrapper, type=DDP, device_ids=None)
+        return super().wrap_model(model_wrapper_cfg, model)
+
+    def build_train_loop(self, loop: Any) -> Any:
+        check_data(self.cfg, ['train_dataloader', 'val_dataloader'])
+        return super().build_train_loop(loop)
+
+    def build_val_loop(self, loop: Any) -> Any:
+        check_data(self.cfg, ['val_dataloader'])
+        return super().build_val_loop(loop)
+
+    def build_test_loop(self, loop: Any) -> Any:
+        check_data(self.cfg, ['test_dataloader'])
+        return super().build_test_loop(loop)
+
+    def val(self) -> dict:
+        self._needs_whole = True
+        return super().val()
+
+    def test(self) -> dict:
+        self._needs_whole = True
+        return super().test()
+
+    def resume(self, *args: Any, **kwargs: Any) -> None:
+        self._needs_whole = True
+        super().resume(*args, **kwargs)
+
+    def load_or_resume(self) -> None:
+        if self._resume and self._load_from is None:
+            if self.rank == 0:
+                mend_last_checkpoint(Path(self.work_dir))
+            barrier()
+        super().load_or_resume()
+
+    def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> dict:
+        if self._needs_whole:
+            try:
+                return super().load_checkpoint(filename, *args, **{**kwargs, 'strict': True})
+            except RuntimeError as error:
+                lines = str(error).splitlines()
+            lacks = [line for line in lines if line.startswith(('size mismatch', 'missing keys'))]
+            if lacks:
+                raise SharingError(f'The checkpoint {filename} is not of the network of this config: {lacks[0][:200]}')
+        return super().load_checkpoint(filename, *args, **kwargs)  # if it holds more, that is left out
+
+
+def _leave_group() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def mend_last_checkpoint(work_dir: Path) -> None:
+    """Point a run's note of its last checkpoint at the newest there is, where it names one that is not there: the
+    folder was moved, or the run was killed when it had removed the old one and not yet noted the new one."""
+    note = work_dir / 'last_checkpoint'
+    if note.is_file() and not Path(note.read_text().strip()).is_file():
+        there = sorted(work_dir.glob('*_[0-9]*.pth'), key=lambda path: path.stat().st_mtime)
+        if there:
+            note.write_text(str(there[-1]))
+        else:
+            note.unlink()

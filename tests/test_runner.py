@@ -1,0 +1,177 @@
+"""What the Runner promises, under our tools and under the libraries' own."""
+
+import os
+import runpy
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.evaluator import BaseMetric
+from mmengine.registry import RUNNERS
+from torch.utils.data import DataLoader
+
+from helpers import ROOT, Classifier, small
+from mmshared import SharingError, SharingRunner
+from mmshared.engine.runner import mend_last_checkpoint
+
+DIGITS = ROOT / 'configs/small/faster-rcnn_r50-narrow-shared_12e_digits.py'
+JPEG = ROOT / 'projects/dsfb/configs/shared-resnet32-s8u1_4e_cifar10-jpeg.py'
+
+
+class NoMetric(BaseMetric):
+    def process(self, data_batch, data_samples):
+        self.results.append(0)
+
+    def compute_metrics(self, results):
+        return {}
+
+
+def small_runner(tmp_path, name, **kwargs):
+    """A runner of a small classifier, whose batches are of one image."""
+    data = DataLoader([dict(inputs=torch.randn(3, 32, 32), labels=1)], 1)
+    return SharingRunner(
+        Classifier(small()),
+        str(tmp_path),
+        train_dataloader=data,
+        train_cfg=dict(by_epoch=False, max_iters=1),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.0)),
+        test_dataloader=data,
+        test_cfg={},
+        test_evaluator=[NoMetric()],
+        experiment_name=f'{tmp_path.name}-{name}',
+        default_scope='mmpretrain',
+        **kwargs,
+    )
+
+
+def checkpoint(path, state, **changes):
+    meta = dict(epoch=0, iter=0)
+    torch.save(dict(state_dict={**state, **changes}, meta=meta, message_hub={}), path)
+    return str(path)
+
+
+@pytest.fixture
+def state(mmpretrain):
+    return Classifier(small()).state_dict()
+
+
+@pytest.mark.parametrize('use', ['test', 'resume'])
+def test_what_is_tested_or_resumed_is_the_whole_network(state, tmp_path, use):
+    other = checkpoint(tmp_path / 'other.pth', state, **{'fc.weight': torch.zeros(5, 32)})
+    lacking = checkpoint(tmp_path / 'lacking.pth', {key: state[key] for key in state if key != 'fc.bias'})
+    for path, words in (
+        (other, 'this config: size mismatch for fc.weight'),
+        (lacking, 'this config: missing keys in source state_dict: fc.bias'),
+    ):
+        runner = small_runner(tmp_path, f'{use}-{Path(path).stem}', load_from=path, resume=use == 'resume')
+        with pytest.raises(SharingError, match=words):
+            runner.test() if use == 'test' else runner.train()
+
+
+def test_a_training_may_start_from_a_network_with_another_head(state, tmp_path):
+    other = checkpoint(
+        tmp_path / 'other.pth',
+        {key: state[key] for key in state if key != 'fc.bias'},
+        **{'fc.weight': torch.ones(5, 32)},
+    )
+    runner = small_runner(tmp_path, 'train', load_from=other)
+    runner.train()
+    key = 'backbone.layer1.1.conv1.bank.filters'
+    assert torch.equal(runner.model.state_dict()[key], state[key])
+
+
+def test_what_a_checkpoint_holds_more_is_left_out(state, tmp_path):
+    more = checkpoint(tmp_path / 'more.pth', state, more=torch.zeros(1), **{'fc.bias': torch.ones(3)})
+    runner = small_runner(tmp_path, 'more', load_from=more)
+    runner.test()
+    assert runner.model.fc.bias.eq(1).all()
+
+
+def test_the_note_of_the_last_checkpoint_is_mended_by_one_process(state, tmp_path, monkeypatch):
+    checkpoint(tmp_path / 'iter_0.pth', state)
+    note = tmp_path / 'last_checkpoint'
+    for rank in (1, 0):
+        note.write_text('moved/iter_0.pth')
+        runner = small_runner(tmp_path, f'rank-{rank}', resume=True)
+        with monkeypatch.context() as patch:
+            patch.setattr(SharingRunner, 'rank', rank)
+            patch.setattr(SharingRunner, 'resume', lambda runner, filename: None)
+            runner.load_or_resume()
+        assert (note.read_text() == str(tmp_path / 'iter_0.pth')) == (rank == 0)
+
+
+def test_the_note_names_the_newest_checkpoint_there_is(tmp_path):
+    note = tmp_path / 'last_checkpoint'
+    note.write_text('elsewhere/epoch_9.pth')
+    for name in ('epoch_9.pth', 'epoch_10.pth'):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, ns=(0, int(name[6:-4]) * 10**9))
+    for _ in range(2):
+        mend_last_checkpoint(tmp_path)
+        assert note.read_text() == str(tmp_path / 'epoch_10.pth')
+    for path in tmp_path.glob('*.pth'):
+        path.unlink()
+    for _ in range(2):
+        mend_last_checkpoint(tmp_path)
+        assert not note.exists()
+
+
+@pytest.fixture
+def digits(tmp_path):
+    cfg = Config.fromfile(DIGITS)
+    cfg.work_dir = str(tmp_path / 'run')
+    return cfg
+
+
+def test_a_network_that_cannot_share_so_leaves_nothing_behind(digits):
+    digits.model.backbone.sharing.groups = ['conv7']
+    with pytest.raises(SharingError, match='conv7'):
+        RUNNERS.build(digits)
+    assert not Path(digits.work_dir).exists()
+
+
+@pytest.mark.parametrize('use, loader', [('train', 'train'), ('val', 'val'), ('test', 'test')])
+def test_data_that_are_not_there_are_one_sentence(digits, tmp_path, use, loader):
+    for split in ('train', 'val', 'test'):
+        digits[f'{split}_dataloader'].dataset.data_root = str(tmp_path / f'no-{split}')
+    runner = RUNNERS.build(digits)
+    assert isinstance(runner, SharingRunner)
+    with pytest.raises(SharingError, match=f'{loader}_dataloader is expected in .*/no-{loader}, which is not there'):
+        getattr(runner, use)()
+
+
+def test_all_data_of_a_training_are_looked_for_before_any_are_read(digits, tmp_path, monkeypatch):
+    (tmp_path / 'JPEGImages').mkdir()
+    (tmp_path / 'instances_train.json').write_text('{}')
+    digits.train_dataloader.dataset.data_root = str(tmp_path)
+    digits.val_dataloader.dataset.data_root = str(tmp_path / 'none')
+    with pytest.raises(SharingError, match='val_dataloader is expected in'):
+        RUNNERS.build(digits).train()
+
+
+def stock_tool(library, tool, monkeypatch, *arguments):
+    path = Path(find_spec(library).origin).parent / '.mim/tools' / tool
+    monkeypatch.setattr(sys, 'argv', [str(path), *map(str, arguments)])
+    runpy.run_path(str(path), run_name='__main__')
+
+
+@pytest.mark.slow
+def test_the_promises_hold_under_the_libraries_own_tools(images, tmp_path, monkeypatch):
+    with pytest.raises(SharingError, match='The data set of train_dataloader is expected in data/digits/, which is'):
+        stock_tool('mmdet', 'train.py', monkeypatch, DIGITS, '--work-dir', tmp_path / 'detector')
+    torch.save(dict(state_dict={}), tmp_path / 'none.pth')
+    with pytest.raises(SharingError, match='is not of the network of this config: missing keys'):
+        stock_tool(
+            'mmpretrain',
+            'test.py',
+            monkeypatch,
+            JPEG,
+            tmp_path / 'none.pth',
+            '--work-dir',
+            tmp_path / 'classifier',
+            '--cfg-options',
+            f'test_dataloader.dataset.data_root={images}',
+        )

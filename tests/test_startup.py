@@ -1,0 +1,116 @@
+"""What an import of mmshared brings with it, and what imports what."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+
+from helpers import ROOT
+
+# From the ground up: a room imports what is below it, and what stands beside it.
+ROOMS = [
+    {'sharing', 'version'},
+    {'hooks'},
+    {'backbones', 'datasets', 'compat'},
+    {'engine'},
+    {'convert', 'analysis', 'compress'},
+    {'cli'},
+]
+FLOORS = {room: floor for floor, rooms in enumerate(ROOMS) for room in rooms}
+
+
+def rooms_imported_by(path, package):
+    """The rooms of mmshared that a module imports, at its top or within its functions."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            parent = package[: len(package) - node.level + 1] if node.level else []
+            module = '.'.join([*parent, *filter(None, [node.module])])
+            names = [f'{module}.{alias.name}' for alias in node.names]
+        else:
+            continue
+        yield from (name.split('.')[1] for name in names if name.startswith('mmshared.'))
+
+
+def modules():
+    for path in sorted((ROOT / 'mmshared').rglob('*.py')):
+        if path.parent != ROOT / 'mmshared' or path.stem == 'cli':
+            yield path
+
+
+@pytest.mark.parametrize('path', modules(), ids=lambda path: str(path.relative_to(ROOT / 'mmshared')))
+def test_no_module_imports_upward(path):
+    package = list(path.relative_to(ROOT).parts[:-1])
+    own = FLOORS[path.stem if len(package) == 1 else package[1]]
+    assert [room for room in rooms_imported_by(path, package) if FLOORS[room] > own] == []
+
+
+def test_the_imports_that_are_read_are_all_kinds(tmp_path):
+    (tmp_path / 'module.py').write_text(
+        'import mmshared.cli\nfrom .bank import a\nfrom .. import hooks\nfrom ..engine import b\n'
+        'def f():\n    from mmshared.convert.fold import c\n'
+    )
+    found = set(rooms_imported_by(tmp_path / 'module.py', ['mmshared', 'sharing']))
+    assert found == {'cli', 'sharing', 'hooks', 'engine', 'convert'}
+
+
+def python(code):
+    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.splitlines()[-1].split()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('library, other', [('mmdet', 'mmpretrain'), ('mmpretrain', 'mmdet')])
+def test_a_network_of_one_library_waits_for_nothing_of_the_other(library, other):
+    code = f"""
+import sys, mmshared
+print(*[name for name in sys.modules if name.startswith(('mmdet.', 'mmpretrain.'))], file=sys.stderr)
+early = [name for name in ('mmdet.models', 'mmpretrain.models', 'mmpretrain.datasets') if name in sys.modules]
+import {library}.models  # the libraries import parts of each other
+there = set(sys.modules)
+from mmengine.registry import MODELS
+sharing = dict(groups=['conv2'], bank=dict(type='TiedFilters'))
+MODELS.build(dict(type='{library}.SharedResNet', depth=18, sharing=sharing))
+print('early', *early, 'late', *set(sys.modules) - there)
+"""
+    _, *early = python(code)
+    assert early[0] == 'late'
+    assert early[1:] and all(name.startswith('mmshared.backbones.') for name in early[1:])
+    assert f'mmshared.backbones.{other}' not in early
+
+
+@pytest.mark.slow
+def test_a_registry_that_was_asked_before_knows_the_twins_too():
+    code = """
+from mmengine.registry import MODELS
+print(MODELS.get('mmpretrain.ResNet'))
+import mmshared
+print(MODELS.get('mmpretrain.SharedResNet').__name__, MODELS.get('mmpretrain.WideResNet_CIFAR').__name__)
+"""
+    assert python(code) == ['SharedResNet', 'WideResNet_CIFAR']
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('tool', ['train.py', 'test.py'])
+def test_help_does_not_wait_for_pytorch(tool):
+    code = f"""
+import runpy, sys
+sys.argv = ['{tool}', '--help']
+try:
+    runpy.run_path('tools/{tool}', run_name='__main__')
+except SystemExit as stop:
+    print(stop.code, 'torch' in sys.modules)
+"""
+    assert python(code) == ['0', 'False']
+
+
+def test_what_a_library_is_made_of_is_a_public_name_too():
+    import mmshared
+    from mmshared.datasets.rotated_mnist import RotatedMNIST
+
+    assert mmshared.RotatedMNIST is RotatedMNIST
+    with pytest.raises(AttributeError, match="'mmshared' has no attribute 'NoSuchName'"):
+        getattr(mmshared, 'NoSuchName')  # noqa: B009
