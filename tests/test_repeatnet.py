@@ -78,7 +78,7 @@ def config(name):
     if (CONFIGS / f'{name}.py').is_file():
         return Config.fromfile(CONFIGS / f'{name}.py')
     network, rest = name.split('_', 1)
-    repeated, kind, size, transform = re.fullmatch(r'(repeat-)?(\D+|resnet18-w)(\d+)-?(.*)', network).groups()
+    repeated, kind, size, transform = re.fullmatch(r'(repeat-)?(resnet18-w|\D+)(\d+)-?(.*)', network).groups()
     size, bank, options = int(size), 'model.backbone.sharing.bank', {}
     if kind.startswith('resnet'):
         base = f'repeat-{kind}2-linear' if repeated else f'{kind}1'
