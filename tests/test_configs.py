@@ -1,8 +1,10 @@
 """The configs build what the papers' tables and the READMEs say."""
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -14,6 +16,7 @@ from mmshared import banks
 from mmshared.analysis.complexity import complexity, count_multiply_adds, parameter_count, sharing_groups
 from mmshared.analysis.tables import measure, readmes
 from mmshared.engine.build import build_empty, build_model, build_plain
+from mmshared.engine.config import load_config, merge_options
 
 CONFIGS = sorted(
     path
@@ -22,6 +25,7 @@ CONFIGS = sorted(
     if '_base_' not in path.parts and 'model' in Config.fromfile(path)
 )
 METAFILES = sorted((ROOT / 'configs').glob('*/metafile.yml'))
+SUITES = sorted((ROOT / 'configs/benchmarks').glob('*.yaml'))
 
 # Parameters of the authors' networks (https://github.com/lolemacs/soft-sharing): depth, width, templates, with 10 and
 # with 100 classes. No templates are the plain network.
@@ -191,19 +195,42 @@ def test_every_config_builds_a_network_that_shares_if_it_says_so(path):
     shares = any(word in path.stem for word in ('shared', 'swrn', 'repeat'))
     assert bool(banks(model)) is shares
     found = banks(model)
-    regularised = any(bank.basis() is not None for bank in found) and not any(
-        word in path.stem for word in ('noorth', 'recurrent')
-    )
+    regularised = any(bank.basis() is not None for bank in found) and 'recurrent' not in path.stem
     assert any(hook['type'] == 'OrthogonalityLossHook' for hook in cfg.get('custom_hooks', [])) is regularised
     for hook in cfg.get('custom_hooks', []):
         HOOKS.build(hook)
     if shares:
         plain = build_empty(cfg, build_plain)
         assert not banks(plain)
-        # Masks are as large as kernels; a network of its own width has biases beside what it repeats, and one with as
-        # many templates as convs has their coefficients.
-        grows = any(word in path.stem for word in ('bireal', '-w1-', 'swrn28-10-6'))
+        # Masks are as large as kernels, and a network with as many templates as convs has their coefficients beside.
+        grows = any(word in path.stem for word in ('bireal', 'swrn28-10-6'))
         assert parameter_count(plain) > parameter_count(model) or grows
+
+
+def levels(path: Path) -> int:
+    """The most files of ours, each the base of the one before, that a config is made of."""
+    bases = re.findall(r"'(\.[^']*\.py)'", path.read_text())
+    return 1 + max((levels(path.parent / base) for base in bases), default=0)
+
+
+def test_configs_have_three_levels_at_most():
+    assert {path.name: levels(path) for path in CONFIGS if levels(path) > 3} == {}
+
+
+@pytest.mark.parametrize('path', SUITES, ids=lambda path: path.stem)
+def test_every_entry_of_a_suite_builds_and_is_another_training(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    suite, seen = yaml.safe_load(path.read_text()), []
+    for entry in suite['configs']:
+        entry = dict(config=entry) if isinstance(entry, str) else entry
+        cfg = load_config(entry['config'])
+        merge_options(cfg, {**suite.get('options', {}), **entry.get('options', {})})
+        assert cfg.pretty_text not in seen
+        seen.append(cfg.pretty_text)
+        if not (WITHOUT_ESCNN and 'steerable' in entry['config']):
+            build_empty(cfg)
+        for hook in cfg.get('custom_hooks', []):
+            HOOKS.build(hook)
 
 
 @pytest.mark.parametrize('network', TEMPLATES, ids=lambda network: 'wrn{}-{}-{}'.format(*network))

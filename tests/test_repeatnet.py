@@ -1,5 +1,6 @@
 """The configs of RepeatNet build the networks that the authors' code builds."""
 
+import re
 from copy import deepcopy
 from types import SimpleNamespace
 
@@ -62,19 +63,39 @@ REPEATED = {
     'cnn-c8_b128_rotmnist': ((360_773,), 190, 5_416_885, 0, '0.452'),
     'cnn-c16_b128_rotmnist': ((371_897,), 282, 10_860_672, 0, '0.909'),
 }
-# What their code builds without a config of ours: of a config, the width, the channels of a stage at this width for
-# each unit of it and those of the head.
+# Parameters of still wider networks that their code builds.
 WIDER = {
-    ('repeat-resnet18-w4-linear_8xb32_in1k', 8, 64, 512): 15_383_336,
-    ('repeat-resnet18-w4-swish_8xb32_in1k', 8, 64, 512): 15_385_672,
-    ('repeat-resnet18-w4-bireal_8xb32_in1k', 8, 64, 512): 727_431_976,
-    ('resnet18-w4_8xb32_in1k', 8, 64, 512): 716_231_976,
-    ('repeat-resnet-w8-swish_b128_cifar10', 10, 16, 64): 199_626,
+    'repeat-resnet18-w8-linear_8xb32_in1k': 15_383_336,
+    'repeat-resnet18-w8-swish_8xb32_in1k': 15_385_672,
+    'repeat-resnet18-w8-bireal_8xb32_in1k': 727_431_976,
+    'resnet18-w8_8xb32_in1k': 716_231_976,
+    'repeat-resnet-w10-swish_b128_cifar10': 199_626,
 }
 
 
 def config(name):
-    return Config.fromfile(CONFIGS / f'{name}.py')
+    """The config of a network: its file, or that of another with the options that make it of this."""
+    if (CONFIGS / f'{name}.py').is_file():
+        return Config.fromfile(CONFIGS / f'{name}.py')
+    network, rest = name.split('_', 1)
+    repeated, kind, size, transform = re.fullmatch(r'(repeat-)?(resnet18-w|\D+)(\d+)-?(.*)', network).groups()
+    size, bank, options = int(size), 'model.backbone.sharing.bank', {}
+    if kind.startswith('resnet'):
+        base = f'repeat-{kind}2-linear' if repeated else f'{kind}1'
+        channels, stages = (64 * size, 4) if kind == 'resnet18-w' else (16 * size, 3)
+        options = {'model.backbone.base_channels': channels, 'model.head.in_channels': channels << stages - 1}
+        if repeated:
+            options[f'{bank}.width'] = size
+    elif repeated:
+        base = f'repeat-{kind}{size}-{"swish" if kind == "vgg" else "linear"}'
+    else:
+        base = 'vgg11'
+        options = {'model.backbone.depth': size, 'model.head.in_channels': min(512, 64 << (size // 2 - 1))}
+    if transform:
+        options[f'{bank}.transform.type'] = transform.replace('-', '_')
+    cfg = Config.fromfile(CONFIGS / f'{base}_{rest}.py')
+    cfg.merge_from_dict(options)
+    return cfg
 
 
 def counts(model, cfg, classes):
@@ -118,14 +139,9 @@ def test_dropped_and_random_kernels_are_no_parameters():
         assert sum(buffer.numel() for key, buffer in model.named_buffers() if '.transform.' in key) == stored
 
 
-@pytest.mark.parametrize('options', WIDER, ids=lambda options: f'{options[0]}-{options[1]}')
-def test_other_widths_are_options(options):
-    name, width, stage, head = options
-    cfg = config(name)
-    cfg.merge_from_dict({'model.backbone.base_channels': stage * width, 'model.head.in_channels': head * width})
-    if 'sharing' in cfg.model.backbone:
-        cfg.merge_from_dict({'model.backbone.sharing.bank.width': width})
-    assert parameter_count(build_empty(cfg)) == WIDER[options]
+@pytest.mark.parametrize('name', WIDER)
+def test_other_widths_are_options(name):
+    assert parameter_count(build_empty(config(name))) == WIDER[name]
 
 
 @pytest.mark.parametrize('width', [2, 4])
@@ -143,7 +159,7 @@ def test_the_forms_of_plain_copies_are_timed_against_each_other():
     cells = result.stdout.splitlines()[-1].split(' | ')
     assert int(cells[1].replace(',', '')) == direct and len(cells) == 5, result.stderr
     assert int(cells[2].replace(',', '')) < direct / 10
-    result = call(tool, CONFIGS / 'resnet-w2_b128_cifar10.py', *options)
+    result = call(tool, CONFIGS / 'resnet-w1_b128_cifar10.py', *options)
     assert result.returncode and 'has no plain copies: give one whose transform is linear' in result.stderr
 
 
@@ -171,7 +187,9 @@ def test_the_convs_of_a_vgg_repeat_the_kernels_of_the_authors_sources(number, so
     assert found == sources.split() and len(found) + number - 1 == 10
 
 
-@pytest.mark.parametrize('name, size', [('resnet-w1_b128_tinyimagenet', 32), ('resnet18-w1_8xb32_in1k', 224)])
+@pytest.mark.parametrize(
+    'name, size', [('repeat-resnet-w2-swish_b128_tinyimagenet', 32), ('resnet18-w1_8xb32_in1k', 224)]
+)
 def test_images_pass_the_affine_augmentation(mmpretrain, images, name, size):
     pipeline = config(name).train_dataloader.dataset.pipeline
 
@@ -201,7 +219,7 @@ def test_optimizers_and_learning_rates_are_those_of_the_recipes():
             1e-4,
             {0: 0.1, 5: 0.1, 6: 0.01, 11: 0.01, 12: 0.001, 17: 0.001},
         ),
-        ('resnet-w1_b128_tinyimagenet', 'SGD', 1e-4, {29: 0.1, 30: 0.01, 59: 0.01, 60: 0.001, 89: 0.001}),
+        ('repeat-resnet-w2-swish_b128_tinyimagenet', 'SGD', 1e-4, {29: 0.1, 30: 0.01, 59: 0.01, 60: 0.001, 89: 0.001}),
         ('resnet18-w1_8xb32_in1k', 'SGD', 1e-4, {29: 0.1, 30: 0.01, 60: 0.001, 89: 0.001}),
         ('cnn_b128_rotmnist', 'Adam', 1e-7, {9: 1e-3, 10: 0.8e-3, 11: 0.64e-3, 29: 0.8**20 * 1e-3}),
     ):

@@ -186,27 +186,42 @@ class TheirCNN(Theirs):
         return self.linear('fully_net.3', F.elu(self.norm('fully_net.1', x)), self.classes)
 
 
-NETWORKS = {
-    **{
-        f'repeat-resnet-w2-{transform}_b128_cifar10': lambda transform=transform: TheirResNet(2, transform=transform)
-        for transform in ('linear', 'swish', 'bireal', 'static-drop', 'random-bireal')
-    },
-    'repeat-resnet-w1-bireal_b128_cifar10': lambda: TheirResNet(1, transform='bireal', classes=100),
-    'resnet-w2_b128_cifar10': lambda: TheirResNet(2, repeated=False),
-    'repeat-resnet18-w1-linear_8xb32_in1k': lambda: TheirResNet(1, True, classes=1000),
-    **{
-        f'repeat-vgg{n}-{transform}_b128_cifar10': lambda n=n, transform=transform: TheirVGG(n, transform=transform)
-        for n, transform in ((5, 'linear'), (6, 'bireal'), (7, 'swish'), (8, 'swish'), (9, 'bireal'), (10, 'bireal'))
-    },
-    # Without a config of their own: of that of another transform.
-    'repeat-resnet-w1-swish_b128_cifar10': lambda: TheirResNet(1, transform='static-drop'),
-    'repeat-vgg4-swish_b128_cifar10': lambda: TheirVGG(4, transform='random-bireal'),
-    'vgg6_b128_cifar10': lambda: TheirVGG(6, repeated=False, classes=200),
-    'cnn_b128_rotmnist': lambda: TheirCNN(repeated=False),
-    'repeat-cnn-c4-swish_b128_rotmnist': lambda: TheirCNN(2 * sqrt(2), transform='swish'),
-    'repeat-cnn-c8-swish_b128_rotmnist': lambda: TheirCNN(4, transform='swish'),
-    'repeat-cnn-c16-bireal_b128_rotmnist': lambda: TheirCNN(4 * sqrt(2), transform='bireal'),
-}
+# Networks of theirs by the configs of ours that they are converted to.
+NETWORKS = [
+    *(
+        (f'repeat-resnet-w2-{config}_b128_cifar10', TheirResNet(2, transform=transform))
+        for config, transform in (
+            *((transform, transform) for transform in ('linear', 'swish', 'bireal')),
+            # Those that have no config of their own are an option of another.
+            *(('linear', transform) for transform in ('static-drop', 'random-bireal')),
+        )
+    ),
+    ('repeat-resnet-w2-bireal_b128_cifar10', TheirResNet(1, transform='bireal', classes=100)),
+    ('repeat-resnet-w2-linear_b128_cifar10', TheirResNet(1, transform='static-drop')),
+    ('repeat-resnet-w2-swish_b128_cifar10', TheirResNet(3, transform='swish')),
+    ('resnet-w1_b128_cifar10', TheirResNet(2, repeated=False)),
+    ('repeat-resnet18-w2-linear_8xb32_in1k', TheirResNet(1, True, classes=1000)),
+    *(
+        (f'repeat-vgg{n}-swish_b128_cifar10', TheirVGG(n, transform=transform))
+        for n, transform in (
+            (4, 'random-bireal'),
+            (5, 'linear'),
+            (6, 'bireal'),
+            (7, 'swish'),
+            (8, 'swish'),
+            (9, 'bireal'),
+            (10, 'bireal'),
+        )
+    ),
+    *(
+        ('vgg11_b128_cifar10', TheirVGG(depth, repeated=False, classes=classes))
+        for depth, classes in ((4, 10), (6, 200), (9, 10))
+    ),
+    ('cnn_b128_rotmnist', TheirCNN(repeated=False)),
+    ('repeat-cnn-c4-swish_b128_rotmnist', TheirCNN(2 * sqrt(2), transform='swish')),
+    ('repeat-cnn-c8-swish_b128_rotmnist', TheirCNN(4, transform='swish')),
+    ('repeat-cnn-c16-linear_b128_rotmnist', TheirCNN(4 * sqrt(2), transform='bireal')),
+]
 
 
 def checkpoint_of(network, path):
@@ -228,9 +243,8 @@ def checkpoint_of(network, path):
         )
 
 
-@pytest.mark.parametrize('name', NETWORKS)
-def test_a_converted_checkpoint_gives_their_outputs(name, tmp_path):
-    theirs = NETWORKS[name]()
+@pytest.mark.parametrize('name, theirs', NETWORKS, ids=[name for name, _ in NETWORKS])
+def test_a_converted_checkpoint_gives_their_outputs(name, theirs, tmp_path):
     x = torch.randn(2, *((1, 29, 29) if 'rotmnist' in name else (3, 64, 64) if 'in1k' in name else (3, 32, 32)))
     expected = theirs(x)
     checkpoint_of(theirs, tmp_path / 'theirs.ckpt')
@@ -270,7 +284,7 @@ def test_other_checkpoints_are_refused():
         change(state)
         with pytest.raises(SharingError, match=words):
             converter.convert(state)
-    wide = TheirResNet(3, transform='swish')
-    wide(torch.randn(1, 3, 8, 8))
-    with pytest.raises(SharingError, match='the network repeat-resnet-w3-swish_b128_cifar10, and there is no config'):
+    wide = TheirCNN(3, transform='swish')
+    wide(torch.randn(1, 1, 29, 29))
+    with pytest.raises(SharingError, match='of the network cnn, and there is no config of it'):
         converter.convert(wide.state)

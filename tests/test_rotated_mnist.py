@@ -189,7 +189,10 @@ def test_the_schedule_is_the_papers(mmpretrain):
 
 @functools.cache
 def built(rotations):
-    return build_model(Config.fromfile(CONFIG.with_name(f'steerable-c{rotations}_b128_rotmnist.py')))
+    cfg = Config.fromfile(CONFIG)
+    width = {4: 64, 8: 45, 16: 32}[rotations]
+    cfg.merge_from_dict({'model.backbone.rotations': rotations, 'model.head.in_channels': width})
+    return build_model(cfg)
 
 
 @pytest.mark.skipif(bool(WITHOUT_ESCNN), reason=WITHOUT_ESCNN)

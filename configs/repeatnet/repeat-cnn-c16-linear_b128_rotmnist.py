@@ -1,2 +1,4 @@
-_base_ = './repeat-cnn-c16-swish_b128_rotmnist.py'
-model = dict(backbone=dict(sharing=dict(bank=dict(transform=dict(type='linear')))))
+_base_ = './repeat-cnn-c4-linear_b128_rotmnist.py'
+model = dict(
+    backbone=dict(widen_factor=4 * 2**0.5, sharing=dict(bank=dict(width=4 * 2**0.5))), head=dict(in_channels=512)
+)

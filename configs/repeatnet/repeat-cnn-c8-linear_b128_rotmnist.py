@@ -1,2 +1,2 @@
-_base_ = './repeat-cnn-c8-swish_b128_rotmnist.py'
-model = dict(backbone=dict(sharing=dict(bank=dict(transform=dict(type='linear')))))
+_base_ = './repeat-cnn-c4-linear_b128_rotmnist.py'
+model = dict(backbone=dict(widen_factor=4, sharing=dict(bank=dict(width=4))), head=dict(in_channels=362))

@@ -2,7 +2,8 @@
 # that of a network like this, or what tools/model_converters/rescale.py makes of one of plain copies. Recipe of
 # https://github.com/transmuteAI/RepeatNet (main.py, freeze_weights); the number of epochs is ours, it names none.
 # Of a checkpoint the authors load all but norms, downsample and fc, which start afresh: here all of it is loaded.
-_base_ = './repeat-resnet-w2-bireal_b128_cifar10.py'
+_base_ = './repeat-resnet-w2-linear_b128_cifar10.py'
+model = dict(backbone=dict(sharing=dict(bank=dict(transform=dict(type='bireal')))))
 custom_hooks = [dict(type='TrainOnlyHook', keys=['bn', 'downsample', 'fc', 'transform.mask'])]
 optim_wrapper = dict(optimizer=dict(weight_decay=1e-4))
 param_scheduler = dict(milestones=[6, 12])

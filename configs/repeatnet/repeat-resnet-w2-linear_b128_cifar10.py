@@ -1,2 +1,17 @@
-_base_ = './repeat-resnet-w2-swish_b128_cifar10.py'
-model = dict(backbone=dict(sharing=dict(bank=dict(transform=dict(type='linear')))))
+# All convs behind the stem repeat small kernels. Another width: base_channels and width, and the head's in_channels.
+_base_ = [
+    '../_base_/models/resnet16-w1.py',
+    '../_base_/datasets/cifar10_b128.py',
+    '../_base_/schedules/cifar_b128_160e.py',
+    '../_base_/mmshared.py',
+]
+model = dict(
+    backbone=dict(
+        type='SharedResNet_CIFAR',
+        base_channels=32,
+        sharing=dict(
+            groups=['.*'], bank=dict(type='RepeatedKernel', transform=dict(type='linear'), width=2, input_channels=16)
+        ),
+    ),
+    head=dict(in_channels=128),
+)

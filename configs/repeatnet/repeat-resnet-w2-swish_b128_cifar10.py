@@ -1,1 +1,2 @@
-_base_ = ['../_base_/models/repeat-resnet16-w2-swish.py', '../_base_/repeatnet_cifar10.py']
+_base_ = './repeat-resnet-w2-linear_b128_cifar10.py'
+model = dict(backbone=dict(sharing=dict(bank=dict(transform=dict(type='swish')))))

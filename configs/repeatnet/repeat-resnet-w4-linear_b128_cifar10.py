@@ -1,2 +1,2 @@
-_base_ = './repeat-resnet-w4-swish_b128_cifar10.py'
-model = dict(backbone=dict(sharing=dict(bank=dict(transform=dict(type='linear')))))
+_base_ = './repeat-resnet-w2-linear_b128_cifar10.py'
+model = dict(backbone=dict(base_channels=64, sharing=dict(bank=dict(width=4))), head=dict(in_channels=256))

@@ -1,2 +1,5 @@
-_base_ = './repeat-resnet-w8-swish_b128_cifar10.py'
-model = dict(backbone=dict(sharing=dict(bank=dict(transform=dict(type='bireal')))))
+_base_ = './repeat-resnet-w2-linear_b128_cifar10.py'
+model = dict(
+    backbone=dict(base_channels=128, sharing=dict(bank=dict(transform=dict(type='bireal'), width=8))),
+    head=dict(in_channels=512),
+)

@@ -1,2 +1,16 @@
-_base_ = './repeat-resnet18-w2-swish_8xb32_in1k.py'
-model = dict(backbone=dict(sharing=dict(bank=dict(transform=dict(type='linear')))))
+_base_ = [
+    '../_base_/models/resnet18-w1.py',
+    '../_base_/datasets/in1k_affine_b32.py',
+    '../_base_/schedules/in1k_90e.py',
+    '../_base_/mmshared.py',
+]
+model = dict(
+    backbone=dict(
+        type='SharedResNet',
+        base_channels=128,
+        sharing=dict(
+            groups=['.*'], bank=dict(type='RepeatedKernel', transform=dict(type='linear'), width=2, input_channels=64)
+        ),
+    ),
+    head=dict(in_channels=1024),
+)

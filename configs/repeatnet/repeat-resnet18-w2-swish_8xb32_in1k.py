@@ -1,9 +1,2 @@
-_base_ = './resnet18-w2_8xb32_in1k.py'
-model = dict(
-    backbone=dict(
-        type='SharedResNet',
-        sharing=dict(
-            groups=['.*'], bank=dict(type='RepeatedKernel', transform=dict(type='swish'), width=2, input_channels=64)
-        ),
-    )
-)
+_base_ = './repeat-resnet18-w2-linear_8xb32_in1k.py'
+model = dict(backbone=dict(sharing=dict(bank=dict(transform=dict(type='swish')))))

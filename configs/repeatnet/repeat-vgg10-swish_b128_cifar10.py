@@ -1,2 +1,2 @@
-_base_ = './repeat-vgg6-swish_b128_cifar10.py'
+_base_ = './repeat-vgg4-swish_b128_cifar10.py'
 model = dict(backbone=dict(sharing=dict(layers=['.*conv5_[12]'])))

@@ -1,1 +1,2 @@
-_base_ = ['../_base_/models/repeat-vgg6-swish.py', '../_base_/repeatnet_cifar10.py']
+_base_ = './repeat-vgg4-swish_b128_cifar10.py'
+model = dict(backbone=dict(sharing=dict(layers=['.*conv(2_1|3_2)', '.*conv(2_2|4_1|5_1)', '.*conv(3_1|4_2|5_2)'])))

@@ -1,1 +1,6 @@
-_base_ = ['../_base_/models/vgg11.py', '../_base_/repeatnet_cifar10.py']
+_base_ = [
+    '../_base_/models/vgg11.py',
+    '../_base_/datasets/cifar10_b128.py',
+    '../_base_/schedules/cifar_b128_160e.py',
+    '../_base_/mmshared.py',
+]

@@ -1,2 +1,2 @@
-_base_ = './shared-resnet34-s48u1-double_8xb32_in1k.py'
-model = dict(backbone=dict(sharing=dict(bank=dict(shared_rank=32))))
+_base_ = './shared-resnet34-s48u1_8xb32_in1k.py'
+model = dict(backbone=dict(sharing=dict(groups=['conv1', 'conv2'], bank=dict(shared_rank=32))))

@@ -1,2 +1,14 @@
-_base_ = './shared-resnet34-s48u1-double_8xb32_in1k.py'
-model = dict(backbone=dict(sharing=dict(groups=['conv[12]'])))
+_base_ = [
+    'mmpretrain::_base_/models/resnet34.py',
+    'mmpretrain::_base_/datasets/imagenet_bs32.py',
+    '../_base_/schedules/in1k_150e.py',
+    '../_base_/mmshared.py',
+    '../_base_/orthogonality.py',
+]
+model = dict(
+    backbone=dict(
+        type='SharedResNet',
+        zero_init_residual=False,
+        sharing=dict(groups=['conv[12]'], bank=dict(type='FilterBasis', shared_rank=48, unique_rank=1)),
+    )
+)

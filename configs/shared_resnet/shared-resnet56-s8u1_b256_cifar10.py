@@ -1,2 +1,2 @@
-_base_ = './shared-resnet32-s8u1_b256_cifar10.py'
-model = dict(backbone=dict(depth=56))
+_base_ = './shared-resnet32-s16u1_b256_cifar10.py'
+model = dict(backbone=dict(depth=56, sharing=dict(bank=dict(shared_rank=8))))

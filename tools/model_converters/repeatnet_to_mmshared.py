@@ -25,6 +25,7 @@ class Callback:
 # What their checkpoints hold beside weights and plain data: their arguments, and the name of a class.
 SAFE = [argparse.Namespace, (Callback, 'pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint')]
 
+TRANSFORM = 'model.backbone.sharing.bank.transform.type'
 RESNET = [(r'^fc\.', 'head.fc.'), (r'^(?!head)', 'backbone.')]
 # VGG's batch norms are numbered through.
 VGG = [
@@ -61,17 +62,24 @@ def recognise(theirs: dict[str, Tensor]) -> tuple[Path, dict[str, str], dict[str
         SharingError: If it is none of their networks that are converted.
     """
     transform, features = name_transform(theirs), [key for key in theirs if key.startswith('features.')]
+    nearest, size = '', {}
     if 'layer1.0.conv1.weight' in theirs:
-        imagenet = theirs['conv1.weight'].shape[-1] == 7
-        width = len(theirs['layer1.0.bn1.weight']) // (64 if imagenet else 16)
-        network, rules, data = f'resnet{18 if imagenet else ""}-w{width}', RESNET, 'in1k' if imagenet else 'cifar10'
+        imagenet, channels = theirs['conv1.weight'].shape[-1] == 7, len(theirs['layer1.0.bn1.weight'])
+        kind, width = ('resnet18', channels // 64) if imagenet else ('resnet', channels // 16)
+        network, rules, data = f'{kind}-w{width}', RESNET, 'in1k' if imagenet else 'cifar10'
         repeated = 'layer1.0.conv1.bias' in theirs
+        nearest = f'{kind}-w{2 if repeated else 1}'
+        size = {'model.backbone.base_channels': channels, 'model.head.in_channels': channels * (8 if imagenet else 4)}
+        if repeated:
+            size['model.backbone.sharing.bank.width'] = width
     elif 'conv1_1.weight' in theirs:
         convs = [key for key in theirs if re.fullmatch(r'conv\d_\d\.weight', key)]
         network, rules, data, repeated = f'vgg{len(convs) + 1}', VGG, 'cifar10', True
     elif 'features.0.weight' in theirs:
         theirs, depth = number_layers(theirs, features)
         network, rules, data, repeated = f'vgg{depth}', VGG, 'cifar10', False
+        nearest = 'vgg11'
+        size = {'model.backbone.depth': depth, 'model.head.in_channels': min(512, 64 << (depth // 2 - 1))}
     elif 'fully_net.0.weight' in theirs and 'conv1.weight' in theirs:
         repeated = 'conv1.bias' in theirs
         rotations = {64: '-c4', 90: '-c8', 128: '-c16'}.get(len(theirs['bn1.weight']), '')
@@ -82,14 +90,14 @@ def recognise(theirs: dict[str, Tensor]) -> tuple[Path, dict[str, str], dict[str
             'repeated convs (the steerable networks are of another library).'
         )
     batch = '8xb32' if data == 'in1k' else 'b128'
-    name = f'repeat-{network}-{transform}_{batch}_{data}' if repeated else f'{network}_{batch}_{data}'
-    path, options = CONFIGS / f'{name}.py', {}
-    if repeated and not path.is_file():
-        path = CONFIGS / f'repeat-{network}-swish_{batch}_{data}.py'
-        options = {'model.backbone.sharing.bank.transform.type': transform.replace('-', '_')}
-    if not path.is_file():
-        raise SharingError(f'The checkpoint is of the network {name}, and there is no config {path}: write one.')
-    return path, options, {rename(key, rules): tensor for key, tensor in theirs.items()}
+    # That of the network itself, or else one that its size or transform makes of another.
+    for name, sizes in ((network, {}), (nearest, size)):
+        for each in (transform, 'linear', 'swish') if repeated else (None,):
+            path = CONFIGS / f'{f"repeat-{name}-{each}" if repeated else name}_{batch}_{data}.py'
+            if path.is_file():
+                kinds = {} if each in (transform, None) else {TRANSFORM: transform.replace('-', '_')}
+                return path, {**sizes, **kinds}, {rename(key, rules): tensor for key, tensor in theirs.items()}
+    raise SharingError(f'The checkpoint is of the network {network}, and there is no config of it in {CONFIGS}.')
 
 
 def number_layers(theirs: dict[str, Tensor], features: list[str]) -> tuple[dict[str, Tensor], int]:

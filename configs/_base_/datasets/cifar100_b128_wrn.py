@@ -4,6 +4,3 @@ data_preprocessor = dict(mean=[129.3, 124.1, 112.4], std=[68.2, 65.4, 70.4])
 train_dataloader = dict(batch_size=128)
 val_dataloader = dict(batch_size=128)
 test_dataloader = val_dataloader
-# One square of 16 pixels, of the mean colour: zero once it is normalised.
-cutout = dict(type='Cutout', shape=16, pad_val=(129, 124, 112), prob=1.0)
-cutout_pipeline = [*_base_.train_pipeline[:-1], cutout, _base_.train_pipeline[-1]]

@@ -4,6 +4,3 @@ data_preprocessor = dict(mean=[125.3, 123.0, 113.9], std=[63.0, 62.1, 66.7])
 train_dataloader = dict(batch_size=128)
 val_dataloader = dict(batch_size=128)
 test_dataloader = val_dataloader
-# One square of 16 pixels, of the mean colour: zero once it is normalised.
-cutout = dict(type='Cutout', shape=16, pad_val=(125, 123, 114), prob=1.0)
-cutout_pipeline = [*_base_.train_pipeline[:-1], cutout, _base_.train_pipeline[-1]]

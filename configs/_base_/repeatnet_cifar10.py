@@ -1,1 +1,0 @@
-_base_ = ['./datasets/cifar10_b128.py', './schedules/cifar_b128_160e.py', './mmshared.py']

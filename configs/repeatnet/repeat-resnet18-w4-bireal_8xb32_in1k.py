@@ -1,2 +1,0 @@
-_base_ = './repeat-resnet18-w4-swish_8xb32_in1k.py'
-model = dict(backbone=dict(sharing=dict(bank=dict(transform=dict(type='bireal')))))

@@ -1,2 +1,0 @@
-_base_ = ['../_base_/models/repeat-vgg6-swish.py', '../_base_/repeatnet_cifar100.py']
-model = dict(head=dict(num_classes=100))

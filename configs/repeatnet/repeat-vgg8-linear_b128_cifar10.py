@@ -1,2 +1,0 @@
-_base_ = './repeat-vgg8-swish_b128_cifar10.py'
-model = dict(backbone=dict(sharing=dict(bank=dict(transform=dict(type='linear')))))

@@ -1,2 +1,0 @@
-_base_ = ['../_base_/models/resnet16-w1.py', '../_base_/repeatnet_tinyimagenet.py']
-model = dict(head=dict(num_classes=200))

@@ -1,2 +1,0 @@
-_base_ = './resnet-w1_b128_cifar10.py'
-model = dict(backbone=dict(base_channels=128), head=dict(in_channels=512))

@@ -1,2 +1,0 @@
-_base_ = './vgg11_b128_cifar10.py'
-model = dict(backbone=dict(depth=8))

@@ -1,2 +1,0 @@
-_base_ = './swrn28-14-2_b128_cifar100.py'
-train_dataloader = dict(dataset=dict(pipeline=_base_.cutout_pipeline))
