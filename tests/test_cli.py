@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from argparse import ArgumentParser
 from importlib import import_module
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from mmengine.runner import Runner
 from helpers import ROOT, Classifier, call, small
 from mmshared import SharingError, cli
 from mmshared.analysis.logs import read_scalars
-from mmshared.cli import errors_in_a_sentence, own_files, run_tool
+from mmshared.cli import add_shape, errors_in_a_sentence, own_files, run_tool
 from mmshared.engine.build import build_model
 from mmshared.engine.checkpoint import load_checkpoint_file, refuse_other_networks, save_checkpoint
 from mmshared.engine.config import check_twins, load_config, merge_options, moved_root
@@ -34,6 +35,7 @@ def files(tmp_path_factory):
     torch.save(dict(state_dict=[1]), folder / 'list.pth')
     (folder / 'wrong.py').write_text('model = dict(')
     (folder / 'folder').mkdir()
+    (folder / 'link.pth').symlink_to('plain.pth')
     return folder
 
 
@@ -55,6 +57,8 @@ def files(tmp_path_factory):
         ('model_converters/dense_to_shared.py', [SHARED, 'classes.pth', 'new.pth'], 'not of the plain network of the'),
         ('model_converters/dense_to_shared.py', [SHARED, 'plain.pth', 'plain.pth'], 'have to be files of their own'),
         ('model_converters/rescale.py', [LARGE, 'plain.pth', 'plain.pth'], 'have to be files of their own'),
+        ('model_converters/rescale.py', [LARGE, 'plain.pth', 'folder/../plain.pth'], 'have to be files of their own'),
+        ('model_converters/rescale.py', [LARGE, 'plain.pth', 'link.pth'], 'have to be files of their own'),
         ('model_converters/rescale.py', [LARGE, 'list.pth', 'new.pth'], 'has no state dict'),
         ('model_converters/repeatnet_to_mmshared.py', ['plain.pth', 'plain.pth'], 'have to be files of their own'),
         ('model_converters/repeatnet_to_mmshared.py', ['list.pth', 'new.pth'], 'has no state dict'),
@@ -240,6 +244,25 @@ def test_the_note_of_the_last_checkpoint_is_mended_once_and_where_the_run_is(mon
                 patch.setenv(name, value)
             run(patch, 'train.py', 'own.py', *arguments, '--launcher', launcher)
         assert (note.read_text().endswith(f'{work_dir.name}/epoch_1.pth')) == mended, (launcher, rank)
+
+
+@pytest.mark.parametrize(
+    'given, expected', [([64, 96], (3, 64, 96)), ([1, 64, 96], (1, 64, 96)), ([32], (3, 32, 32)), ([], (3, 224, 224))]
+)
+def test_a_shape_is_height_then_width_after_the_channels(given, expected):
+    parser = ArgumentParser()
+    add_shape(parser)
+    assert parser.parse_args(['--shape', *map(str, given)] if given else []).shape == expected
+
+
+def test_an_option_beats_the_moved_data_root():
+    cfg = load_config(str(DIGITS))
+    own = {'test_dataloader.dataset.data_root': 'mine/', 'test_evaluator.ann_file': 'mine/a.json'}
+    merge_options(cfg, {**own, 'data_root': 'moved/'})
+    assert cfg.train_dataloader.dataset.data_root == 'moved/'
+    assert cfg.test_dataloader.dataset.data_root == 'mine/'
+    assert cfg.test_evaluator.ann_file == 'mine/a.json'
+    assert cfg.val_evaluator.ann_file == 'moved/instances_val.json'
 
 
 def test_only_whole_folders_move_to_another_root():

@@ -71,7 +71,7 @@ class TestTorchvision:
         torch.testing.assert_close(weighted[:3], expected[:3] * weight[:, None])
         torch.testing.assert_close(weighted[3:5], expected[3:5])
 
-    @pytest.mark.parametrize('groups, deform_groups', [(1, 1), (2, 2)])
+    @pytest.mark.parametrize('groups, deform_groups', [(1, 1), (2, 2), (2, 1), (1, 2)])
     def test_deformable_convs_are_torchvisions(self, groups, deform_groups):
         x, weight = feature(4), torch.randn(6, 4 // groups, 3, 3).double().requires_grad_()
         offset = torch.randn(2, 18 * deform_groups, 8, 8).double().requires_grad_()

@@ -194,22 +194,6 @@ class TestConfigs:
         assert not note.exists()
         mend_last_checkpoint(tmp_path)
 
-    def test_an_option_of_ones_own_beats_the_moved_root(self, digits, monkeypatch):
-        monkeypatch.setattr(
-            sys,
-            'argv',
-            [
-                'test.py',
-                str(CONFIG),
-                'none.pth',
-                '--cfg-options',
-                f'data_root={digits}',
-                'test_dataloader.dataset.ann_file=mine.json',
-            ],
-        )
-        with pytest.raises(SystemExit, match='which has no mine.json'):
-            run_tool('test.py', '', ['test_dataloader'])
-
 
 def test_training_can_be_interrupted_resumed_and_evaluated(digits, tmp_path):
     options = [
