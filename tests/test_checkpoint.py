@@ -214,6 +214,7 @@ def test_torch_load_itself_refuses_a_payload_once_pickles_are_refused(tmp_path, 
 
 
 @pytest.mark.parametrize('content', [_Payload, _NamedByMMEngine])
+@pytest.mark.slow
 def test_no_checkpoint_is_unpickled_where_mmshared_is_imported(tmp_path, monkeypatch, content):
     path, ran = tmp_path / 'evil.pth', tmp_path / 'ran'
     torch.save(dict(state_dict=dict(weight=content(ran))), path)

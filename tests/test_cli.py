@@ -77,6 +77,7 @@ def files(tmp_path_factory):
         ('benchmark.py', ['plain.pth', '--jobs', '0'], '--gpus-per-run, --jobs and --timeout are 1 or more'),
     ],
 )
+@pytest.mark.slow
 def test_what_a_tool_cannot_take_is_one_sentence(files, monkeypatch, tool, arguments, words):
     monkeypatch.chdir(files)
     before = {path: path.read_bytes() for path in files.iterdir() if path.is_file()}
@@ -86,6 +87,7 @@ def test_what_a_tool_cannot_take_is_one_sentence(files, monkeypatch, tool, argum
     assert {path: path.read_bytes() for path in files.iterdir() if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_class_names_survive_the_conversion(files, tmp_path):
     result = call('model_converters/dense_to_shared.py', SHARED, files / 'plain.pth', tmp_path / 'new/shared.pth')
     assert load_checkpoint_file(str(tmp_path / 'new/shared.pth'))['meta']['dataset_meta']['classes'] == ['cat'], result
@@ -182,6 +184,7 @@ def full_disk(path, *args, **kwargs):
         ('model_converters/publish_model.py', ['plain.pth', 'new']),
     ],
 )
+@pytest.mark.slow
 def test_an_output_that_cannot_be_written_is_one_sentence(files, monkeypatch, tmp_path, tool, arguments):
     monkeypatch.setattr(Path, 'write_text', full_disk)
     monkeypatch.setattr(Path, 'write_bytes', full_disk)

@@ -114,6 +114,7 @@ class TestTorchvision:
         assert mmcv.utils.env.collect_env()['MMCV Compiler'] == mmcv.ops.get_compiler_version()
 
     @pytest.mark.parametrize('first, said', [('mmdet.utils', True), ('mmengine', False)])
+    @pytest.mark.slow
     def test_mmdet_imported_first_is_told_what_to_do(self, first, said):
         code = f'import {first}, mmshared'
         result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT)

@@ -73,6 +73,7 @@ def trained(request, tmp_path):
     return config, tmp_path / 'shared.pth', model.eval()
 
 
+@pytest.mark.slow
 def test_stock_classes_load_a_folded_checkpoint(trained, tmp_path):
     config, checkpoint, model = trained
     result = fold(config, checkpoint, tmp_path / 'plain.pth')
@@ -93,6 +94,7 @@ def test_stock_classes_load_a_folded_checkpoint(trained, tmp_path):
         assert difference(torch.load(tmp_path / 'maps.pth', weights_only=True), feature_maps(model, images)) < 1e-4
 
 
+@pytest.mark.slow
 def test_onnx_is_one_conv_per_conv_and_takes_any_batch_and_size(trained, tmp_path):
     onnx = pytest.importorskip('onnx')
     pytest.importorskip('onnxruntime')
@@ -114,6 +116,7 @@ def test_onnx_is_one_conv_per_conv_and_takes_any_batch_and_size(trained, tmp_pat
         ('small/faster-rcnn_r50-narrow-shared_12e_digits.py', 0.9),
     ],
 )
+@pytest.mark.slow
 def test_shared_filters_are_stored_once_in_onnx(name, most, tmp_path):
     onnx = pytest.importorskip('onnx')
     config = ROOT / 'configs' / name
@@ -134,6 +137,7 @@ def test_shared_filters_are_stored_once_in_onnx(name, most, tmp_path):
     assert ('one of mmshared' in result.stdout) == ('mmshared' in (tmp_path / 'plain.py').read_text())
 
 
+@pytest.mark.slow
 def test_torchvision_and_safetensors(tmp_path):
     safetensors = pytest.importorskip('safetensors.torch')
     from torchvision.models import resnet34
@@ -154,6 +158,7 @@ def test_torchvision_and_safetensors(tmp_path):
 
 
 @pytest.mark.parametrize('name', ['wrn/wide-resnet50_8xb32_in1k.py', 'resnext/resnext50-32x4d_8xb32_in1k.py'])
+@pytest.mark.slow
 def test_torchvision_keys_of_wide_and_grouped_networks(name):
     plain = randomise_norms(build_model(Config.fromfile(config_path(f'mmpretrain::{name}')))).eval()
     keys = to_torchvision(plain)  # which compares the outputs
@@ -161,6 +166,7 @@ def test_torchvision_keys_of_wide_and_grouped_networks(name):
 
 
 @pytest.mark.parametrize('bank', [BASIS, dict(TEMPLATES, num_templates=1)], ids=['basis', 'template'])
+@pytest.mark.slow
 def test_a_training_checkpoint_is_as_small_as_its_parameters_and_is_published(mmpretrain, tmp_path, bank):
     sizes, counts = {}, {}
     for name, each in (('plain', None), ('shared', bank)):
@@ -200,6 +206,7 @@ def test_the_difference_of_outputs_is_the_largest_and_no_number_is_one():
     assert not relative_difference(found, ones) < 1e9
 
 
+@pytest.mark.slow
 def test_onnx_that_differs_is_not_written(tmp_path):
     pytest.importorskip('onnxruntime')
     plain = nn.Sequential(*[nn.Sequential(nn.Conv2d(3, 3, 3, padding=1)) for _ in range(3)])
@@ -211,6 +218,7 @@ def test_onnx_that_differs_is_not_written(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_what_cannot_be_folded_is_refused_and_nothing_written(tmp_path, monkeypatch):
     shared = ROOT / 'configs/shared_resnet/shared-resnet32-s8u1_b256_cifar10.py'
     plain = shared.with_name('resnet32_b256_cifar10.py')

@@ -236,6 +236,7 @@ def test_a_checkpoint_on_disk_has_the_ratio_of_the_parameters(mmpretrain, tmp_pa
     assert sizes[0] / sizes[1] == pytest.approx(counts[0] / counts[1], rel=0.02)
 
 
+@pytest.mark.slow
 def test_the_command_writes_what_loading_makes(tmp_path):
     config = ROOT / 'configs/shared_resnet/shared-resnet32-s8u1_b256_cifar10.py'
     plain = build_model(Config.fromfile(config.with_name('resnet32_b256_cifar10.py')))

@@ -422,6 +422,7 @@ def test_banks_that_fit_no_network_are_refused(bank, words):
 # The tools
 
 
+@pytest.mark.slow
 def test_the_tool_writes_a_network_of_loops_that_loads_and_tells_what_it_costs(images, tmp_path):
     cfg = config(data_root=images)
     model = make_alike(build_model(cfg), noise=0.02)
@@ -455,6 +456,7 @@ def test_the_tool_writes_a_network_of_loops_that_loads_and_tells_what_it_costs(i
     assert not torch.allclose(*means)
 
 
+@pytest.mark.slow
 def test_recalibration_takes_exactly_the_batches_asked_for(images, tmp_path):
     cfg, seen = config(data_root=images), []
 
@@ -471,6 +473,7 @@ def test_recalibration_takes_exactly_the_batches_asked_for(images, tmp_path):
     assert seen == [8] * 3
 
 
+@pytest.mark.slow
 def test_the_tool_goes_on_without_data_and_leaves_what_does_not_loop(tmp_path):
     cfg = config(dict(TEMPLATES, num_templates=6), data_root=tmp_path / 'none')
     files, out = write(tmp_path, cfg, build_model(cfg)), tmp_path / 'out.pth'
@@ -496,6 +499,7 @@ def test_the_tool_goes_on_without_data_and_leaves_what_does_not_loop(tmp_path):
     assert 'from 0 up to below 1' in call(FOLD, *files, out, '--threshold', '1').stderr
 
 
+@pytest.mark.slow
 def test_the_similarities_of_a_checkpoint_are_drawn_and_their_groups_told(tmp_path):
     cfg = config()
     result = call(SIMILARITY, *write(tmp_path, cfg, make_alike(build_model(cfg))), '--out', tmp_path / 'drawn.png')

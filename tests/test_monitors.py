@@ -144,6 +144,7 @@ def test_an_interval_of_no_iteration_is_refused():
         GradientFlowHook(interval=0)
 
 
+@pytest.mark.slow
 def test_the_gram_matrices_of_a_checkpoint_are_drawn(tmp_path):
     model = build_model(Config.fromfile(CONFIG))
     with torch.no_grad():
@@ -166,6 +167,7 @@ def test_the_gram_matrices_of_a_checkpoint_are_drawn(tmp_path):
     assert 'has no filter basis' in call('analysis_tools/gram_matrices.py', plain, tmp_path / 'plain.pth').stderr
 
 
+@pytest.mark.slow
 def test_runs_are_drawn_over_each_other(mmpretrain, tmp_path):
     compare = partial(call, 'analysis_tools/compare_runs.py')
     for name in ('one', 'two'):

@@ -289,6 +289,7 @@ def test_an_interval_is_that_of_n_minus_1_degrees_of_freedom():
     assert (gain.high - gain.low) / 2 == pytest.approx(12.7, rel=0.1)
 
 
+@pytest.mark.slow
 def test_the_shares_of_a_suite_are_printed(tmp_path):
     for name, accuracies in dict(
         cnn=[95.0, 95.1, 95.2], repeat=[95.4, 95.5, 95.6], c4=[96.0, 96.1, 96.2], alike=[95.0, 95.1, 95.3]

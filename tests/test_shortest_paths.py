@@ -197,6 +197,7 @@ def test_the_curriculum_goes_on_in_its_phase_when_a_run_is_resumed(tmp_path):
     assert torch.equal(torch.cat([batch['inputs'] for batch in seen]), torch.stack([s['inputs'] for s in dataset]))
 
 
+@pytest.mark.slow
 def test_the_tool_prints_and_draws_the_last_scores_by_distance(tmp_path):
     for run, exact in (('plain', 0.25), ('tied', 0.5)):
         logs = tmp_path / run / 'now/vis_data'

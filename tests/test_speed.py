@@ -117,6 +117,7 @@ def test_a_reference_is_built_by_its_own_file(tmp_path):
         load_reference(str(tmp_path / 'nowhere.py'), 'Net(1)')
 
 
+@pytest.mark.slow
 def test_the_table_has_a_row_for_each_work(tmp_path):
     result = call(
         'analysis_tools/benchmark_speed.py',
@@ -155,6 +156,7 @@ def test_the_table_has_a_row_for_each_work(tmp_path):
     assert 'shares nothing: there is nothing to compare' in plain.stderr
 
 
+@pytest.mark.slow
 def test_how_time_and_memory_grow_is_drawn(tmp_path):
     arguments = [CONFIG, '--shape', 32, 32, '--batch', 2, '--rounds', 1, '--plot', tmp_path / 'growth.png']
     result = call(

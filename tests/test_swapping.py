@@ -90,6 +90,7 @@ def gradients_reach_every_bank(model, losses):
 
 
 @pytest.mark.parametrize('name', DETECTORS, ids=lambda name: name.split('/')[0])
+@pytest.mark.slow
 def test_a_stock_detector_trains_and_detects_with_its_backbone_swapped(name):
     model = swapped(f'mmdet::{name}')
     model.train()
@@ -106,6 +107,7 @@ def test_a_stock_detector_trains_and_detects_with_its_backbone_swapped(name):
 
 
 @pytest.mark.parametrize('name', CLASSIFIERS, ids=lambda name: name.split('/')[1][:-3])
+@pytest.mark.slow
 def test_a_stock_classifier_trains_with_its_backbone_swapped(name):
     from mmpretrain.structures import DataSample
 
@@ -135,6 +137,7 @@ ROWS = {
 }
 
 
+@pytest.mark.slow
 def test_the_patterns_of_the_readme_save_what_it_says():
     rows = dict(re.findall(r'^\| (\S+) \| (.*?) \|$', (ROOT / 'README.md').read_text(), re.M))
     for name, (library, network) in ROWS.items():
@@ -180,6 +183,7 @@ class TestSweep:
         (tmp_path / 'config.py').write_text(text)
         return Sweep().config(tmp_path / 'config.py')
 
+    @pytest.mark.slow
     def test_each_kind_of_outcome(self, tmp_path, monkeypatch):
         base = "_base_ = 'mmpretrain::resnet/resnet18_8xb16_cifar10.py'\n"
         built = self.write(tmp_path, base)
@@ -212,6 +216,7 @@ class TestSweep:
         )
         assert count(outcomes) == dict(failed=[3, [('x', 2), ('y', 1)]], built=[2, []])
 
+    @pytest.mark.slow
     def test_the_command_prints_config_by_config(self):
         command = [sys.executable, 'tools/misc/sweep_configs.py', 'mmpretrain', '--match', 'resnet18_8xb16']
         result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
@@ -297,6 +302,7 @@ def test_channels_last_is_the_same_network(mmpretrain, bank):
 
 
 @pytest.mark.parametrize('bank', [TIED, BASIS, BANKS['orthonormal']], ids=['tied', 'basis', 'orthonormal'])
+@pytest.mark.slow
 def test_a_compiled_model_takes_the_same_steps(mmpretrain, tmp_path, bank):
     states, hooks = [], [] if 'Orthonormal' in bank['type'] else [OrthogonalityLossHook()]
     for compiled in (False, dict(backend='aot_eager')):
