@@ -13,7 +13,7 @@ from torch.autograd import gradcheck
 from helpers import ROOT
 from mmshared.compat import mmcv_ops
 
-supplied = type(sys.modules['mmcv._ext']) is mmcv_ops._TorchvisionExtension
+supplied = 'torchvision' in mmcv.ops.get_compiler_version()
 compiled = None if supplied else sys.modules['mmcv._ext']
 from_torchvision = pytest.mark.skipif(not supplied, reason='mmcv has its compiled operators here')
 from_mmcv = pytest.mark.skipif(supplied, reason='mmcv has no compiled operators here (make install OPS=compiled)')

@@ -268,7 +268,7 @@ def test_grouped_convs_are_refused(mmpretrain):
         backbone(type='ResNeXt', base_channels=64, stem_channels=64, bank=REPEATED)
     with pytest.raises(
         SharingError,
-        match=r"'conv9' forms no group: a group is one or more plain convs of a stage "
+        match=r"'conv9' forms no group: a group is one or more plain convs or linears of a stage "
         'whose',
     ):
         backbone(groups=['conv9'], bank=REPEATED)

@@ -229,6 +229,7 @@ def checkpoint_of(network, path):
 
 
 @pytest.mark.parametrize('name', NETWORKS)
+@pytest.mark.slow
 def test_a_converted_checkpoint_gives_their_outputs(name, tmp_path):
     theirs = NETWORKS[name]()
     x = torch.randn(2, *((1, 29, 29) if 'rotmnist' in name else (3, 64, 64) if 'in1k' in name else (3, 32, 32)))

@@ -204,6 +204,7 @@ class TestEquivariance:
         return randomise_norms(copy.deepcopy(built(rotations))).train(training)
 
     @pytest.mark.parametrize('rotations, training', [(4, False), (4, True), (8, False), (16, False)])
+    @pytest.mark.slow
     def test_a_image_turned_by_90_degrees_has_the_same_logits(self, rotations, training):
         model, images = self.network(rotations, training), torch.rand(2, 1, 28, 28)
         with torch.no_grad():
@@ -214,6 +215,7 @@ class TestEquivariance:
             assert difference([model(images.flip(3))], [expected]) > 1e-2
 
     @pytest.mark.parametrize('rotations', [4, 8, 16])
+    @pytest.mark.slow
     def test_the_parameters_are_those_of_the_authors_sizes(self, rotations):
         fields = [
             round(scale * width)
@@ -232,6 +234,7 @@ class TestEquivariance:
         macs = sum(a * b * (7 if a == 1 else 5) ** 2 * width**2 for a, b, width in zip(channels, channels[1:], widths))
         assert count_multiply_adds(network, (1, 29, 29))[''] == macs + fields[-1] * 64 + 64 * 10
 
+    @pytest.mark.slow
     def test_a_checkpoint_holds_what_was_learned_and_loads_in_either_mode(self, tmp_path):
         model, other = self.network(4, True), self.network(4)
         for parameter in other.parameters():

@@ -11,7 +11,7 @@ from mmengine.model import ExponentialMovingAverage, convert_sync_batchnorm, rev
 from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS, init_default_scope
 from torch import nn
 
-from helpers import BANKS, BASIS, TIED, backbone, difference, evaluating, image, randomise_norms, stage_banks
+from helpers import BANKS, BASIS, TIED, backbone, difference, evaluating, image, randomise_norms, small, stage_banks
 from mmshared import (
     Bank,
     FilterBasis,
@@ -27,7 +27,18 @@ NETWORKS = [
     dict(type='ResNet', depth=34, groups=['conv1', 'conv2'], bank=BASIS),
     *[dict(type='ResNet', depth=18, groups=['conv[12]'], bank=bank) for bank in BANKS.values()],
     dict(type='ResNet', depth=50, groups=['conv2', 'conv3'], bank=TIED),
-    dict(type='ResNeXt', depth=50, groups=['conv2'], bank=TIED, base_channels=64, stem_channels=64),
+    dict(
+        type='ResNeXt',
+        depth=50,
+        groups=['conv2'],
+        bank=TIED,
+        base_channels=64,
+        stem_channels=64,
+        num_stages=2,
+        strides=(1, 2),
+        dilations=(1, 1),
+        out_indices=(0, 1),
+    ),
     # mmpretrain names its convs by number, mmdet by their part.
     dict(
         type='MobileNetV2',
@@ -45,7 +56,7 @@ def shared_layers(model):
 @pytest.mark.parametrize('network', NETWORKS, ids=lambda network: f'{network["type"]}-{network["bank"]["type"]}')
 def test_folding_preserves_the_output_and_gives_the_plain_network(library, network):
     shared = evaluating(randomise_norms(backbone(**network)))
-    x = image()
+    x = image(32)
     before = shared(x)
     assert len(shared_layers(shared)) > 1
     fold_layers(shared)
@@ -301,9 +312,9 @@ def test_a_bank_has_the_layer_decay_of_its_first_conv(mmpretrain):
 
 @pytest.mark.parametrize('bank', BANKS.values(), ids=BANKS)
 def test_checkpointed_blocks_have_the_same_gradients(library, bank):
-    models = [backbone(depth=34, groups=['conv[12]'], bank=bank, with_cp=with_cp).double() for with_cp in (0, 1)]
+    models = [small(bank, with_cp=with_cp).double() for with_cp in (False, True)]
     models[1].load_state_dict(models[0].state_dict())
-    x = image().double().requires_grad_()
+    x = image(32).double().requires_grad_()
     for model in models:
         model.train()
         model(x)[-1].square().mean().backward()

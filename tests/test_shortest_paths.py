@@ -179,6 +179,7 @@ def test_a_network_trains_and_is_scored(name, tmp_path):
     assert torch.equal(torch.stack([sample['distance'] for sample in found]), batch['distance'])
 
 
+@pytest.mark.slow
 def test_the_curriculum_goes_on_in_its_phase_when_a_run_is_resumed(tmp_path):
     seen = []
 

@@ -329,6 +329,10 @@ def test_depthwise_and_grouped_convs_are_tied():
         dict(
             type='SharedRes2Net',
             depth=50,
+            num_stages=2,
+            strides=(1, 2),
+            dilations=(1, 1),
+            out_indices=(1,),
             scales=4,
             base_width=26,
             sharing=dict(

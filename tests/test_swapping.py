@@ -275,8 +275,8 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(mmpretrain, tmp_path
 @pytest.mark.parametrize('name', [name for name in BANKS if 'random' not in name])
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.half], ids=['bf16', 'fp16'])
 def test_mixed_precision_trains_towards_the_same(mmpretrain, name, dtype):
-    model = evaluating(randomise_norms(backbone(depth=18, groups=['conv[12]'], bank=BANKS[name])))
-    x, grads = image(), []
+    model = evaluating(randomise_norms(small(BANKS[name])))
+    x, grads = image(32), []
     for enabled in (False, True):
         with torch.autocast('cpu', dtype, enabled=enabled):
             # Scaled as a gradient scaler does: half precision ends at 65,504.
@@ -293,8 +293,8 @@ def test_mixed_precision_trains_towards_the_same(mmpretrain, name, dtype):
 
 @pytest.mark.parametrize('bank', BANKS.values(), ids=BANKS)
 def test_channels_last_is_the_same_network(mmpretrain, bank):
-    model = evaluating(backbone(depth=18, groups=['conv[12]'], bank=bank))
-    x = image()
+    model = evaluating(small(bank))
+    x = image(32)
     before = model(x)
     after = model.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
     assert difference(after, before) < 1e-5
