@@ -28,6 +28,8 @@ NAMES = [
     '32-s16u1-double_b256_cifar10',
 ]
 
+pytestmark = pytest.mark.slow  # networks of full size
+
 
 class Theirs:
     """A checkpoint as they write it and the network it is of, in functions of PyTorch."""
@@ -107,7 +109,6 @@ class Theirs:
 
 
 @pytest.mark.parametrize('name', NAMES)
-@pytest.mark.slow
 def test_a_converted_checkpoint_gives_their_outputs(name, tmp_path, monkeypatch, capsys):
     path = converter.CONFIGS / f'shared-resnet{name}.py'
     theirs = Theirs(randomise_norms(build_model(Config.fromfile(path))))
@@ -127,7 +128,6 @@ def test_a_converted_checkpoint_gives_their_outputs(name, tmp_path, monkeypatch,
     assert (ours(x) - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
-@pytest.mark.slow
 def test_the_config_is_found_by_its_tensors():
     for name in ('34-s8u1_b256_cifar100', '56-s16u1-double_b256_cifar10'):
         path = converter.CONFIGS / f'shared-resnet{name}.py'
@@ -149,7 +149,6 @@ def test_another_network_is_refused(state, words):
         converter.convert(state)
 
 
-@pytest.mark.slow
 def test_a_network_without_a_config_is_refused():
     with pytest.raises(SharingError, match='No config in .* has this network'):
         converter.matching_config({'backbone.conv1.weight': torch.zeros(1)})
