@@ -1,5 +1,6 @@
 import mmshared  # noqa: F401, I001  (before mmdet: it supplies mmcv's operators)
 
+import gc
 from functools import cache
 
 import mmengine.config.utils as config_utils
@@ -11,6 +12,8 @@ from PIL import Image
 
 # For each base that is a library's, mmengine reads all metafiles of that library: here once.
 config_utils.load = cache(config_utils.load)
+# mmengine's data sets collect all garbage when they are made: not among what the imports above have left.
+gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -61,6 +61,7 @@ def benchmark(suite, work_dir, *options):
     return result
 
 
+@pytest.mark.slow
 def test_an_interrupted_suite_goes_on_and_gives_one_table(images, tmp_path):
     suite, work_dir = write(tmp_path / 'small.yaml', images), tmp_path / 'runs'
     process = subprocess.Popen(
@@ -120,6 +121,7 @@ def test_an_interrupted_suite_goes_on_and_gives_one_table(images, tmp_path):
 
 
 @pytest.mark.parametrize('options', [['--jobs', '2'], ['--submitit', '--partition', 'gpu']], ids=['here', 'slurm'])
+@pytest.mark.slow
 def test_a_failed_run_stops_no_other_and_its_reason_is_told(images, tmp_path, options, monkeypatch):
     submitit = pytest.importorskip('submitit')
     folder = dict(config=CONFIGS[1], name='broken', options={'data_root': str(tmp_path / 'none')})
@@ -159,6 +161,7 @@ def test_options_arrive_as_the_file_has_them(tmp_path):
 
 
 @pytest.mark.parametrize('path', SUITES, ids=lambda path: path.stem)
+@pytest.mark.slow
 def test_the_suites_name_configs_that_are_there_and_keys_that_they_have(path, tmp_path):
     suite = yaml.safe_load(path.read_text())
     assert len(suite['configs']) > 4
@@ -200,6 +203,7 @@ def test_a_suite_that_says_something_else_is_refused(tmp_path, text, words):
         read_suite(tmp_path / 'suite.yaml', tmp_path)
 
 
+@pytest.mark.slow
 def test_runs_over_several_processes_go_through_torchrun(images, tmp_path):
     suite = write(tmp_path / 'small.yaml', images, CONFIGS[1:], seeds=[3])
     line = benchmark(suite, tmp_path / 'runs', '--dry-run', '--gpus-per-run', '2').stdout.strip()
@@ -212,6 +216,7 @@ def test_runs_over_several_processes_go_through_torchrun(images, tmp_path):
     assert re.search(r'Epoch\(train\) +\[4\]\[1/1\]', log) and 'seed=3' in log
 
 
+@pytest.mark.slow
 def test_runs_get_the_gpus_that_are_handed_out(tmp_path, monkeypatch):
     tool = load_tool('benchmark.py')
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 4)
@@ -233,6 +238,7 @@ def test_runs_get_the_gpus_that_are_handed_out(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('own, threads', [(None, '2'), ('5', '5')])
+@pytest.mark.slow
 def test_runs_side_by_side_part_the_cores(tmp_path, monkeypatch, own, threads):
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 0)
     monkeypatch.setattr(os, 'cpu_count', lambda: 8)

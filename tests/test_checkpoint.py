@@ -13,7 +13,7 @@ from torch import nn
 
 from helpers import ROOT
 from mmshared import SharingError
-from mmshared.engine.checkpoint import check_state_dict, load_checkpoint_file, state_dict_of
+from mmshared.engine.checkpoint import check_state_dict, load_checkpoint_file, refuse_pickles, state_dict_of
 
 CASES = settings(max_examples=150, derandomize=True, deadline=None, database=None)
 PLACES = st.floats(0, 1, exclude_max=True)  # of a byte, as its share of the file
@@ -195,7 +195,26 @@ for name, load in ways.items():
 """
 
 
+@pytest.mark.parametrize('before', ['0', None])
+@pytest.mark.parametrize('arguments', [{}, dict(weights_only=False)], ids=['plain', 'weights_only=False'])
+def test_torch_load_itself_refuses_a_payload_once_pickles_are_refused(tmp_path, monkeypatch, arguments, before):
+    path, ran = tmp_path / 'evil.pth', tmp_path / 'ran'
+    torch.save(dict(weight=_Payload(ran)), path)
+    torch.save(dict(weight=torch.ones(2)), tmp_path / 'good.pth')
+    if before is None:
+        monkeypatch.delenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', raising=False)
+    else:
+        monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', before)
+    monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '1')
+    refuse_pickles()
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(path, **arguments)
+    assert not ran.exists()
+    assert torch.load(tmp_path / 'good.pth', **arguments)['weight'].eq(1).all()
+
+
 @pytest.mark.parametrize('content', [_Payload, _NamedByMMEngine])
+@pytest.mark.slow
 def test_no_checkpoint_is_unpickled_where_mmshared_is_imported(tmp_path, monkeypatch, content):
     path, ran = tmp_path / 'evil.pth', tmp_path / 'ran'
     torch.save(dict(state_dict=dict(weight=content(ran))), path)

@@ -19,7 +19,7 @@ from mmengine.registry import RUNNERS
 from helpers import ROOT, Classifier, call
 from mmshared import SharingError
 from mmshared.analysis.logs import read_scalars
-from mmshared.cli import errors_in_a_sentence, interrupts_in_a_sentence, own_files
+from mmshared.cli import add_shape, errors_in_a_sentence, interrupts_in_a_sentence, own_files
 from mmshared.engine.build import build_model
 from mmshared.engine.checkpoint import load_checkpoint_file, save_checkpoint
 from mmshared.engine.config import check_twins, load_config, merge_options, moved_root
@@ -39,6 +39,7 @@ def files(tmp_path_factory):
     torch.save(dict(state_dict=[1]), folder / 'list.pth')
     (folder / 'wrong.py').write_text('model = dict(')
     (folder / 'folder').mkdir()
+    (folder / 'link.pth').symlink_to('plain.pth')
     return folder
 
 
@@ -60,6 +61,8 @@ def files(tmp_path_factory):
         ('model_converters/dense_to_shared.py', [SHARED, 'classes.pth', 'new.pth'], 'not of the plain network of the'),
         ('model_converters/dense_to_shared.py', [SHARED, 'plain.pth', 'plain.pth'], 'have to be files of their own'),
         ('model_converters/rescale.py', [LARGE, 'plain.pth', 'plain.pth'], 'have to be files of their own'),
+        ('model_converters/rescale.py', [LARGE, 'plain.pth', 'folder/../plain.pth'], 'have to be files of their own'),
+        ('model_converters/rescale.py', [LARGE, 'plain.pth', 'link.pth'], 'have to be files of their own'),
         ('model_converters/rescale.py', [LARGE, 'list.pth', 'new.pth'], 'has no state dict'),
         ('model_converters/repeatnet_to_mmshared.py', ['plain.pth', 'plain.pth'], 'have to be files of their own'),
         ('model_converters/repeatnet_to_mmshared.py', ['list.pth', 'new.pth'], 'has no state dict'),
@@ -78,6 +81,7 @@ def files(tmp_path_factory):
         ('benchmark.py', ['plain.pth', '--jobs', '0'], '--gpus-per-run, --jobs and --timeout are 1 or more'),
     ],
 )
+@pytest.mark.slow
 def test_what_a_tool_cannot_take_is_one_sentence(files, monkeypatch, tool, arguments, words):
     monkeypatch.chdir(files)
     before = {path: path.read_bytes() for path in files.iterdir() if path.is_file()}
@@ -87,6 +91,7 @@ def test_what_a_tool_cannot_take_is_one_sentence(files, monkeypatch, tool, argum
     assert {path: path.read_bytes() for path in files.iterdir() if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_class_names_survive_the_conversion(files, tmp_path):
     result = call('model_converters/dense_to_shared.py', SHARED, files / 'plain.pth', tmp_path / 'new/shared.pth')
     assert load_checkpoint_file(str(tmp_path / 'new/shared.pth'))['meta']['dataset_meta']['classes'] == ['cat'], result
@@ -159,6 +164,7 @@ def full_disk(path, *args, **kwargs):
         ('model_converters/publish_model.py', ['plain.pth', 'new']),
     ],
 )
+@pytest.mark.slow
 def test_an_output_that_cannot_be_written_is_one_sentence(files, monkeypatch, tmp_path, tool, arguments):
     monkeypatch.setattr(Path, 'write_text', full_disk)
     monkeypatch.setattr(Path, 'write_bytes', full_disk)
@@ -294,6 +300,25 @@ def test_ctrl_c_is_one_sentence():
         interrupts_in_a_sentence(),
     ):
         raise RuntimeError('of another kind')
+
+
+@pytest.mark.parametrize(
+    'given, expected', [([64, 96], (3, 64, 96)), ([1, 64, 96], (1, 64, 96)), ([32], (3, 32, 32)), ([], (3, 224, 224))]
+)
+def test_a_shape_is_height_then_width_after_the_channels(given, expected):
+    parser = ArgumentParser()
+    add_shape(parser)
+    assert parser.parse_args(['--shape', *map(str, given)] if given else []).shape == expected
+
+
+def test_an_option_beats_the_moved_data_root():
+    cfg = load_config(str(DIGITS))
+    own = {'test_dataloader.dataset.data_root': 'mine/', 'test_evaluator.ann_file': 'mine/a.json'}
+    merge_options(cfg, {**own, 'data_root': 'moved/'})
+    assert cfg.train_dataloader.dataset.data_root == 'moved/'
+    assert cfg.test_dataloader.dataset.data_root == 'mine/'
+    assert cfg.test_evaluator.ann_file == 'mine/a.json'
+    assert cfg.val_evaluator.ann_file == 'moved/instances_val.json'
 
 
 def test_only_whole_folders_move_to_another_root():

@@ -115,6 +115,7 @@ def damage(state, path, kind, place, other):
 
 @pytest.mark.parametrize('name', ['shared', 'plain'])
 @pytest.mark.parametrize('way', ['runner', 'load_whole'])
+@pytest.mark.slow
 def test_a_damaged_network_loads_what_was_saved_or_nothing(networks, name, way):
     state, path, expected = networks[name]
     target, fresh = classifier(True), {key: tensor.clone() for key, tensor in classifier(True).state_dict().items()}

@@ -77,6 +77,7 @@ def worker(rank, bank, with_cp, folder):
     [(TIED, False), (BASIS, False), (TIED, True), (BASIS, True)],
     ids=['tied', 'basis', 'tied-checkpointed', 'basis-checkpointed'],
 )
+@pytest.mark.slow
 def test_gradients_agree_across_processes(bank, with_cp, tmp_path):
     model = network(bank)
     torch.save(model.state_dict(), tmp_path / 'start.pth')
@@ -122,6 +123,7 @@ def sharded_worker(rank, bank, optimizer, wrapper, folder):
     ],
     ids=['zero', 'fsdp'],
 )
+@pytest.mark.slow
 def test_sharded_training_takes_the_same_steps(bank, optimizer, wrapper, tmp_path):
     model = network(bank)
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
@@ -155,6 +157,7 @@ def split_worker(rank, folder):
     leave()
 
 
+@pytest.mark.slow
 def test_units_that_part_what_is_shared_are_refused(tmp_path):
     torch.save(network(TIED).state_dict(), tmp_path / 'start.pth')
     mp.spawn(split_worker, (str(tmp_path),), nprocs=2)
@@ -185,6 +188,7 @@ def train_command(images, work_dir, *options):
 PLAIN = ['train_dataloader.dataset.pipeline.1.padding=0', 'train_dataloader.dataset.pipeline.2.prob=0.0']
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_in_the_same_weights(images, tmp_path):
     options = [*PLAIN, 'default_hooks.checkpoint.max_keep_ckpts=-1']
     first = [sys.executable, 'tools/train.py', *train_command(images, tmp_path / 'whole', *options)]
@@ -205,6 +209,7 @@ def test_a_resumed_run_ends_in_the_same_weights(images, tmp_path):
     assert any(not torch.equal(tensor, earlier[key]) for key, tensor in states[0]['state_dict'].items())
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_job_and_it_can_be_resumed(images, tmp_path):
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))

@@ -12,7 +12,19 @@ from mmengine.logging import MMLogger
 from mmengine.optim.scheduler import lr_scheduler as param_scheduler
 from mmengine.runner.checkpoint import load_checkpoint, load_state_dict
 
-from helpers import BANKS, BASIS, ROOT, TIED, backbone, difference, evaluating, image, randomise_norms, stage_banks
+from helpers import (
+    BANKS,
+    BASIS,
+    ROOT,
+    TIED,
+    backbone,
+    difference,
+    evaluating,
+    image,
+    randomise_norms,
+    small,
+    stage_banks,
+)
 from mmshared import SharingError, fold_layers
 from mmshared.engine.build import build_model
 from mmshared.engine.checkpoint import load_checkpoint_file
@@ -33,9 +45,9 @@ def refuses(model, state, *words, prefix=''):
 
 @pytest.mark.parametrize('bank', BANKS.values(), ids=BANKS)
 def test_a_shared_checkpoint_loads_as_it_is(library, bank):
-    models = [randomise_norms(backbone(depth=34, groups=['conv[12]'], bank=bank)) for _ in range(2)]
+    models = [randomise_norms(small(bank)) for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict(), strict=True)
-    x = image()
+    x = image(32)
     assert difference(*[evaluating(model)(x) for model in models]) == 0
 
 
@@ -49,12 +61,13 @@ def test_a_shared_checkpoint_loads_as_it_is(library, bank):
 def test_a_folded_network_loads_back_without_loss(library, bank):
     # What was shared once lies in the span of a basis of its rank, its tied kernels and its plain copies agree.
     torch.manual_seed(0)
-    shared = evaluating(randomise_norms(backbone(depth=34, bank=bank)))
-    x = image()
+    two_stages = dict(num_stages=2, strides=(1, 2), dilations=(1, 1), out_indices=(1,))
+    shared = evaluating(randomise_norms(backbone(depth=34, bank=bank, **two_stages)))
+    x = image(32)
     before = shared(x)
     fold_layers(shared)
     torch.manual_seed(0)  # what is dropped and what is random is drawn as it was
-    again = backbone(depth=34, bank=bank)
+    again = backbone(depth=34, bank=bank, **two_stages)
     for name, parameter in again.named_parameters():
         if '.transform.' not in name:
             torch.nn.init.normal_(parameter)
@@ -236,6 +249,7 @@ def test_a_checkpoint_on_disk_has_the_ratio_of_the_parameters(mmpretrain, tmp_pa
     assert sizes[0] / sizes[1] == pytest.approx(counts[0] / counts[1], rel=0.02)
 
 
+@pytest.mark.slow
 def test_the_command_writes_what_loading_makes(tmp_path):
     config = ROOT / 'configs/shared_resnet/shared-resnet32-s8u1_b256_cifar10.py'
     plain = build_model(Config.fromfile(config.with_name('resnet32_b256_cifar10.py')))

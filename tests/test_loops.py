@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS
 from PIL import Image
 from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from helpers import BANKS, backbone, call, difference, evaluating, image, randomise_norms, small, stage_banks, train
 from mmshared import (
@@ -22,6 +24,7 @@ from mmshared import (
 )
 from mmshared.analysis.complexity import parameter_count
 from mmshared.analysis.logs import read_scalars
+from mmshared.backbones.wide_resnet import WideResNet_CIFAR
 from mmshared.convert.loops import expand_program, fold_loops, loop_program, similar_layers, stage_programs
 from mmshared.engine.build import build_model
 from mmshared.hooks import recurrence_loss, template_banks
@@ -94,6 +97,29 @@ def write(tmp_path, cfg, model):
         tmp_path / 'model.pth',
     )
     return tmp_path / 'config.py', tmp_path / 'model.pth'
+
+
+# The start
+
+
+@pytest.mark.parametrize(
+    'make, kernels',
+    [
+        (lambda convs: TemplateBank(convs, num_templates=4), 8),
+        (lambda convs: LoopedTemplates(convs, kernels=[0, 1, 2, 3, 4, 5, 0, 1], num_templates=4), 6),
+    ],
+    ids=['templates', 'loops'],
+)
+def test_templates_start_as_kernels_do_and_their_coefficients_orthogonal(make, kernels):
+    convs = [nn.Conv2d(32, 64, 3, bias=False) for _ in range(8)]
+    bank = make(convs)
+    for conv in convs:
+        bank.make_layer(conv)
+    coefficients = bank.coefficients() if callable(bank.coefficients) else bank.coefficients
+    assert coefficients.shape == (kernels, 4)
+    torch.testing.assert_close(coefficients.T @ coefficients, torch.eye(4), rtol=0, atol=1e-5)
+    # Kaiming's normal distribution: variance 2 / fan in.
+    assert bank.templates.var(unbiased=False).item() == pytest.approx(2 / (32 * 9), rel=0.02)
 
 
 # Similarity and its loss
@@ -278,6 +304,19 @@ def test_parameters_never_grow_by_folding():
         assert all(parameter.isfinite().all() for parameter in folded.parameters())
 
 
+def test_folded_loops_keep_weight_decay_off_scalars():
+    cfg = config()
+    cfg.optim_wrapper = dict(
+        optimizer=dict(type='SGD', lr=0.1, weight_decay=0.1),
+        paramwise_cfg=dict(custom_keys={'coefficients': dict(decay_mult=0)}),
+    )
+    folded_cfg, folded, _ = fold_loops(cfg, make_alike(build_model(cfg)), 0.95)
+    wrapper = build_optim_wrapper(folded, folded_cfg.optim_wrapper)
+    decays = {id(p): group['weight_decay'] for group in wrapper.param_groups for p in group['params']}
+    scales = [decays[id(p)] for name, p in folded.named_parameters() if name.endswith('.scale')]
+    assert scales == [0] * 12
+
+
 def test_a_bank_without_alike_layers_stays_beside_one_that_loops():
     cfg = config(dict(TEMPLATES, num_templates=6))
     model = build_model(cfg)
@@ -383,6 +422,7 @@ def test_banks_that_fit_no_network_are_refused(bank, words):
 # The tools
 
 
+@pytest.mark.slow
 def test_the_tool_writes_a_network_of_loops_that_loads_and_tells_what_it_costs(images, tmp_path):
     cfg = config(data_root=images)
     model = make_alike(build_model(cfg), noise=0.02)
@@ -394,8 +434,7 @@ def test_the_tool_writes_a_network_of_loops_that_loads_and_tells_what_it_costs(i
     before, after = re.search(r'parameters: (\S+) before, (\S+) after', said).groups()
     assert int(before.replace(',', '')) == parameter_count(model) > int(after.replace(',', ''))
     assert re.search(r'weights on disk: \S+ MB before, \S+ MB after', said)
-    accuracies = re.search(r'accuracy/top1: (\S+) before, (\S+) after, (\S+) after, recalibrated', said).groups()
-    assert all(0 <= float(value) <= 100 for value in accuracies)
+    assert re.search(r'accuracy/top1: \S+ before, \S+ after, \S+ after, recalibrated', said)
 
     written, checkpoint = Config.fromfile(out.with_suffix('.py')), torch.load(out, weights_only=True)
     assert [hook['type'] for hook in written.custom_hooks] == ['EmptyCacheHook']
@@ -417,6 +456,24 @@ def test_the_tool_writes_a_network_of_loops_that_loads_and_tells_what_it_costs(i
     assert not torch.allclose(*means)
 
 
+@pytest.mark.slow
+def test_recalibration_takes_exactly_the_batches_asked_for(images, tmp_path):
+    cfg, seen = config(data_root=images), []
+
+    def see(module, args):
+        if isinstance(module, WideResNet_CIFAR):
+            seen.append(len(args[0]))
+
+    handle = register_module_forward_pre_hook(see)
+    try:
+        files = write(tmp_path, cfg, make_alike(build_model(cfg)))
+        call(FOLD, *files, tmp_path / 'out.pth', '--recalibrate', '3', '--no-test')
+    finally:
+        handle.remove()
+    assert seen == [8] * 3
+
+
+@pytest.mark.slow
 def test_the_tool_goes_on_without_data_and_leaves_what_does_not_loop(tmp_path):
     cfg = config(dict(TEMPLATES, num_templates=6), data_root=tmp_path / 'none')
     files, out = write(tmp_path, cfg, build_model(cfg)), tmp_path / 'out.pth'
@@ -442,6 +499,7 @@ def test_the_tool_goes_on_without_data_and_leaves_what_does_not_loop(tmp_path):
     assert 'from 0 up to below 1' in call(FOLD, *files, out, '--threshold', '1').stderr
 
 
+@pytest.mark.slow
 def test_the_similarities_of_a_checkpoint_are_drawn_and_their_groups_told(tmp_path):
     cfg = config()
     result = call(SIMILARITY, *write(tmp_path, cfg, make_alike(build_model(cfg))), '--out', tmp_path / 'drawn.png')

@@ -28,6 +28,8 @@ NAMES = [
     '32-s16u1-double_b256_cifar10',
 ]
 
+pytestmark = pytest.mark.slow  # networks of full size
+
 
 class Theirs:
     """A checkpoint as they write it and the network it is of, in functions of PyTorch."""

@@ -113,6 +113,7 @@ def test_mixed_precision_is_that_of_a_batch_norm_and_a_product():
 
 @FORMATS
 @pytest.mark.parametrize('backend', ['eager', 'aot_eager'])
+@pytest.mark.slow
 def test_a_compiled_network_has_no_graph_break_and_the_same_training_step(layout, backend):
     torch._dynamo.reset()
     blocks = shared_blocks().to(memory_format=layout)

@@ -123,6 +123,13 @@ def test_what_is_dropped_or_random_stays_so():
             KERNEL_TRANSFORMS.get('static_drop')((2, 2, 1, 1), (4, 4, 1, 1), drop_rate=rate)
 
 
+def test_random_filters_have_the_variance_of_convs():
+    # As torch initialises a conv from one channel: uniform, variance 1 / (3 fan in), fan in k k.
+    random = transform_of('random_bireal', (2, 3), (64, 64), k=5).random
+    assert random.var(unbiased=False).item() == pytest.approx(1 / 75, rel=0.02)
+    assert random.abs().max() <= 0.2
+
+
 def repeated_chain(*channels, pattern='conv.*', **bank):
     """One block of convs from each number of channels to the next, conv0 and so on, and its bank."""
     stage = nn.Sequential(nn.Sequential())

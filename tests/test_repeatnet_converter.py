@@ -4,6 +4,7 @@ import argparse
 import re
 import sys
 import types
+from functools import partial
 from math import sqrt
 
 import pytest
@@ -189,20 +190,20 @@ class TheirCNN(Theirs):
 # Networks of theirs by the configs of ours that they are converted to.
 NETWORKS = [
     *(
-        (f'repeat-resnet-w2-{config}_b128_cifar10', TheirResNet(2, transform=transform))
+        (f'repeat-resnet-w2-{config}_b128_cifar10', partial(TheirResNet, 2, transform=transform))
         for config, transform in (
             *((transform, transform) for transform in ('linear', 'swish', 'bireal')),
             # Those that have no config of their own are an option of another.
             *(('linear', transform) for transform in ('static-drop', 'random-bireal')),
         )
     ),
-    ('repeat-resnet-w2-bireal_b128_cifar10', TheirResNet(1, transform='bireal', classes=100)),
-    ('repeat-resnet-w2-linear_b128_cifar10', TheirResNet(1, transform='static-drop')),
-    ('repeat-resnet-w2-swish_b128_cifar10', TheirResNet(3, transform='swish')),
-    ('resnet-w1_b128_cifar10', TheirResNet(2, repeated=False)),
-    ('repeat-resnet18-w2-linear_8xb32_in1k', TheirResNet(1, True, classes=1000)),
+    ('repeat-resnet-w2-bireal_b128_cifar10', partial(TheirResNet, 1, transform='bireal', classes=100)),
+    ('repeat-resnet-w2-linear_b128_cifar10', partial(TheirResNet, 1, transform='static-drop')),
+    ('repeat-resnet-w2-swish_b128_cifar10', partial(TheirResNet, 3, transform='swish')),
+    ('resnet-w1_b128_cifar10', partial(TheirResNet, 2, repeated=False)),
+    ('repeat-resnet18-w2-linear_8xb32_in1k', partial(TheirResNet, 1, True, classes=1000)),
     *(
-        (f'repeat-vgg{n}-swish_b128_cifar10', TheirVGG(n, transform=transform))
+        (f'repeat-vgg{n}-swish_b128_cifar10', partial(TheirVGG, n, transform=transform))
         for n, transform in (
             (4, 'random-bireal'),
             (5, 'linear'),
@@ -214,13 +215,13 @@ NETWORKS = [
         )
     ),
     *(
-        ('vgg11_b128_cifar10', TheirVGG(depth, repeated=False, classes=classes))
+        ('vgg11_b128_cifar10', partial(TheirVGG, depth, repeated=False, classes=classes))
         for depth, classes in ((4, 10), (6, 200), (9, 10))
     ),
-    ('cnn_b128_rotmnist', TheirCNN(repeated=False)),
-    ('repeat-cnn-c4-swish_b128_rotmnist', TheirCNN(2 * sqrt(2), transform='swish')),
-    ('repeat-cnn-c8-swish_b128_rotmnist', TheirCNN(4, transform='swish')),
-    ('repeat-cnn-c16-linear_b128_rotmnist', TheirCNN(4 * sqrt(2), transform='bireal')),
+    ('cnn_b128_rotmnist', partial(TheirCNN, repeated=False)),
+    ('repeat-cnn-c4-swish_b128_rotmnist', partial(TheirCNN, 2 * sqrt(2), transform='swish')),
+    ('repeat-cnn-c8-swish_b128_rotmnist', partial(TheirCNN, 4, transform='swish')),
+    ('repeat-cnn-c16-linear_b128_rotmnist', partial(TheirCNN, 4 * sqrt(2), transform='bireal')),
 ]
 
 
@@ -243,8 +244,10 @@ def checkpoint_of(network, path):
         )
 
 
-@pytest.mark.parametrize('name, theirs', NETWORKS, ids=[name for name, _ in NETWORKS])
-def test_a_converted_checkpoint_gives_their_outputs(name, theirs, tmp_path):
+@pytest.mark.parametrize('name, make', NETWORKS, ids=[name for name, _ in NETWORKS])
+@pytest.mark.slow
+def test_a_converted_checkpoint_gives_their_outputs(name, make, tmp_path):
+    theirs = make()
     x = torch.randn(2, *((1, 29, 29) if 'rotmnist' in name else (3, 64, 64) if 'in1k' in name else (3, 32, 32)))
     expected = theirs(x)
     checkpoint_of(theirs, tmp_path / 'theirs.ckpt')

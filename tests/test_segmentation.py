@@ -33,6 +33,7 @@ OPTIONS = [
 ]
 
 
+@pytest.mark.slow
 def test_a_stock_segmentor_trains_with_shared_layers(tmp_path):
     random = np.random.default_rng(0)
     for split in ('training', 'validation'):

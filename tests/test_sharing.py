@@ -11,7 +11,7 @@ from mmengine.model import ExponentialMovingAverage, convert_sync_batchnorm, rev
 from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS, init_default_scope
 from torch import nn
 
-from helpers import BANKS, BASIS, TIED, backbone, difference, evaluating, image, randomise_norms, stage_banks
+from helpers import BANKS, BASIS, TIED, backbone, difference, evaluating, image, randomise_norms, small, stage_banks
 from mmshared import (
     Bank,
     FilterBasis,
@@ -27,7 +27,18 @@ NETWORKS = [
     dict(type='ResNet', depth=34, groups=['conv1', 'conv2'], bank=BASIS),
     *[dict(type='ResNet', depth=18, groups=['conv[12]'], bank=bank) for bank in BANKS.values()],
     dict(type='ResNet', depth=50, groups=['conv2', 'conv3'], bank=TIED),
-    dict(type='ResNeXt', depth=50, groups=['conv2'], bank=TIED, base_channels=64, stem_channels=64),
+    dict(
+        type='ResNeXt',
+        depth=50,
+        groups=['conv2'],
+        bank=TIED,
+        base_channels=64,
+        stem_channels=64,
+        num_stages=2,
+        strides=(1, 2),
+        dilations=(1, 1),
+        out_indices=(0, 1),
+    ),
     # mmpretrain names its convs by number, mmdet by their part.
     dict(
         type='MobileNetV2',
@@ -45,7 +56,7 @@ def shared_layers(model):
 @pytest.mark.parametrize('network', NETWORKS, ids=lambda network: f'{network["type"]}-{network["bank"]["type"]}')
 def test_folding_preserves_the_output_and_gives_the_plain_network(library, network):
     shared = evaluating(randomise_norms(backbone(**network)))
-    x = image()
+    x = image(32)
     before = shared(x)
     assert len(shared_layers(shared)) > 1
     fold_layers(shared)
@@ -252,6 +263,21 @@ def test_the_norm_of_a_basis_is_itself_where_it_cannot_be_in_one_product(change)
     assert torch.equal(conv.norm.running_var, twin.norm.running_var)
 
 
+@pytest.mark.parametrize('size', [2, 7], ids=['maps-smaller-than-filters', 'maps-larger-than-filters'])
+def test_a_basis_computes_the_same_by_either_branch(size):
+    stage = nn.ModuleList(nn.Sequential(nn.Conv2d(8, 6, 3, padding=1, bias=False)) for _ in range(2)).double()
+    share_layers(stage, ['0'], dict(type='FilterBasis', shared_rank=4, unique_rank=2, base_channels=8), own_blocks=0)
+    conv = randomise_norms(stage)[1][0]
+    x = torch.randn(4, 8, size, size, dtype=torch.double)
+    parameters = [conv.bank.filters, *conv.parameters()]
+    gradients = []
+    for work in (conv, lambda x: norm_and_product(conv, x)):
+        given = x.clone().requires_grad_()
+        gradients.append(torch.autograd.grad(work(given).square().sum(), [given, *parameters]))
+    for found, expected in zip(*gradients):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
 def test_a_conv_on_a_basis_keeps_the_responses_once():
     stage = nn.ModuleList(nn.Sequential(nn.Conv2d(8, 6, 3, padding=1, bias=False)) for _ in range(2))
     share_layers(stage, ['0'], dict(type='FilterBasis', shared_rank=4, unique_rank=1, base_channels=8), own_blocks=0)
@@ -286,9 +312,9 @@ def test_a_bank_has_the_layer_decay_of_its_first_conv(mmpretrain):
 
 @pytest.mark.parametrize('bank', BANKS.values(), ids=BANKS)
 def test_checkpointed_blocks_have_the_same_gradients(library, bank):
-    models = [backbone(depth=34, groups=['conv[12]'], bank=bank, with_cp=with_cp).double() for with_cp in (0, 1)]
+    models = [small(bank, with_cp=with_cp).double() for with_cp in (False, True)]
     models[1].load_state_dict(models[0].state_dict())
-    x = image().double().requires_grad_()
+    x = image(32).double().requires_grad_()
     for model in models:
         model.train()
         model(x)[-1].square().mean().backward()
@@ -302,6 +328,19 @@ def test_the_norm_of_a_basis_is_the_kind_that_the_network_uses(library):
     assert isinstance(norm, nn.SyncBatchNorm) and norm.eps == 1e-3 and not norm.weight.requires_grad
     grouped = backbone(depth=34, groups=['conv2'], bank=BASIS, norm_cfg=dict(type='GN', num_groups=4))
     assert type(shared_layers(grouped)[0].norm) is nn.BatchNorm2d
+
+
+def test_the_norm_of_a_basis_has_the_momentum_of_the_norm_behind(mmpretrain):
+    model = backbone(depth=34, bank=BASIS, norm_cfg=dict(type='BN', momentum=0.03))
+    assert {conv.norm.momentum for conv in shared_layers(model)} == {0.03}
+
+
+def test_a_norm_of_another_width_is_not_the_norm_behind():
+    stage = nn.ModuleList(
+        nn.Sequential(nn.Conv2d(8, 16, 3, bias=False), nn.BatchNorm2d(8, momentum=0.5)) for _ in range(2)
+    )
+    share_layers(stage, ['0'], dict(type='FilterBasis', shared_rank=4, unique_rank=1, base_channels=8), own_blocks=0)
+    assert {conv.norm.momentum for conv in shared_layers(stage)} == {0.1}  # that of a batch norm of its own
 
 
 def test_sync_norms_come_and_go_by_conversion(mmpretrain):
@@ -468,6 +507,23 @@ class TestFit:
         for conv, kernel in zip(bank.layers, kernels):
             torch.testing.assert_close(conv.eval().dense()[0], kernel, rtol=0, atol=1e-5)
             assert conv.dense()[1].abs().max() < 1e-6
+
+    def test_a_basis_is_fitted_whatever_its_norms_are(self):
+        bank, kernels = self.group(dict(BASIS, shared_rank=192, unique_rank=4))
+        for conv in bank.layers:
+            randomise_norms(conv).norm.eps = 0.5
+        bank.fit(kernels)
+        for conv, kernel in zip(bank.layers, kernels):
+            weight, bias = conv.eval().dense()
+            torch.testing.assert_close(weight, kernel, rtol=0, atol=1e-5)
+            assert bias.abs().max() < 1e-6
+
+    def test_templates_may_be_more_than_convs(self):
+        with pytest.warns(UserWarning, match='saves nothing'):
+            bank, kernels = self.group(dict(type='TemplateBank', num_templates=5))
+        bank.fit(kernels)
+        for conv, kernel in zip(bank.layers, kernels):
+            torch.testing.assert_close(conv.dense()[0], kernel, rtol=0, atol=1e-5)
 
     def test_a_basis_keeps_the_leading_singular_values(self):
         bank, kernels = self.group(dict(BASIS, shared_rank=32, unique_rank=0))

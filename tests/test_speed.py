@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from helpers import BASIS, TEMPLATES, TIED, backbone, call, difference, evaluating, image, randomise_norms
-from mmshared import SharingError, banks, deploy
+from mmshared import SharingError, banks, deploy, share_layers
 from mmshared.analysis.speed import Step, checkpoint_bytes, load_reference, peak_bytes, time_in_turn
 from mmshared.sharing import deployment
 
@@ -92,6 +92,18 @@ def test_the_form_that_is_faster_is_deployed(mmpretrain, monkeypatch):
     assert [deployment.fastest(forms, x) for forms in ([slow, nn.Identity()], [nn.Identity(), slow])] == [1, 0]
 
 
+def test_the_form_is_chosen_anew_for_maps_of_another_size(monkeypatch):
+    blocks = [nn.Sequential(nn.Conv2d(16, 16, 3, padding=1)) for _ in range(4)]
+    network = evaluating(nn.Sequential(*blocks[:2], nn.MaxPool2d(2), *blocks[2:]))
+    share_layers(network, layers=r'\d\.0', bank=dict(BASIS, base_channels=16, shared_rank=4, unique_rank=0))
+    sizes = []
+    monkeypatch.setattr(deployment, 'fastest', lambda forms, x: sizes.append(x.shape[2]) or len(sizes) - 1)
+    deployed = deploy(network, torch.randn(1, 16, 8, 8))
+    assert sizes == [8, 4]
+    kinds = [type(deployed[i][0]) for i in (0, 1, 3, 4)]
+    assert kinds == [nn.Conv2d, nn.Conv2d, nn.Sequential, nn.Sequential]
+
+
 def test_a_reference_is_built_by_its_own_file(tmp_path):
     (tmp_path / 'parts.py').write_text('from torch.nn import Conv2d')
     file = tmp_path / 'net.py'
@@ -105,6 +117,7 @@ def test_a_reference_is_built_by_its_own_file(tmp_path):
         load_reference(str(tmp_path / 'nowhere.py'), 'Net(1)')
 
 
+@pytest.mark.slow
 def test_the_table_has_a_row_for_each_work(tmp_path):
     result = call(
         'analysis_tools/benchmark_speed.py',
@@ -143,6 +156,7 @@ def test_the_table_has_a_row_for_each_work(tmp_path):
     assert 'shares nothing: there is nothing to compare' in plain.stderr
 
 
+@pytest.mark.slow
 def test_how_time_and_memory_grow_is_drawn(tmp_path):
     arguments = [CONFIG, '--shape', 32, 32, '--batch', 2, '--rounds', 1, '--plot', tmp_path / 'growth.png']
     result = call(

@@ -267,6 +267,13 @@ def test_a_bank_generates_once_in_a_pass_of_a_network_of_somebody_else():
     torch.testing.assert_close(network(x), expected(x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize('own_blocks', [0, 1, 2])
+def test_each_stage_keeps_first_blocks_of_its_own(own_blocks):
+    network = nn.ModuleDict({name: chain(LAYERS['conv'], 5) for name in 'abc'})
+    made = share_layers(network, groups=['0'], bank=TIED, stages='[bc]', own_blocks=own_blocks)
+    assert [bank.names for bank in made] == [tuple(f'{name}.{i}.0' for i in range(own_blocks, 5)) for name in 'bc']
+
+
 def test_groups_are_named_outright_across_stages():
     network = nn.ModuleDict(dict(cls=chain(LAYERS['conv'], 3), reg=chain(LAYERS['conv'], 3)))
     (bank,) = share_layers(network, layers=r'(cls|reg)\.[12]\.0', bank=TIED)
@@ -322,6 +329,10 @@ def test_depthwise_and_grouped_convs_are_tied():
         dict(
             type='SharedRes2Net',
             depth=50,
+            num_stages=2,
+            strides=(1, 2),
+            dilations=(1, 1),
+            out_indices=(1,),
             scales=4,
             base_width=26,
             sharing=dict(

@@ -90,6 +90,7 @@ def gradients_reach_every_bank(model, losses):
 
 
 @pytest.mark.parametrize('name', DETECTORS, ids=lambda name: name.split('/')[0])
+@pytest.mark.slow
 def test_a_stock_detector_trains_and_detects_with_its_backbone_swapped(name):
     model = swapped(f'mmdet::{name}')
     model.train()
@@ -100,11 +101,13 @@ def test_a_stock_detector_trains_and_detects_with_its_backbone_swapped(name):
     gradients_reach_every_bank(model, model(**data, mode='loss'))
     model.eval()
     with torch.no_grad():
-        found = model(**model.data_preprocessor(demo_mm_inputs(1, [[3, 96, 96]]), False), mode='predict')
-    assert len(found) == 1
+        (found,) = model(**model.data_preprocessor(demo_mm_inputs(1, [[3, 96, 96]]), False), mode='predict')
+    kinds = 'pred_instances', 'pred_panoptic_seg'
+    assert any(kind in found for kind in kinds)
 
 
 @pytest.mark.parametrize('name', CLASSIFIERS, ids=lambda name: name.split('/')[1][:-3])
+@pytest.mark.slow
 def test_a_stock_classifier_trains_with_its_backbone_swapped(name):
     from mmpretrain.structures import DataSample
 
@@ -134,6 +137,7 @@ ROWS = {
 }
 
 
+@pytest.mark.slow
 def test_the_patterns_of_the_readme_save_what_it_says():
     rows = dict(re.findall(r'^\| (\S+) \| (.*?) \|$', (ROOT / 'README.md').read_text(), re.M))
     for name, (library, network) in ROWS.items():
@@ -179,6 +183,7 @@ class TestSweep:
         (tmp_path / 'config.py').write_text(text)
         return Sweep().config(tmp_path / 'config.py')
 
+    @pytest.mark.slow
     def test_each_kind_of_outcome(self, tmp_path, monkeypatch):
         base = "_base_ = 'mmpretrain::resnet/resnet18_8xb16_cifar10.py'\n"
         built = self.write(tmp_path, base)
@@ -211,6 +216,7 @@ class TestSweep:
         )
         assert count(outcomes) == dict(failed=[3, [('x', 2), ('y', 1)]], built=[2, []])
 
+    @pytest.mark.slow
     def test_the_command_prints_config_by_config(self):
         command = [sys.executable, 'tools/misc/sweep_configs.py', 'mmpretrain', '--match', 'resnet18_8xb16']
         result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
@@ -269,8 +275,8 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(mmpretrain, tmp_path
 @pytest.mark.parametrize('name', [name for name in BANKS if 'random' not in name])
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.half], ids=['bf16', 'fp16'])
 def test_mixed_precision_trains_towards_the_same(mmpretrain, name, dtype):
-    model = evaluating(randomise_norms(backbone(depth=18, groups=['conv[12]'], bank=BANKS[name])))
-    x, grads = image(), []
+    model = evaluating(randomise_norms(small(BANKS[name])))
+    x, grads = image(32), []
     for enabled in (False, True):
         with torch.autocast('cpu', dtype, enabled=enabled):
             # Scaled as a gradient scaler does: half precision ends at 65,504.
@@ -287,8 +293,8 @@ def test_mixed_precision_trains_towards_the_same(mmpretrain, name, dtype):
 
 @pytest.mark.parametrize('bank', BANKS.values(), ids=BANKS)
 def test_channels_last_is_the_same_network(mmpretrain, bank):
-    model = evaluating(backbone(depth=18, groups=['conv[12]'], bank=bank))
-    x = image()
+    model = evaluating(small(bank))
+    x = image(32)
     before = model(x)
     after = model.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
     assert difference(after, before) < 1e-5
@@ -296,6 +302,7 @@ def test_channels_last_is_the_same_network(mmpretrain, bank):
 
 
 @pytest.mark.parametrize('bank', [TIED, BASIS, BANKS['orthonormal']], ids=['tied', 'basis', 'orthonormal'])
+@pytest.mark.slow
 def test_a_compiled_model_takes_the_same_steps(mmpretrain, tmp_path, bank):
     states, hooks = [], [] if 'Orthonormal' in bank['type'] else [OrthogonalityLossHook()]
     for compiled in (False, dict(backend='aot_eager')):

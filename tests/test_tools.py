@@ -35,6 +35,7 @@ def digits(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 class TestDigitScenes:
     def test_the_same_seed_gives_the_same_bytes(self, digits, tmp_path):
         call(SCENES, tmp_path / 'again', *SMALL)
@@ -132,6 +133,7 @@ class TestConfigs:
         with pytest.raises(SharingError, match='have 0 roots'):
             moved_root(Config(), 'elsewhere')
 
+    @pytest.mark.slow
     def test_a_missing_data_set_is_one_sentence(self, digits, tmp_path):
         cfg = config(**moved_root(config(), str(digits)))
         check_data(cfg, ['train_dataloader', 'val_dataloader'])
@@ -160,6 +162,7 @@ class TestConfigs:
             check_data(config(name, **{'train_dataloader.dataset.data_root': root}), ['train_dataloader'], False)
 
 
+@pytest.mark.slow
 def test_training_can_be_interrupted_resumed_and_evaluated(digits, tmp_path):
     options = [
         '--work-dir',
@@ -225,6 +228,7 @@ def test_training_can_be_interrupted_resumed_and_evaluated(digits, tmp_path):
     assert re.search(r'Error: The checkpoint \S+epoch_2.pth cannot be loaded: it is damaged', broken.stderr)
 
 
+@pytest.mark.slow
 def test_the_launchers_pass_their_arguments_on(tmp_path):
     for name in ('torchrun', 'srun'):
         path = tmp_path / name
