@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -104,8 +105,9 @@ def feature_maps(model: nn.Module, images: Tensor) -> tuple[Tensor, ...]:
     Raises:
         SharingError: If it takes no images of this size, or of so many channels.
     """
+    features: Any = getattr(model, 'extract_feat', None) if is_detector(model) else model
     try:
-        maps = model.extract_feat(images) if is_detector(model) else model(images)
+        maps = features(images)
     except RuntimeError as error:
         raise SharingError(
             f'The network cannot take images of {"x".join(map(str, images.shape[1:]))}: {str(error).splitlines()[0]}'
@@ -115,7 +117,7 @@ def feature_maps(model: nn.Module, images: Tensor) -> tuple[Tensor, ...]:
 
 def inner(model: nn.Module) -> nn.Module:
     """The backbone of a detector; a classifier as it is."""
-    return model.backbone if is_detector(model) else model
+    return model.get_submodule('backbone') if is_detector(model) else model
 
 
 def relative_difference(found: Iterable[Tensor], expected: Iterable[Tensor]) -> float:
