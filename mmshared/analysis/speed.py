@@ -184,7 +184,7 @@ class Step:
         self.optimizer.zero_grad()
         with torch.autocast(self.images.device.type, **self.autocast):
             loss = sum(each.float().square().mean() for each in feature_maps(self.model, self.images))
-        if self.means:
+        if self.spaces:
             loss = loss + self.loss_weight * orthogonality_loss(self.spaces)
         loss.backward()
         self.optimizer.step()
