@@ -142,7 +142,8 @@ class BasisHealthHook(IterationMonitorHook):
 @HOOKS.register_module()
 class LayerSimilarityHook(IterationMonitorHook):
     """Writes how alike the layers of each template bank are: the ``mean`` and the ``max`` of their pairs'
-    similarities, and the layer similarity matrix as an image, white where layers are one. See :func:`layer_similarity`.
+    similarities, and the layer similarity matrix as an image, white where layers are one. See
+    :func:`layer_similarity`.
 
     Args:
         interval (int): Number of iterations from one record to the next. Defaults to 500.
