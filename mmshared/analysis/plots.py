@@ -21,15 +21,16 @@ from .logs import Curve, Scores
 
 
 def _frame(axis: Axes, x: Sequence[float], y: Sequence[float], scale: str = 'linear') -> None:
-    """Set the scale of an axis and its limits about some values: about a single one too, where matplotlib's are next to
-    nothing. A logarithmic scale is taken only if it has room for all values."""
+    """Set the grid, scale and limits of an axis for some values, from 0 if there is only one: matplotlib's are next to
+    nothing then. Values of which none is above 0 have no logarithmic scale."""
     axis.grid(alpha=0.3)
     if min(x) == max(x):
         axis.set_xlim(0, 2 * x[0] or 1)
-    if scale == 'log' and min(y) > 0:
+    if scale == 'log' and max(y) > 0:
         axis.set_yscale('log')
     elif min(y) == max(y):
-        axis.set_ylim(min(0, 2 * y[0]), max(0, 2 * y[0]) or 1)
+        end = 2 * y[0] or 1
+        axis.set_ylim(sorted((-0.05 * end, end)))
 
 
 def draw_curves(scalars: dict[str, Curve], metric: str, out: Path) -> None:
@@ -160,7 +161,8 @@ def draw_similarities(similarities: dict[str, Tensor], layers: dict[str, list[st
 def _draw_heat_maps(
     matrices: dict[str, Tensor], norm: Normalize, label: str, out: Path, ticks: dict[str, list[str]] | None = None
 ) -> None:
-    """Draw matrices side by side under their titles, in one scale of colours; rows and columns named if ``ticks`` has their names."""
+    """Draw matrices side by side under their titles, in one scale of colours, with the names of their rows and columns
+    if there are any."""
     columns = min(4, len(matrices))
     rows = -(-len(matrices) // columns)
     figure = Figure(figsize=(3.4 * columns + 0.8, 3.6 * rows), layout='constrained')
