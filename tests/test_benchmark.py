@@ -117,10 +117,10 @@ def test_an_interrupted_suite_goes_on_and_gives_one_table(images, tmp_path):
 
 @pytest.mark.parametrize('options', [['--jobs', '2'], ['--submitit', '--partition', 'gpu']], ids=['here', 'slurm'])
 def test_a_failed_run_stops_no_other_and_its_reason_is_told(images, tmp_path, options, monkeypatch):
-    submitit = pytest.importorskip('submitit')
     folder = dict(config=CONFIGS[1], name='broken', options={'data_root': str(tmp_path / 'none')})
     suite = write(tmp_path / 'small.yaml', images, [folder, CONFIGS[1]], seeds=[0])
     if '--submitit' in options:
+        submitit = pytest.importorskip('submitit')
         assert 'Error: There is no SLURM here' in benchmark(suite, tmp_path / 'runs', *options).stderr
         executor, asked = submitit.AutoExecutor, []
         monkeypatch.setattr(

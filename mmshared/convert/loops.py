@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
-from mmpretrain.engine.hooks.precise_bn_hook import update_bn_stats
 from sklearn.cluster import AgglomerativeClustering
 from torch import Tensor, nn
 
@@ -80,16 +79,16 @@ def expand_program(program: Sequence[Loop]) -> list:
 
 
 def stage_programs(model: nn.Module) -> dict[str, str]:
-    """What each stage of a network that shares runs, as a line of text: convs by their names in the stage, those that
-    run one kernel by the name of the first of them."""
+    """What each stage of a network that shares runs, as a line of text: layers by their names in the stage, those
+    that run one kernel by the name of the first of them."""
     programs = {}
     for stage in dict.fromkeys(_stage_of(model, bank) for bank in banks(model)):
         names: dict[tuple, str] = {}
         sequence = []
-        for name, conv in model.get_submodule(stage).named_modules():
-            if isinstance(conv, (nn.Conv2d, SharedLayer)):
-                looped = isinstance(conv, SharedLayer) and isinstance(conv.bank, LoopedTemplates)
-                kernel = (conv.bank, conv.kernel) if looped else (conv, 0)
+        for name, layer in model.get_submodule(stage).named_modules():
+            if isinstance(layer, (nn.Conv2d, nn.Linear, SharedLayer)):
+                looped = isinstance(layer, SharedLayer) and isinstance(layer.bank, LoopedTemplates)
+                kernel = (layer.bank, layer.kernel) if looped else (layer, 0)
                 sequence.append(names.setdefault(kernel, name))
         programs[stage] = '; '.join(
             ' '.join(body) if times == 1 else f'loop {times} x [{" ".join(body)}]'
@@ -201,6 +200,8 @@ def evaluate(cfg: Config, model: nn.Module) -> dict[str, Any]:
 
 def recalibrate(cfg: Config, model: nn.Module, batches: int) -> nn.Module:
     """A copy of a model whose batch norms have the mean statistics of some batches of the training set."""
+    from mmpretrain.engine.hooks.precise_bn_hook import update_bn_stats
+
     with tempfile.TemporaryDirectory() as work_dir:
         runner = _runner(cfg, model, work_dir)
         loader = Runner.build_dataloader(copy.deepcopy(cfg.train_dataloader), seed=runner.seed)

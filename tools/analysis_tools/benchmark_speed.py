@@ -1,8 +1,8 @@
 """Time a config's shared network against the plain one, in one process and in turn.
 
 A training step with and without the orthogonality loss, inference as trained and as shipped (plain convs, the fastest
-form of each, batch norms fused into them), the loss alone, the memory of a training step and the size of the weights.
-Ratios are medians over the rounds of the ratios within a round, with their quartiles.
+form of each, batch norms fused into them), the loss by itself, the memory of a training step and the size of the
+weights. Ratios are medians over the rounds of the ratios within a round, with their quartiles.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def parse_args() -> argparse.Namespace:
         '--device',
         type=usable_device,
         default='cuda' if torch.cuda.is_available() else 'cpu',
-        help='default: cuda where there is one',
+        help='default: cuda if there is one',
     )
     parser.add_argument('--autocast', choices=['bfloat16', 'float16'], help='mixed precision')
     parser.add_argument('--channels-last', action='store_true', help='memory format')
