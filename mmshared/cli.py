@@ -6,7 +6,7 @@ import os
 import os.path as osp
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from mmengine.config import Config
 
+from .convert.authors import Converted
+from .engine.checkpoint import save_checkpoint
 from .engine.config import LIBRARIES, load_config, merge_options
 from .sharing import SharingError
 
@@ -170,3 +172,32 @@ def named_runs(parser: argparse.ArgumentParser, args: argparse.Namespace) -> dic
     if len(set(names)) < len(args.work_dirs) or len(names) > len(args.work_dirs):
         parser.error('--legend: give each run a name of its own')
     return dict(zip(names, args.work_dirs))
+
+
+@errors_in_a_sentence()
+@own_files()
+def convert_file(description: str, convert: Callable[[str, Path], Converted]) -> None:
+    """The command of a converter of authors' checkpoints: reads SRC, writes DST and says which config it is for. If
+    there is no file of that config, it is written beside DST.
+
+    Args:
+        description (str): What the command says of itself.
+        convert (Callable): Converts a file, given the folder of the configs too.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('src', help='their checkpoint')
+    parser.add_argument('dst', type=output_file, help='the checkpoint to write')
+    args = parser.parse_args()
+    check_files(parser, args.src, args.dst, args.dst.with_suffix('.py'))
+    configs = Path(__file__).parents[1] / 'configs'
+    state_dict, config, options, note = convert(args.src, configs)
+    if isinstance(config, Config):
+        name = args.dst.with_suffix('.py')
+        config.dump(name)
+    else:
+        name = Path('configs', config.relative_to(configs))
+    save_checkpoint(dict(state_dict=state_dict, meta=dict(config=name.name)), args.dst)
+    options = (
+        ' '.join(['with --cfg-options', *(f'{key}={value}' for key, value in options.items())]) if options else ''
+    )
+    print(', '.join(filter(None, (f'{args.dst} is for {name}', options, note))))

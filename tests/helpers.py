@@ -1,12 +1,13 @@
 """What several tests need: banks, backbones, and batch norms that leave no output at zero."""
 
+import runpy
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
-from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import torch
@@ -102,20 +103,12 @@ class Classifier(BaseModel):
         return dict(loss=nn.functional.cross_entropy(logits, labels)) if mode == 'loss' else logits
 
 
-def load_tool(tool: str) -> ModuleType:
-    """A tool of the folder tools/ as a module."""
-    spec = spec_from_file_location(Path(tool).stem, ROOT / 'tools' / tool)
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def call(tool: str, *arguments) -> SimpleNamespace:
     """Call a tool of the folder tools/ within this process; returns its returncode, stdout and stderr."""
     out, err, code = StringIO(), StringIO(), 0
     with patch.object(sys, 'argv', [tool, *map(str, arguments)]), redirect_stdout(out), redirect_stderr(err):
         try:
-            load_tool(tool).main()
+            runpy.run_path(str(ROOT / 'tools' / tool), run_name='__main__')
         except SystemExit as stop:
             code = int(bool(stop.code))
             print(stop.code if isinstance(stop.code, str) else '', file=err)

@@ -9,7 +9,6 @@ import statistics
 import subprocess
 import sys
 import time
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,8 +17,9 @@ import yaml
 from mmengine.config import Config
 from PIL import Image
 
-from helpers import ROOT, call, load_tool
+from helpers import ROOT, call
 from mmshared import SharingError
+from mmshared.analysis.jobs import Local, Process, reason_of
 from mmshared.analysis.suite import read_suite
 from mmshared.engine.config import config_path
 
@@ -54,11 +54,7 @@ def _in_the_root(monkeypatch):
 
 
 def benchmark(suite, work_dir, *options):
-    handlers = [signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGHUP)]
-    result = call('benchmark.py', suite, '--work-dir', work_dir, *options)
-    for signum, handler in zip((signal.SIGTERM, signal.SIGHUP), handlers):
-        signal.signal(signum, handler)
-    return result
+    return call('benchmark.py', suite, '--work-dir', work_dir, *options)
 
 
 @pytest.mark.slow
@@ -112,7 +108,7 @@ def test_an_interrupted_suite_goes_on_and_gives_one_table(images, tmp_path):
     assert len(again) == 4 and all(line.startswith('# finished: ') for line in again)
     kept = finished[0].read_text()
     finished[0].write_text(kept[:9])
-    assert 'result.json is damaged: remove it, and call tools/benchmark.py again' in benchmark(suite, work_dir).stderr
+    assert 'result.json is damaged: remove it, and train this run again' in benchmark(suite, work_dir).stderr
     finished[0].write_text(kept)
     write(suite, images, metric='loss')
     assert not any(line.startswith('#') for line in benchmark(suite, work_dir, '--dry-run').stdout.splitlines())
@@ -123,11 +119,11 @@ def test_an_interrupted_suite_goes_on_and_gives_one_table(images, tmp_path):
 @pytest.mark.parametrize('options', [['--jobs', '2'], ['--submitit', '--partition', 'gpu']], ids=['here', 'slurm'])
 @pytest.mark.slow
 def test_a_failed_run_stops_no_other_and_its_reason_is_told(images, tmp_path, options, monkeypatch):
-    submitit = pytest.importorskip('submitit')
     folder = dict(config=CONFIGS[1], name='broken', options={'data_root': str(tmp_path / 'none')})
     suite = write(tmp_path / 'small.yaml', images, [folder, CONFIGS[1]], seeds=[0])
     if '--submitit' in options:
-        assert 'Error: --submitit finds no SLURM here' in benchmark(suite, tmp_path / 'runs', *options).stderr
+        submitit = pytest.importorskip('submitit')
+        assert 'Error: There is no SLURM here' in benchmark(suite, tmp_path / 'runs', *options).stderr
         executor, asked = submitit.AutoExecutor, []
         monkeypatch.setattr(
             submitit,
@@ -179,15 +175,17 @@ def test_the_suites_name_configs_that_are_there_and_keys_that_they_have(path, tm
     'text, words',
     [
         ('configs: [', 'cannot be read'),
-        ('configs: [a.py]', 'has to be a mapping with metric, a name, and configs'),
+        ('configs: [a.py]', 'has to be a mapping with metric and configs and, if you want them, seeds'),
         ('metric: a\nconfigs: [a.py]\nseed: 3', 'has to be a mapping'),
-        ('metric: a\nconfigs: [{name: b}]', 'give a config, or a mapping with config'),
+        ('metric: a\nconfigs: [{name: b}]', 'The entry .* has to be a mapping with config and'),
         ('metric: a\nconfigs: [{config: b.py, name: ../b}]', 'letters, digits'),
-        ('metric: a\nconfigs: [3]', 'has the entry 3'),
+        ('metric: a\nconfigs: [3]', r'has configs: \[3\], and that has to be of the type list\[str | dict\]'),
+        ('metric: a\nconfigs: [{config: a.py, options: [b]}]', r"has options: \['b'\], and .* type dict | None"),
         ('metric: a\nconfigs: []', 'has no config'),
-        ('metric: a\nconfigs:', 'has to be a mapping'),
-        ('metric: a\nconfigs: [a.py]\nseeds: [1, 1]', 'different whole numbers'),
-        ('metric: a\nconfigs: [a.py]\nseeds: 1', 'has to be a mapping'),
+        ('metric: a\nconfigs:', 'has configs: None'),
+        ('metric: a\nconfigs: [a.py]\nseeds: [1, 1]', r'its seeds \[1, 1\] are not different'),
+        ('metric: a\nconfigs: [a.py]\nseeds: [true]', r'has seeds: \[True\], .* of the type list\[int\]'),
+        ('metric: a\nconfigs: [a.py]\nseeds: 1', r'has seeds: 1, and that has to be of the type list\[int\]'),
         ('metric: a\nconfigs: [a.py]\nshape: [32]', 'height and width'),
         ('metric: a\nconfigs: [a.py]', 'There is no config a.py'),
         (f'metric: a\nconfigs: [{CONFIGS[1]}, {CONFIGS[1]}]', 'twice: give entries of one config names of their own'),
@@ -218,23 +216,34 @@ def test_runs_over_several_processes_go_through_torchrun(images, tmp_path):
 
 @pytest.mark.slow
 def test_runs_get_the_gpus_that_are_handed_out(tmp_path, monkeypatch):
-    tool = load_tool('benchmark.py')
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 4)
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '2,3,5,7')
-    engine = tool.Local(SimpleNamespace(gpus_per_run=2, jobs=None))
+    engine = Local(gpus_per_run=2)
     show = [sys.executable, '-c', "import os, time; print(os.environ['CUDA_VISIBLE_DEVICES']); time.sleep(1)"]
     logs = [tmp_path / name / 'run.log' for name in ('a', 'b')]
     for log in logs:
         log.parent.mkdir()
     runs = [engine.submit(show, log) for log in logs]
-    time.sleep(0.5)
+    assert not engine.has_room()
     with pytest.raises(SharingError, match='another process trains in'):
-        tool.execute(show, logs[0])
-    assert [run.result()[0] for run in runs] == [0, 0]
+        Process(show, logs[0])
+    assert [run.result().status for run in runs] == [0, 0] and engine.has_room()
     assert sorted(log.read_text().strip() for log in logs) == ['2,3', '5,7']
-    assert tool.execute(show, logs[0], dict(CUDA_VISIBLE_DEVICES='7'))[0] == 0
+    assert Process(show, logs[0], dict(CUDA_VISIBLE_DEVICES='7')).result().status == 0
     with pytest.raises(SharingError, match='hold 1 runs of 3 side by side'):
-        tool.Local(SimpleNamespace(gpus_per_run=3, jobs=2))
+        Local(gpus_per_run=3, jobs=2)
+
+
+def test_a_run_that_does_not_end_is_ended(tmp_path):
+    engine, log = Local(), tmp_path / 'run.log'
+    stubborn = (
+        'import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print("here", flush=True); time.sleep(60)'
+    )
+    run = engine.submit([sys.executable, '-c', stubborn], log)
+    while 'here' not in log.read_text():
+        time.sleep(0.05)
+    engine.stop(seconds=0.3)
+    assert run.result().status == -signal.SIGTERM
 
 
 @pytest.mark.parametrize('own, threads', [(None, '2'), ('5', '5')])
@@ -245,16 +254,15 @@ def test_runs_side_by_side_part_the_cores(tmp_path, monkeypatch, own, threads):
     monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
     if own:
         monkeypatch.setenv('OMP_NUM_THREADS', own)
-    engine = load_tool('benchmark.py').Local(SimpleNamespace(gpus_per_run=1, jobs=3))
+    engine = Local(jobs=3)
     engine.submit([sys.executable, '-c', "import os; print(os.environ['OMP_NUM_THREADS'])"], tmp_path / 'log').result()
     assert (tmp_path / 'log').read_text().strip() == threads
 
 
 def test_the_reason_of_a_failure_is_the_line_that_says_it(tmp_path):
-    tool = load_tool('benchmark.py')
     log = tmp_path / 'run.log'
-    assert tool.reason_of(-9, log) == 'killed by SIGKILL'
+    assert reason_of(-9, log) == 'killed by SIGKILL'
     log.write_text('a\nError: The pattern is wrong.\nChildFailedError\n=====\n')
-    assert tool.reason_of(1, log) == 'The pattern is wrong.'
+    assert reason_of(1, log) == 'The pattern is wrong.'
     log.write_text('a\nsomething\n====\n')
-    assert tool.reason_of(1, log) == 'something'
+    assert reason_of(1, log) == 'something'

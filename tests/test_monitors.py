@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from PIL import Image
@@ -14,6 +15,7 @@ from torch import nn
 from helpers import ROOT, TIED, backbone, call, small, stage_banks, train
 from mmshared import BasisHealthHook, GradientFlowHook, SharingError
 from mmshared.analysis.logs import read_scalars
+from mmshared.analysis.plots import draw_curves, draw_metric
 from mmshared.engine.build import build_model
 from mmshared.hooks import basis_health, basis_spaces
 
@@ -181,3 +183,14 @@ def test_runs_are_drawn_over_each_other(mmpretrain, tmp_path):
     assert "Error: '*' is no regular expression: nothing to repeat" in compare(*runs, '--scalars', '*').stderr
     assert 'no work dir of a run' in compare(tmp_path).stderr
     assert 'a name of its own' in compare(*runs, '--legend', 'same', 'same').stderr
+
+
+@pytest.mark.parametrize('value', [0.0, 2.5])
+def test_a_figure_of_one_point_has_axes_about_it(monkeypatch, value):
+    figures = []
+    monkeypatch.setattr(Figure, 'savefig', lambda figure, *args, **kwargs: figures.append(figure))
+    draw_curves({'loss': [(10, value)], 'loss_orth': [(10, 0.0)], 'map': [(1, value)]}, 'map', 'curves.png')
+    draw_metric([dict(model='a', parameters=10**6, mean=value, deviation=None)], 'map', 'metric.png')
+    for axis in [axis for figure in figures for axis in figure.axes]:
+        (low, high), (left, right) = axis.get_ylim(), axis.get_xlim()
+        assert low <= 0 and high >= 1 and left == 0 and right >= 1

@@ -2,7 +2,6 @@
 
 import os
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,14 +9,13 @@ import torch
 import torch.nn.functional as F
 from mmengine.config import Config
 
-from helpers import ROOT, randomise_norms
+from helpers import ROOT, call, randomise_norms
 from mmshared import SharingError
+from mmshared.convert import net_rl2
 from mmshared.engine.build import build_model
 from mmshared.engine.checkpoint import load_checkpoint_file
 
-sys.path.insert(0, str(ROOT / 'tools/model_converters'))
-import net_rl2_to_mmshared as converter
-
+CONFIGS = ROOT / 'configs/shared_resnet'
 NAMES = [
     '34-s32u1_8xb32_in1k',
     '34-s48u1-double_8xb32_in1k',
@@ -109,29 +107,21 @@ class Theirs:
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_a_converted_checkpoint_gives_their_outputs(name, tmp_path, monkeypatch, capsys):
-    path = converter.CONFIGS / f'shared-resnet{name}.py'
+def test_a_converted_checkpoint_gives_their_outputs(name, tmp_path):
+    path = CONFIGS / f'shared-resnet{name}.py'
     theirs = Theirs(randomise_norms(build_model(Config.fromfile(path))))
     torch.save(
         dict(net_state_dict={f'module.{key}': tensor for key, tensor in theirs.state.items()}, acc=torch.tensor(92.5)),
         tmp_path / 'theirs.pth',
     )
-    monkeypatch.setattr(sys, 'argv', ['converter', str(tmp_path / 'theirs.pth'), str(tmp_path / 'ours.pth')])
-    monkeypatch.setattr(converter, 'matching_config', lambda state: path)  # searched for in the next test
-    converter.main()
-    assert f'is for configs/shared_resnet/{path.name}, accuracy 92.50 by their own' in capsys.readouterr().out
+    result = call('model_converters/net_rl2_to_mmshared.py', tmp_path / 'theirs.pth', tmp_path / 'ours.pth')
+    assert f'is for configs/shared_resnet/{path.name}, accuracy 92.50 by their own' in result.stdout, result.stderr
     ours = build_model(Config.fromfile(path))
     ours.load_state_dict(load_checkpoint_file(str(tmp_path / 'ours.pth'))['state_dict'], strict=True)
     ours.eval()
     x = torch.randn(2, 3, 64, 64)
     expected = theirs(x)
     assert (ours(x) - expected).abs().max() < 1e-5 * expected.abs().max()
-
-
-def test_the_config_is_found_by_its_tensors():
-    for name in ('34-s8u1_b256_cifar100', '56-s16u1-double_b256_cifar10'):
-        path = converter.CONFIGS / f'shared-resnet{name}.py'
-        assert converter.matching_config(build_model(Config.fromfile(path)).state_dict()) == path
 
 
 @pytest.mark.parametrize(
@@ -146,12 +136,12 @@ def test_the_config_is_found_by_its_tensors():
 )
 def test_another_network_is_refused(state, words):
     with pytest.raises(SharingError, match=words):
-        converter.convert(state)
+        net_rl2.convert(state)
 
 
 def test_a_network_without_a_config_is_refused():
     with pytest.raises(SharingError, match='No config in .* has this network'):
-        converter.matching_config({'backbone.conv1.weight': torch.zeros(1)})
+        net_rl2.matching_config({'backbone.conv1.weight': torch.zeros(1)}, CONFIGS)
 
 
 @pytest.mark.skipif(
@@ -162,8 +152,8 @@ def test_their_trained_checkpoints_convert():
     assert paths
     for path in paths:
         state = load_checkpoint_file(str(path))['net_state_dict']
-        converted = converter.convert(state)
-        ours = build_model(Config.fromfile(converter.matching_config(converted)))
+        converted = net_rl2.convert(state)
+        ours = build_model(Config.fromfile(net_rl2.matching_config(converted, CONFIGS)))
         ours.load_state_dict(converted, strict=True)
         ours.eval()
         theirs = Theirs(ours)

@@ -12,9 +12,10 @@ from mmengine.registry import DATASETS, MODELS
 from torch import nn
 
 from helpers import REPEATED as BANK
-from helpers import ROOT, call, evaluating, load_tool, randomise_norms, small, train
+from helpers import ROOT, call, evaluating, randomise_norms, small, train
 from mmshared import GradientFlowHook, SharingError, TrainOnlyHook, banks, fold_layers
 from mmshared.analysis.complexity import count_multiply_adds, parameter_count
+from mmshared.convert.rescale import rescale
 from mmshared.engine.build import build_empty, build_model, build_plain
 from mmshared.engine.checkpoint import load_checkpoint_file
 
@@ -274,7 +275,6 @@ def test_a_rescaled_network_begins_as_the_small_one(name, base, size, tmp_path):
 
 
 def test_a_shortcut_that_the_small_network_lacks_becomes_the_identity():
-    rescale = load_tool('model_converters/rescale.py').rescale
     base = build_model(config('resnet-w1_b128_cifar10'))
     model = randomise_norms(build_model(config('repeat-resnet-w2-linear_b128_cifar10')))
     for module in model.modules():
@@ -310,7 +310,6 @@ def test_the_convs_of_a_small_vgg_become_the_kernels_that_are_passed_on(tmp_path
 
 
 def test_what_cannot_be_rescaled_is_refused():
-    rescale = load_tool('model_converters/rescale.py').rescale
     model, state = (
         build_model(config(name)) for name in ('repeat-resnet-w2-linear_b128_cifar10', 'resnet-w1_b128_cifar10')
     )
@@ -325,7 +324,7 @@ def test_what_cannot_be_rescaled_is_refused():
         change(changed)
         with pytest.raises(SharingError, match=words):
             rescale(model, changed)
-    with pytest.raises(SharingError, match='of 5 classes, .* add --cfg-options model.head.num_classes=5'):
+    with pytest.raises(SharingError, match='of 5 classes, .* set its model.head.num_classes=5'):
         rescale(model, {key: tensor[:5] if key.startswith('head') else tensor for key, tensor in state.items()})
     with pytest.raises(SharingError, match='does not repeat kernels within its layers or between them'):
         rescale(build_model(config('resnet-w2_b128_cifar10')), state)
@@ -383,7 +382,6 @@ def test_processes_that_expect_gradients_are_told():
 
 
 def test_copies_of_a_rescaled_network_stay_alike_where_nothing_transforms_them():
-    rescale = load_tool('model_converters/rescale.py').rescale
     base = build_model(config('resnet-w1_b128_cifar10')).state_dict()
     for transform, alike in (('linear', True), ('swish', False)):
         model = build_model(config(f'repeat-resnet-w2-{transform}_b128_cifar10'))

@@ -12,13 +12,14 @@ import torch
 import torch.nn.functional as F
 from mmengine.config import Config
 
-from helpers import call, load_tool
+from helpers import ROOT, call
 from mmshared import SharingError
+from mmshared.convert.repeatnet import convert
 from mmshared.engine.build import build_model
 from mmshared.engine.checkpoint import load_checkpoint_file
 
 TOOL = 'model_converters/repeatnet_to_mmshared.py'
-converter = load_tool(TOOL)
+CONFIGS = ROOT / 'configs'
 
 VGG_SOURCES = {4: '1111111', 5: '121212', 6: '12323', 7: '1234', 8: '345', 9: '56', 10: '7'}  # from conv2_1 on
 
@@ -253,7 +254,7 @@ def test_a_converted_checkpoint_gives_their_outputs(name, make, tmp_path):
     checkpoint_of(theirs, tmp_path / 'theirs.ckpt')
     result = call(TOOL, tmp_path / 'theirs.ckpt', tmp_path / 'ours.pth')
     assert f'is for configs/repeatnet/{name}.py' in result.stdout, result.stderr
-    cfg = Config.fromfile(converter.CONFIGS / f'{name}.py')
+    cfg = Config.fromfile(CONFIGS / f'repeatnet/{name}.py')
     cfg.merge_from_dict(
         {
             key: int(value) if value.isdigit() else value
@@ -286,8 +287,8 @@ def test_other_checkpoints_are_refused():
         state = dict(theirs.state)
         change(state)
         with pytest.raises(SharingError, match=words):
-            converter.convert(state)
+            convert(state, CONFIGS)
     wide = TheirCNN(3, transform='swish')
     wide(torch.randn(1, 1, 29, 29))
     with pytest.raises(SharingError, match='of the network cnn, and there is no config of it'):
-        converter.convert(wide.state)
+        convert(wide.state, CONFIGS)

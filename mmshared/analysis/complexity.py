@@ -24,7 +24,7 @@ def count_multiply_adds(model: nn.Module, size: tuple[int, ...]) -> dict[str, in
     Args:
         model (nn.Module): A classifier, or a detector, of which backbone and neck are counted: the rest depends on
             the number of proposals.
-        size (tuple[int, ...]): Height and width of the image, and before them its channels where these are not 3.
+        size (tuple[int, ...]): Height and width of the image, and before them its channels if these are not 3.
 
     Returns:
         dict[str, int]: The number for each module by its name, of all of them for the name ''.

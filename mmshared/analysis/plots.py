@@ -20,6 +20,19 @@ from ..sharing import SharingError
 from .logs import Curve, Scores
 
 
+def _frame(axis: Axes, x: Sequence[float], y: Sequence[float], scale: str = 'linear') -> None:
+    """Set the grid, scale and limits of an axis for some values, from 0 if there is only one: matplotlib's are next to
+    nothing then. Values of which none is above 0 have no logarithmic scale."""
+    axis.grid(alpha=0.3)
+    if min(x) == max(x):
+        axis.set_xlim(0, 2 * x[0] or 1)
+    if scale == 'log' and max(y) > 0:
+        axis.set_yscale('log')
+    elif min(y) == max(y):
+        end = 2 * y[0] or 1
+        axis.set_ylim(sorted((-0.05 * end, end)))
+
+
 def draw_curves(scalars: dict[str, Curve], metric: str, out: Path) -> None:
     """Draw the loss, the orthogonality loss and a metric of a run, each over its own axis."""
     panels = [('loss', 'iteration', 'linear'), ('loss_orth', 'iteration', 'log'), (metric, 'epoch', 'linear')]
@@ -29,9 +42,9 @@ def draw_curves(scalars: dict[str, Curve], metric: str, out: Path) -> None:
     for axis, (name, steps, scale) in zip(axes[0], panels):
         x, y = zip(*scalars[name])
         axis.plot(x, y, marker='.' if len(x) < 30 else None)
-        axis.set(xlabel=steps, title=name, yscale=scale)
+        axis.set(xlabel=steps, title=name)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.grid(alpha=0.3)
+        _frame(axis, x, y, scale)
     figure.tight_layout()
     figure.savefig(out, dpi=120)
 
@@ -73,8 +86,8 @@ def draw_runs(runs: dict[str, dict[str, Curve]], pattern: str, out: Path, scale:
                 if name in scalars:
                     _draw_smoothed(axis, scalars[name], f'C{index}')
             axis.set_title(name, fontsize=9)
-            axis.set_yscale(scale)
-            axis.grid(alpha=0.3)
+            points = [point for scalars in runs.values() for point in scalars.get(name, [])]
+            _frame(axis, *zip(*points), scale)
     figure.legend(
         [Line2D([], [], color=f'C{index}') for index in range(len(runs))],
         list(runs),
@@ -138,8 +151,8 @@ def draw_similarities(similarities: dict[str, Tensor], layers: dict[str, list[st
     """Draw layer similarity matrices side by side.
 
     Args:
-        similarities (dict[str, Tensor]): The matrix of each bank, (convs, convs), by its name.
-        layers (dict[str, list[str]]): The names of each bank's convs.
+        similarities (dict[str, Tensor]): The matrix of each bank, (layers, layers), by its name.
+        layers (dict[str, list[str]]): The names of each bank's layers.
         out (Path): The image to write.
     """
     _draw_heat_maps(similarities, Normalize(0, 1), 'absolute cosine of the coefficients', out, layers)
@@ -148,7 +161,8 @@ def draw_similarities(similarities: dict[str, Tensor], layers: dict[str, list[st
 def _draw_heat_maps(
     matrices: dict[str, Tensor], norm: Normalize, label: str, out: Path, ticks: dict[str, list[str]] | None = None
 ) -> None:
-    """Draw matrices side by side under their titles, in one scale of colours; rows and columns named where wanted."""
+    """Draw matrices side by side under their titles, in one scale of colours, with the names of their rows and columns
+    if there are any."""
     columns = min(4, len(matrices))
     rows = -(-len(matrices) // columns)
     figure = Figure(figsize=(3.4 * columns + 0.8, 3.6 * rows), layout='constrained')
@@ -221,13 +235,20 @@ def draw_growth(growth: dict[str, list[dict]], out: Path) -> None:
             for name, points in lines.items():
                 axis.plot(*zip(*sorted(points)), marker='o', label=name)
             axis.set(title=work, xlabel=quantity, ylabel=unit, xticks=sorted({row['value'] for row in rows}))
+            _frame(axis, *zip(*(point for points in lines.values() for point in points)))
             axis.set_ylim(bottom=0)
-            axis.grid(alpha=0.3)
     axes[0, 0].legend()
     figure.savefig(out, dpi=110)
 
 
 def draw_metric(table: list[dict], metric: str, out: Path) -> None:
+    """Draw the metric of models over their parameters, with its standard deviation.
+
+    Args:
+        table (list[dict]): For each model its row, with ``model``, ``parameters``, ``mean`` and ``deviation``.
+        metric (str): The name of the metric.
+        out (Path): The image to write.
+    """
     figure = Figure(figsize=(8, 4.2), layout='constrained')
     axis = figure.subplots()
     for row in table:
@@ -236,6 +257,6 @@ def draw_metric(table: list[dict], metric: str, out: Path) -> None:
         )
     axis.margins(0.1)
     axis.set(xlabel='parameters in millions', ylabel=metric)
-    axis.grid(alpha=0.3)
+    _frame(axis, [row['parameters'] / 1e6 for row in table], [row['mean'] for row in table])
     figure.legend(loc='outside right upper', fontsize=8)
     figure.savefig(out, dpi=120)

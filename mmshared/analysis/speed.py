@@ -1,27 +1,32 @@
 """Time and memory of networks side by side in one process."""
 
+from __future__ import annotations
+
 import ast
+import copy
 import io
 import statistics
 import sys
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
+from mmengine.config import Config
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 from tqdm import tqdm
 
-from ..engine.build import feature_maps, inner
+from ..engine.build import build_model, build_plain, feature_maps, inner
 from ..hooks import orthogonality_loss, orthogonality_spaces
-from ..sharing import SharingError
+from ..sharing import SharingError, banks, deploy
 
 Work = Callable[[], object]
 
@@ -101,7 +106,7 @@ class LiveBytes(TorchDispatchMode):
         return out
 
 
-def peak_bytes(model: nn.Module, step: 'Step') -> int:
+def peak_bytes(model: nn.Module, step: Step) -> int:
     """The most memory that the tensors of a training step take at once: parameters, gradients, the optimizer's state
     and maps. What an operator takes while it works is counted only on a GPU.
 
@@ -148,8 +153,7 @@ def load_reference(file: str, call: str) -> nn.Module:
         return getattr(module, tree.func.id)(*args, **kwargs)
     except Exception as error:  # whatever their code raises
         raise SharingError(
-            f'--reference {file} {call!r} builds no network: {error}. Give a file of Python and a call '
-            'of one of its functions.'
+            f'{call!r} of {file} builds no network: {error}. Give a file of Python and a call of one of its functions.'
         ) from None
 
 
@@ -211,3 +215,166 @@ def rows_of_bytes(work: str, sizes: dict[str, int]) -> list[dict]:
     """Rows of a table from numbers of bytes, in proportion to the first."""
     first = next(iter(sizes.values()))
     return [dict(work=work, network=name, bytes=size, ratio=size / first) for name, size in sizes.items()]
+
+
+@dataclass
+class Setting:
+    """How networks are timed.
+
+    Attributes:
+        shape (tuple[int, int, int]): Channels, height and width of the images.
+        rounds (int): Number of rounds.
+        device (torch.device): Where.
+        autocast (str, optional): The type of mixed precision, ``'bfloat16'`` or ``'float16'``.
+        channels_last (bool): Whether the memory format is that.
+        compile (bool): Whether all networks are compiled.
+        reference (tuple[str, str], optional): A file and a call for :func:`load_reference`: a network to time too.
+    """
+
+    shape: tuple[int, int, int]
+    rounds: int
+    device: torch.device
+    autocast: str | None = None
+    channels_last: bool = False
+    compile: bool = False
+    reference: tuple[str, str] | None = None
+
+
+class Benchmark:
+    """The networks of a config, and what is measured of them.
+
+    Args:
+        cfg (Config): The config of a model that shares.
+        setting (Setting): How they are timed.
+
+    Raises:
+        SharingError: If the model shares nothing.
+    """
+
+    def __init__(self, cfg: Config, setting: Setting):
+        self.setting = setting
+        self.networks = {'plain': build_plain(cfg), 'shared': build_model(cfg)}
+        if not banks(self.networks['shared']):
+            raise SharingError('The model of this config shares nothing: there is nothing to compare.')
+        if setting.reference:
+            self.networks['reference'] = load_reference(*setting.reference)
+        self.layout = torch.channels_last if setting.channels_last else torch.contiguous_format
+        for network in self.networks.values():
+            network.to(setting.device, memory_format=self.layout)
+        dtype = getattr(torch, setting.autocast or 'bfloat16')
+        self.autocast = dict(enabled=setting.autocast is not None, dtype=dtype)
+
+    def images(self, number: int) -> Tensor:
+        images = torch.randn(number, *self.setting.shape, device=self.setting.device)
+        return images.to(memory_format=self.layout)
+
+    def compile(self, networks: dict[str, nn.Module]) -> None:
+        """Compile networks, if the setting says so."""
+        if self.setting.compile:
+            for network in networks.values():
+                inner(network).compile()
+
+    def rows(self, work: str, works: dict[str, Work]) -> list[dict]:
+        return rows_of(work, time_in_turn(works, self.setting.rounds, self.setting.device))
+
+    def training(self, batch: int, loss: bool = False) -> list[dict]:
+        """Time a training step, and that with the orthogonality loss too."""
+        images, spaces = self.images(batch), orthogonality_spaces(self.networks['shared'])
+        works: dict[str, Work] = {
+            name: Step(network, images, autocast=self.autocast) for name, network in self.networks.items()
+        }
+        if loss and any(bank.basis().requires_grad for space in spaces for bank in space.banks):
+            works['shared, with the loss'] = Step(self.networks['shared'], images, 10.0, self.autocast)
+            works['the loss alone'] = lambda: orthogonality_loss(spaces).backward()
+        return self.rows(f'training step, batch {batch}', works)
+
+    def inference(self, batch: int) -> list[dict]:
+        """Time inference of the networks as they are trained."""
+        images = self.images(batch)
+        works = {name: inference_of(network, images, self.autocast) for name, network in self.networks.items()}
+        return self.rows(f'inference as trained, batch {batch}', works)
+
+    def deployed(self, batch: int) -> list[dict]:
+        """Time inference of the networks as they are shipped."""
+        images = self.images(batch)
+        with torch.autocast(self.setting.device.type, **self.autocast):
+            networks = {name: deploy(inner(network), images) for name, network in self.networks.items()}
+        self.compile(networks)
+        works = {name: inference_of(network, images, self.autocast) for name, network in networks.items()}
+        return self.rows(f'inference as shipped, batch {batch}', works)
+
+    def memory(self, batch: int) -> list[dict]:
+        """The most memory that a training step takes."""
+        sizes = {}
+        for name, network in self.networks.items():
+            network = copy.deepcopy(network)
+            sizes[name] = peak_bytes(network, Step(network, self.images(batch), autocast=self.autocast))
+        return rows_of_bytes(f'memory of a training step, batch {batch}', sizes)
+
+    def weights(self) -> list[dict]:
+        """The size of the weights on disk."""
+        sizes = {name: checkpoint_bytes(network) for name, network in self.networks.items()}
+        return rows_of_bytes('weights on disk', sizes)
+
+
+def benchmark(cfg: Config, setting: Setting, batch: int, inference_batches: Sequence[int]) -> list[dict]:
+    """Measure everything of a config's networks.
+
+    Args:
+        cfg (Config): The config.
+        setting (Setting): How they are timed.
+        batch (int): Number of images of a training step.
+        inference_batches (Sequence[int]): Numbers of images of a forward pass.
+
+    Returns:
+        list[dict]: A row for each work and network.
+    """
+    found = Benchmark(cfg, setting)
+    sizes = [*found.memory(batch), *found.weights()]  # before anything is compiled
+    found.compile(found.networks)
+    rows = [*found.training(batch, loss=True), *sizes]
+    for number in inference_batches:
+        rows += [*found.inference(number), *found.deployed(number)]
+    return rows
+
+
+def growth(
+    cfg: Config, setting: Setting, batch: int, batches: Sequence[int], depths: Sequence[int], ranks: Sequence[int]
+) -> dict[str, list[dict]]:
+    """Measure how time and memory grow.
+
+    Args:
+        cfg (Config): The config.
+        setting (Setting): How its networks are timed.
+        batch (int): Number of images of a training step and of a forward pass, except where it is what grows.
+        batches (Sequence[int]): Sizes of a batch.
+        depths (Sequence[int]): Depths of the backbone.
+        ranks (Sequence[int]): Shared ranks of its bank.
+
+    Returns:
+        dict[str, list[dict]]: The rows for each quantity by its name, with its ``value``.
+
+    Raises:
+        SharingError: If the config builds no network of such a depth or rank.
+    """
+    variants = [
+        *[('depth', depth, {'model.backbone.depth': depth}, batch) for depth in depths],
+        *[('shared rank', rank, {'model.backbone.sharing.bank.shared_rank': rank}, batch) for rank in ranks],
+        *[('batch', number, {}, number) for number in batches],
+    ]
+    found: dict[str, list[dict]] = {}
+    for quantity, value, options, number in variants:
+        variant = copy.deepcopy(cfg)
+        variant.merge_from_dict(options)
+        try:
+            each = Benchmark(variant, setting)
+        except (KeyError, TypeError) as error:
+            raise SharingError(f'The config builds no network of {quantity} {value}: {error}.') from None
+        rows = each.memory(number)  # before anything is compiled
+        each.compile(each.networks)
+        rows += [*each.training(number), *each.deployed(number)]
+        # Without the batch in the name, works are the same at each batch.
+        found.setdefault(quantity, []).extend(
+            dict(row, value=value, work=row['work'].rpartition(',')[0]) for row in rows
+        )
+    return found

@@ -1,23 +1,105 @@
 """Suites of training runs: what they are, what came of them, as one table and one plot."""
 
+from __future__ import annotations
+
 import csv
 import json
 import os
 import re
 import statistics
 from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import UnionType
+from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 from mmengine.config import Config
 
-from ..engine.build import build_model
+from ..engine.build import build_empty
 from ..engine.config import load_config, merge_options
 from ..sharing import SharingError
 from .complexity import count_multiply_adds, parameter_count
 from .logs import read_records, read_scalars
 from .plots import draw_metric
+
+T = TypeVar('T')
+
+
+@dataclass
+class Entry:
+    """A model in the file of a suite.
+
+    Attributes:
+        config (str): A file, relative to the folder that the command is called in, or a library's name.
+        name (str): The name of the model. Defaults to that of the file.
+        options (dict, optional): Changes of the config.
+    """
+
+    config: str
+    name: str = ''
+    options: dict | None = None
+
+    def __post_init__(self):
+        self.name = self.name or Path(self.config.rpartition('::')[2]).stem
+        if not re.fullmatch(r'\w[\w.+-]*', self.name):
+            raise ValueError(f'a name is made of letters, digits and .+-_, and {self.name!r} is not')
+
+
+@dataclass
+class SuiteFile:
+    """The file of a suite.
+
+    Attributes:
+        metric (str): The name of the metric in the log.
+        configs (list): The models: configs, or mappings as :class:`Entry`.
+        seeds (list[int]): The seeds of each model. Defaults to 0.
+        options (dict, optional): Changes of all configs, as the entries have them.
+        shape (list[int]): Height and width that multiply-adds are counted for, after the number of channels if that
+            is not 3. Defaults to 224, 224.
+    """
+
+    metric: str
+    configs: list[str | dict]
+    seeds: list[int] = field(default_factory=lambda: [0])
+    options: dict | None = None
+    shape: list[int] = field(default_factory=lambda: [224, 224])
+
+    def __post_init__(self):
+        if not self.configs or not self.seeds:
+            raise ValueError('it has no config or no seed')
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f'its seeds {self.seeds} are not different')
+        if len(self.shape) not in (2, 3):
+            raise ValueError(f'its shape {self.shape} is not height and width, or these after the channels')
+
+
+def _from_yaml(kind: type[T], values: Any, what: str) -> T:
+    """Make a dataclass of what a YAML file has, and raise a :class:`SharingError` if that has other keys or types."""
+    types = get_type_hints(kind)
+    needed = [each.name for each in fields(kind) if each.default is MISSING and each.default_factory is MISSING]
+    if not isinstance(values, dict) or not set(needed) <= set(values) <= set(types):
+        others = [name for name in types if name not in needed]
+        raise SharingError(
+            f'{what} has to be a mapping with {" and ".join(needed)} and, if you want them, {", ".join(others)}.'
+        )
+    for key, value in values.items():
+        if not _is(value, types[key]):
+            wanted = getattr(types[key], '__name__', '') if isinstance(types[key], type) else str(types[key])
+            raise SharingError(f'{what} has {key}: {value!r}, and that has to be of the type {wanted}.')
+    try:
+        return kind(**values)
+    except ValueError as error:
+        raise SharingError(f'{what} is wrong: {error}.') from None
+
+
+def _is(value: Any, kind: Any) -> bool:
+    """Whether a value is of a type such as ``list[int]`` or ``dict | None``."""
+    if get_origin(kind) is UnionType:
+        return any(_is(value, each) for each in get_args(kind))
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_is(each, *get_args(kind)) for each in value)
+    return type(value) is kind  # true is no number
 
 
 class Run(NamedTuple):
@@ -43,9 +125,9 @@ class Run(NamedTuple):
     def config_file(self) -> Path:
         return self.work_dir.with_name(f'{self.work_dir.name}.py')
 
-    def arguments(self) -> list[str]:
-        """The arguments of train.py. With ``--resume`` an interrupted run goes on."""
-        return [str(self.config_file), '--work-dir', str(self.work_dir), '--resume']
+    @property
+    def log(self) -> Path:
+        return self.work_dir / 'run.log'
 
 
 class Suite(NamedTuple):
@@ -65,80 +147,37 @@ class Suite(NamedTuple):
 def read_suite(path: Path, work_dir: Path) -> Suite:
     """Read a suite from a YAML file, and build each of its models once.
 
-    Its keys: ``metric``, the name of the metric in the log; ``configs``, a list of configs, or of mappings with
-    ``config`` and where wanted ``name`` and ``options``; and where wanted ``seeds`` (default: 0), ``options`` for all
-    configs, and ``shape``, height and width for the multiply-adds, after the number of channels where that is not 3
-    (default: 224, 224). Configs are files, relative to the folder that the command is called in, or a library's names;
-    options are those of ``--cfg-options``, values as YAML has them.
+    Its keys are the attributes of :class:`SuiteFile`. Options have the values that YAML gives them.
 
     Raises:
         SharingError: If the file says something else, or a model cannot be built.
     """
     try:
-        suite = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = ' '.join(str(error).split())
         raise SharingError(f'The suite {path} cannot be read: {reason}') from None
-    _check(suite, path)
+    suite = _from_yaml(SuiteFile, content, f'The suite {path}')
     runs, counts = [], {}
-    for entry in suite['configs']:
-        entry = dict(config=entry) if isinstance(entry, str) else entry
-        name = entry.get('name', Path(entry['config'].rpartition('::')[2]).stem)
-        if name in counts:
-            raise SharingError(f'The suite {path} has {name} twice: give entries of one config names of their own.')
-        cfg = _config(entry['config'], {**(suite.get('options') or {}), **(entry.get('options') or {})})
-        try:
-            model = build_model(cfg)
-            counts[name] = dict(
-                parameters=parameter_count(model),
-                macs=count_multiply_adds(model, tuple(suite.get('shape', (224, 224))))[''],
-            )
-        except Exception as error:
-            raise SharingError(f'{name} of the suite {path} cannot be built: {str(error).splitlines()[-1]}') from None
-        for seed in suite.get('seeds', [0]):
-            cfg.merge_from_dict({'randomness.seed': seed})
-            runs.append(Run(name, seed, cfg.pretty_text, work_dir / name / f'seed_{seed}'))
-    return Suite(suite['metric'], runs, counts)
-
-
-def _check(suite: Any, path: Path) -> None:
-    """Raise a :class:`SharingError` unless a suite's file has the keys and types that it may have."""
-    kinds = dict(metric=str, configs=list, seeds=list, options=(dict, type(None)), shape=list)
-    if (
-        not isinstance(suite, dict)
-        or not {'metric', 'configs'} <= set(suite) <= set(kinds)
-        or not all(isinstance(value, kinds[key]) for key, value in suite.items())
-    ):
-        raise SharingError(
-            f'The suite {path} has to be a mapping with metric, a name, and configs, a list, and where '
-            'wanted seeds, a list, options, a mapping, and shape, a list.'
-        )
-    seeds, shape = suite.get('seeds', [0]), suite.get('shape', [224, 224])
-    if (
-        not all(type(number) is int for number in (*seeds, *shape))
-        or len(shape) not in (2, 3)
-        or len(set(seeds)) < len(seeds)
-    ):
-        raise SharingError(
-            f'The suite {path} has seeds {seeds} and shape {shape}: give different whole numbers, and '
-            'height and width, after the channels if not 3.'
-        )
-    if not suite['configs'] or not seeds:
-        raise SharingError(f'The suite {path} has no config or no seed.')
-    for entry in suite['configs']:
-        fine = (
-            isinstance(entry, str)
-            or isinstance(entry, dict)
-            and isinstance(entry.get('config'), str)
-            and set(entry) <= {'config', 'name', 'options'}
-            and isinstance(entry.get('options'), (dict, type(None)))
-            and re.fullmatch(r'\w[\w.+-]*', str(entry.get('name', 'x')))
-        )
-        if not fine:
+    for each in suite.configs:
+        given = dict(config=each) if isinstance(each, str) else each
+        entry = _from_yaml(Entry, given, f'The entry {each} of the suite {path}')
+        if entry.name in counts:
             raise SharingError(
-                f'The suite {path} has the entry {entry}: give a config, or a mapping with config and, '
-                'where wanted, name (letters, digits and .+-_) and options.'
+                f'The suite {path} has {entry.name} twice: give entries of one config names of their own.'
             )
+        cfg = _config(entry.config, {**(suite.options or {}), **(entry.options or {})})
+        try:
+            model = build_empty(cfg)
+            macs = count_multiply_adds(model, tuple(suite.shape))['']
+        except Exception as error:
+            reason = str(error).splitlines()[-1]
+            raise SharingError(f'{entry.name} of the suite {path} cannot be built: {reason}') from None
+        counts[entry.name] = dict(parameters=parameter_count(model), macs=macs)
+        for seed in suite.seeds:
+            cfg.merge_from_dict({'randomness.seed': seed})
+            runs.append(Run(entry.name, seed, cfg.pretty_text, work_dir / entry.name / f'seed_{seed}'))
+    return Suite(suite.metric, runs, counts)
 
 
 def _config(name: str, options: dict) -> Config:
@@ -162,7 +201,7 @@ def finished(run: Run, suite: Suite) -> bool:
     if run.config_file.is_file() and run.config_file.read_text() != run.config:
         raise SharingError(
             f'{run.work_dir} holds a run with other settings: remove it and {run.config_file.name} '
-            'beside it, or name another --work-dir.'
+            'beside it, or train in another folder.'
         )
     result = run.work_dir / 'result.json'
     return result.is_file() and read_result(result)['metric_name'] == suite.metric
@@ -178,7 +217,7 @@ def read_result(path: Path) -> dict:
         result = json.loads(path.read_text())
         return {**result, 'metric': float(result['metric']), 'metric_name': str(result['metric_name'])}
     except (KeyError, TypeError, ValueError):
-        raise SharingError(f'{path} is damaged: remove it, and call tools/benchmark.py again.') from None
+        raise SharingError(f'{path} is damaged: remove it, and train this run again.') from None
 
 
 def collect(run: Run, suite: Suite, resident_bytes: int) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ..engine.build import build_empty, relative_difference
+from ..engine.config import config_path
 from ..sharing import RepeatedLayers, SharingError, banks, fold_layers, repeated_layers
 
 TIED = dict(type='TiedFilters')
@@ -39,6 +40,13 @@ class Outcome(NamedTuple):
     reason: str = ''
     groups: int = 0
     saved: float = 0.0
+
+
+def stock_configs(library: str) -> dict[str, Path]:
+    """The configs of a library by the names that it gives them."""
+    root = Path(config_path(f'{library}::_base_/default_runtime.py')).parents[1]
+    paths = [path for path in sorted(root.rglob('*.py')) if '_base_' not in path.parts]
+    return {f'{library}::{path.relative_to(root)}': path for path in paths}
 
 
 def backbones_of(model: object) -> Iterator[dict]:

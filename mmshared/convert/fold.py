@@ -3,15 +3,59 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torchvision
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from ..engine.build import build_model, relative_difference
+from ..engine.build import build_model, feature_maps, relative_difference
 from ..engine.config import drop_hooks, plain_twin
-from ..sharing import SharingError
+from ..sharing import SharingError, banks, fold_layers
+
+TOLERANCE = 1e-4
+
+
+class Folded(NamedTuple):
+    """A shared network as a plain one.
+
+    Attributes:
+        config (Config): The config of the plain network.
+        plain (nn.Module): The plain network, in eval mode.
+        difference (float): The largest relative difference of its outputs from those of the shared one.
+    """
+
+    config: Config
+    plain: nn.Module
+    difference: float
+
+
+@torch.no_grad()
+def fold_model(cfg: Config, shared: nn.Module, images: Tensor) -> Folded:
+    """Fold a model into one of the stock classes, and compare their outputs.
+
+    Args:
+        cfg (Config): The config of the shared model.
+        shared (nn.Module): The shared model, in eval mode. It stays as it is.
+        images (Tensor): Images to compare at, (N, C, H, W).
+
+    Raises:
+        SharingError: If the model shares nothing, or if the outputs differ by more than a relative 1e-4.
+    """
+    if not banks(shared):
+        raise SharingError('The network of this config shares nothing: there is nothing to fold.')
+    stock = stock_config(cfg)
+    plain = build_model(stock)
+    plain.load_state_dict(fold_layers(copy.deepcopy(shared)).state_dict(), strict=True)
+    plain.eval()
+    difference = relative_difference(feature_maps(plain, images), feature_maps(shared, images))
+    if not difference < TOLERANCE:
+        raise SharingError(
+            f'The outputs of the folded network differ by a relative {difference:.2g}, more than {TOLERANCE:g}.'
+        )
+    return Folded(stock, plain, difference)
 
 
 def stock_config(cfg: Config) -> Config:
@@ -49,8 +93,8 @@ def to_torchvision(model: nn.Module) -> dict[str, Tensor]:
             break
     else:
         raise SharingError(
-            '--torchvision is for classifiers whose layers are those of a ResNet, ResNeXt or wide '
-            'ResNet of torchvision, and this is none.'
+            'Only classifiers whose layers are those of a ResNet, ResNeXt or wide ResNet of torchvision have its '
+            'keys, and this is none.'
         )
     twin.load_state_dict(state_dict, strict=True, assign=True)
     images = torch.randn(1, 3, 64, 64)
@@ -59,3 +103,11 @@ def to_torchvision(model: nn.Module) -> dict[str, Tensor]:
     if not difference < 1e-4:
         raise SharingError(f"torchvision's {name} with these weights differs by a relative {difference:.2g}.")
     return state_dict
+
+
+def save_safetensors(state_dict: dict[str, Tensor], path: Path) -> None:
+    """Write a state dict as safetensors."""
+    from safetensors.torch import save_file
+
+    # Clones: the heads of some detectors have layers in common too.
+    save_file({key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in state_dict.items()}, path)

@@ -2,11 +2,14 @@
 
 import copy
 import re
+import tempfile
 from collections.abc import Hashable, Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from mmengine.config import Config
+from mmengine.runner import Runner
 from sklearn.cluster import AgglomerativeClustering
 from torch import Tensor, nn
 
@@ -76,16 +79,16 @@ def expand_program(program: Sequence[Loop]) -> list:
 
 
 def stage_programs(model: nn.Module) -> dict[str, str]:
-    """What each stage of a network that shares runs, as a line of text: convs by their names in the stage, those that
-    run one kernel by the name of the first of them."""
+    """What each stage of a network that shares runs, as a line of text: layers by their names in the stage, those
+    that run one kernel by the name of the first of them."""
     programs = {}
     for stage in dict.fromkeys(_stage_of(model, bank) for bank in banks(model)):
         names: dict[tuple, str] = {}
         sequence = []
-        for name, conv in model.get_submodule(stage).named_modules():
-            if isinstance(conv, (nn.Conv2d, SharedLayer)):
-                looped = isinstance(conv, SharedLayer) and isinstance(conv.bank, LoopedTemplates)
-                kernel = (conv.bank, conv.kernel) if looped else (conv, 0)
+        for name, layer in model.get_submodule(stage).named_modules():
+            if isinstance(layer, (nn.Conv2d, nn.Linear, SharedLayer)):
+                looped = isinstance(layer, SharedLayer) and isinstance(layer.bank, LoopedTemplates)
+                kernel = (layer.bank, layer.kernel) if looped else (layer, 0)
                 sequence.append(names.setdefault(kernel, name))
         programs[stage] = '; '.join(
             ' '.join(body) if times == 1 else f'loop {times} x [{" ".join(body)}]'
@@ -94,8 +97,23 @@ def stage_programs(model: nn.Module) -> dict[str, str]:
     return programs
 
 
+class FoldedLoops(NamedTuple):
+    """A network whose layers that are alike run in loops.
+
+    Attributes:
+        config (Config): Its config, without hooks of mmshared.
+        model (nn.Module): The model, in eval mode.
+        conversions (list[Conversion]): What became of each group of kernels that was folded; empty if no layers are
+            alike.
+    """
+
+    config: Config
+    model: nn.Module
+    conversions: list[Conversion]
+
+
 @torch.no_grad()
-def fold_loops(cfg: Config, model: nn.Module, threshold: float) -> tuple[Config, nn.Module, list[Conversion]]:
+def fold_loops(cfg: Config, model: nn.Module, threshold: float) -> FoldedLoops:
     """Let those layers of each template bank that are alike run one kernel.
 
     The kernel and the scales of its layers are the best fit of rank one to the kernels that they had: the sum of the
@@ -107,10 +125,6 @@ def fold_loops(cfg: Config, model: nn.Module, threshold: float) -> tuple[Config,
         model (nn.Module): The model.
         threshold (float): See :func:`similar_layers`.
 
-    Returns:
-        tuple: The config of the folded model, without hooks of mmshared, the model, and for each group of kernels
-        that was folded what became of it. Where no layers are alike, the list is empty.
-
     Raises:
         SharingError: If the model has no template bank.
     """
@@ -121,52 +135,98 @@ def fold_loops(cfg: Config, model: nn.Module, threshold: float) -> tuple[Config,
     kernels = {bank: numbers for bank, numbers in kernels.items() if len(set(numbers)) < len(numbers)}
 
     folded_cfg = drop_hooks(Config(copy.deepcopy(cfg.to_dict())))
-    folded_cfg.model.backbone.sharing = _folded_sharing(model.backbone, kernels)
-
+    folded_cfg.model.backbone.sharing = [
+        _sharing_of(bank, model.backbone.sharing, kernels.get(bank)) for bank in banks(model.backbone)
+    ]
     keys = folded_cfg.get('optim_wrapper', {}).get('paramwise_cfg', {}).get('custom_keys', {})
-    if 'coefficients' in keys:  # the factors of the convs are as little to be decayed as coefficients
+    if 'coefficients' in keys:  # the factors of the layers are as little to be decayed as coefficients
         keys['.scale'] = keys['coefficients']
 
-    # The plain kernels of what is folded: the looped banks are fitted to them as to any plain checkpoint.
-    state_dict = model.state_dict()
-    for name, conv in model.named_modules():
-        if isinstance(conv, SharedLayer) and conv.bank in kernels:
-            for key in conv.state_dict():
-                if key != 'bias':
-                    del state_dict[f'{name}.{key}']
-            state_dict[f'{name}.weight'] = conv.dense()[0]
+    state_dict = _with_plain_kernels(model, kernels)
     folded = build_model(folded_cfg)
     conversions = share_state_dict(folded, state_dict)
     folded.load_state_dict(state_dict, strict=True)
-    return folded_cfg, folded.eval(), conversions
+    return FoldedLoops(folded_cfg, folded.eval(), conversions)
 
 
-def _folded_sharing(network: nn.Module, kernels: dict[Bank, list[int]]) -> list[dict]:
-    """The sharing of a network with loops in place of those banks that have numbers of kernels: an entry for each
-    group of each stage."""
-    sharings = network.sharing if isinstance(network.sharing, (list, tuple)) else [network.sharing]
-    folded = []
-    for bank in banks(network):
-        key = 'groups' if bank.stage is not None else 'layers'
-        sharing = next(
-            each
-            for each in sharings
-            if bank.group in _patterns(each, key) and re.fullmatch(each.get('stages') or '.*', bank.stage or '')
-        )
-        config = sharing['bank']
-        if isinstance(config, (list, tuple)):
-            config = config[_patterns(sharing, key).index(bank.group)]
-        if bank in kernels:
-            config = dict(type='LoopedTemplates', kernels=kernels[bank], num_templates=len(bank.templates))
-        place = {} if bank.stage is None else dict(stages=re.escape(bank.stage))
-        own = {name: sharing[name] for name in ('own_blocks',) if name in sharing}
-        folded.append({**place, key: [bank.group], **own, 'bank': dict(config)})
-    return folded
+def _with_plain_kernels(model: nn.Module, folded: dict[Bank, list[int]]) -> dict[str, Tensor]:
+    """The state dict of a model with plain kernels for the layers of some banks: looped banks are fitted to it, as to
+    any plain checkpoint."""
+    state_dict = model.state_dict()
+    for name, layer in model.named_modules():
+        if isinstance(layer, SharedLayer) and layer.bank in folded:
+            for key in set(layer.state_dict()) - {'bias'}:
+                del state_dict[f'{name}.{key}']
+            state_dict[f'{name}.weight'] = layer.dense()[0]
+    return state_dict
 
 
-def _patterns(sharing: dict, key: str) -> list[str]:
-    patterns = sharing.get(key) or []
+def _sharing_of(bank: Bank, sharing: dict | Sequence[dict], kernels: list[int] | None) -> dict:
+    """The entry of a config's ``sharing`` for one bank: as a loop if there are numbers of kernels, else as it was."""
+    entry = next(each for each in ([sharing] if isinstance(sharing, dict) else sharing) if _makes(each, bank))
+    kind = _group_key(bank)
+    if kernels is not None:
+        config = dict(type='LoopedTemplates', kernels=kernels, num_templates=len(bank.templates))
+    elif isinstance(entry['bank'], dict):
+        config = dict(entry['bank'])
+    else:
+        config = dict(entry['bank'][_patterns(entry, kind).index(bank.group)])
+    place = {} if bank.stage is None else dict(stages=re.escape(bank.stage))
+    own = {'own_blocks': entry['own_blocks']} if 'own_blocks' in entry else {}
+    return {**place, kind: [bank.group], **own, 'bank': config}
+
+
+def _makes(entry: dict, bank: Bank) -> bool:
+    """Whether an entry of a config's ``sharing`` is the one that a bank was made by."""
+    in_stage = bank.stage is None or re.fullmatch(entry.get('stages') or '.*', bank.stage)
+    return bank.group in _patterns(entry, _group_key(bank)) and bool(in_stage)
+
+
+def _group_key(bank: Bank) -> str:
+    """Whether the group of a bank is found in the blocks of a stage, or named outright."""
+    return 'layers' if bank.stage is None else 'groups'
+
+
+def _patterns(entry: dict, key: str) -> list[str]:
+    patterns = entry.get(key) or []
     return [patterns] if isinstance(patterns, str) else list(patterns)
+
+
+def evaluate(cfg: Config, model: nn.Module) -> dict[str, Any]:
+    """The metrics of a model on the test set of its config."""
+    with tempfile.TemporaryDirectory() as work_dir:
+        return _runner(cfg, model, work_dir).test()
+
+
+def recalibrate(cfg: Config, model: nn.Module, batches: int) -> nn.Module:
+    """A copy of a model whose batch norms have the mean statistics of some batches of the training set."""
+    from mmpretrain.engine.hooks.precise_bn_hook import update_bn_stats
+
+    with tempfile.TemporaryDirectory() as work_dir:
+        runner = _runner(cfg, model, work_dir)
+        loader = Runner.build_dataloader(copy.deepcopy(cfg.train_dataloader), seed=runner.seed)
+        runner.model.train()
+        update_bn_stats(runner.model, loader, batches * loader.batch_size)
+        return runner.model.cpu().eval()
+
+
+def _runner(cfg: Config, model: nn.Module, work_dir: str) -> Runner:
+    """A runner of a config with the weights of a model, and no hooks but the default ones."""
+    cfg = copy.deepcopy(cfg)
+    cfg.merge_from_dict(
+        dict(
+            work_dir=work_dir,
+            experiment_name=Path(work_dir).name,
+            log_level='ERROR',
+            load_from=None,
+            resume=False,
+            custom_hooks=[],
+        )
+    )
+    cfg.setdefault('randomness', dict(seed=0))
+    runner = Runner.from_cfg(cfg)
+    runner.model.load_state_dict(model.state_dict(), strict=True)
+    return runner
 
 
 def _stage_of(model: nn.Module, bank: Bank) -> str:

@@ -2,8 +2,6 @@
 
 import math
 
-import matplotlib
-import numpy as np
 import torch
 import torch.nn.functional as F
 from mmengine.hooks import Hook
@@ -144,7 +142,8 @@ class BasisHealthHook(IterationMonitorHook):
 @HOOKS.register_module()
 class LayerSimilarityHook(IterationMonitorHook):
     """Writes how alike the layers of each template bank are: the ``mean`` and the ``max`` of their pairs'
-    similarities, and the layer similarity matrix as an image. See :func:`layer_similarity`.
+    similarities, and the layer similarity matrix as an image, white where layers are one. See
+    :func:`layer_similarity`.
 
     Args:
         interval (int): Number of iterations from one record to the next. Defaults to 500.
@@ -162,14 +161,13 @@ class LayerSimilarityHook(IterationMonitorHook):
     def record(self, runner, found: dict[str, TemplateBank]) -> None:
         figures = {}
         for name, bank in found.items():
-            matrix = layer_similarity(bank).cpu()
+            matrix = layer_similarity(bank).clamp(0, 1).cpu()
             pairs = matrix[tuple(torch.triu_indices(*matrix.shape, 1))]
             figures[name] = dict(mean=pairs.mean().item(), max=pairs.max().item())
-            # A square of 16 pixels for each pair; no slash in the name, of which files are made.
-            image = matplotlib.colormaps['viridis'](matrix.numpy(), bytes=True)[..., :3]  # (convs, convs, 3)
-            runner.visualizer.add_image(
-                f'{self.title}_{name}', np.kron(image, np.ones((16, 16, 1), np.uint8)), runner.iter + 1
-            )
+            # A grey square of 16 pixels for each pair; no slash in the name, of which files are made.
+            image = (255 * matrix).byte().repeat_interleave(16, 0).repeat_interleave(16, 1)
+            image = image[..., None].expand(-1, -1, 3).numpy()  # (16 layers, 16 layers, 3)
+            runner.visualizer.add_image(f'{self.title}_{name}', image, runner.iter + 1)
         self.write(runner, figures)
 
 

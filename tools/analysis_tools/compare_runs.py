@@ -1,7 +1,7 @@
 """Draw the logged scalars of several runs over each other.
 
-What a GradientFlowHook has written, unless told otherwise: the gradients of the banks, with and without the
-orthogonality loss say.
+What a GradientFlowHook has written, unless told otherwise: for example the gradients of the banks with and without the
+orthogonality loss.
 """
 
 import argparse
@@ -21,7 +21,7 @@ def main() -> None:
         '--scalars',
         default='grad/.*',
         metavar='PATTERN',
-        help="regular expression of the scalars' names, 'basis/.*' or 'loss' say (default: grad/.*)",
+        help="regular expression of the scalars' names, for example 'basis/.*' or 'loss' (default: grad/.*)",
     )
     parser.add_argument('--linear', action='store_true', help='linear, not logarithmic')
     args = parser.parse_args()

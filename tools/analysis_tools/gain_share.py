@@ -1,8 +1,8 @@
-"""Print how much of the gain of one model over a baseline other models reach: of the gain of equivariance on rotated
-MNIST, say, by learned repetition alone.
+"""Print how much of the gain of one model over a baseline other models reach: for example how much of the gain of
+equivariance on rotated MNIST learned repetition reaches.
 
 The share of a model is (its accuracy - the baseline's) / (the better model's - the baseline's), of the means over the
-seeds. In brackets is its 95 % interval by the spread of the seeds, where each model has several.
+seeds. In brackets is its 95 % interval by the spread of the seeds, if each model has several.
 """
 
 import argparse

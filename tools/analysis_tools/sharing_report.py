@@ -1,17 +1,30 @@
 """Print which layers of a config's model share what: parameters and multiply-adds by group, and against the plain
-network."""
+network. Of a plain network, which layers could share."""
 
 import argparse
 import json
 from pathlib import Path
 
+from mmengine.config import DictAction
 from rich.console import Console
 from rich.table import Table
 
+from mmshared import banks, repeated_layers
 from mmshared.analysis.complexity import complexity, sharing_groups
 from mmshared.cli import add_shape, errors_in_a_sentence, output_file, own_files
 from mmshared.engine.build import build_model
-from mmshared.engine.config import load_config
+from mmshared.engine.config import load_config, merge_options
+
+
+def print_table(title: str, caption: str, names: list[str], numbers: list[str], rows: list[list[str]]) -> None:
+    table = Table(title=title, caption=caption)
+    for name in names:
+        table.add_column(name, overflow='fold')
+    for name in numbers:
+        table.add_column(name, justify='right')
+    for row in rows:
+        table.add_row(*row)
+    Console(width=max(110, Console().width)).print(table)
 
 
 @errors_in_a_sentence()
@@ -21,25 +34,38 @@ def main() -> None:
     parser.add_argument('config', help='a config file, or the name of one of mmdet or mmpretrain')
     add_shape(parser)
     parser.add_argument('--json', type=output_file, help='a file to write the same to')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, help='changes of the config')
     args = parser.parse_args()
     cfg = load_config(args.config)
-    groups, totals = sharing_groups(build_model(cfg), args.shape), complexity(cfg, args.shape)
-
-    table = Table(title=Path(args.config).stem, caption='parameters, and multiply-adds in millions')
-    for name in ('stage', 'group', 'bank', 'layers'):
-        table.add_column(name, overflow='fold')
-    for name in ('shared', 'own', 'plain', 'M', 'plain M'):
-        table.add_column(name, justify='right')
-    for row in groups:
-        table.add_row(
-            row['stage'],
-            row['group'],
-            row['bank'],
-            ' '.join(row['layers']),
-            *[f'{row[key]:,}' for key in ('shared', 'own', 'plain')],
-            *[f'{row[key] / 1e6:,.0f}' for key in ('macs', 'plain_macs')],
+    merge_options(cfg, args.cfg_options)
+    model, title = build_model(cfg), Path(args.config).stem
+    groups, totals = sharing_groups(model, args.shape), complexity(cfg, args.shape)
+    if banks(model):
+        rows = [
+            [
+                row['stage'],
+                row['group'],
+                row['bank'],
+                ' '.join(row['layers']),
+                *[f'{row[key]:,}' for key in ('shared', 'own', 'plain')],
+                *[f'{row[key] / 1e6:,.0f}' for key in ('macs', 'plain_macs')],
+            ]
+            for row in groups
+        ]
+        names, numbers = ['stage', 'group', 'bank', 'layers'], ['shared', 'own', 'plain', 'M', 'plain M']
+        print_table(title, 'parameters, and multiply-adds in millions', names, numbers, rows)
+    else:
+        found = repeated_layers(model)
+        print(
+            'Nothing is shared in this network' + (': these layers could be.' if found else ', and nothing repeats.')
         )
-    Console(width=max(110, Console().width)).print(table)
+        if found:
+            rows = [
+                [each.stage, each.group, 'x'.join(map(str, each.shape)), str(len(each.layers)), f'{each.parameters:,}']
+                for each in found
+            ]
+            names, numbers = ['stage', 'group', 'shape'], ['layers', 'parameters of each']
+            print_table(title, 'layers outside of the first block of each stage', names, numbers, rows)
     for name, key in (('parameters', 'parameters'), ('multiply-adds', 'macs')):
         here, there = totals[key], totals[f'plain_{key}']
         print(f'{name} of the whole model: {here:,}, plain {there:,} ({here / there - 1:+.1%})')

@@ -17,7 +17,7 @@ from sklearn.datasets import load_digits
 from tqdm import tqdm
 
 CLASSES = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
-VAL_SHARE = 0.2  # of the digits, for the validation scenes alone
+VAL_SHARE = 0.2  # of the digits, only for the validation scenes
 
 Box = tuple[int, int, int, int]  # x, y, width, height in pixels
 

@@ -12,15 +12,14 @@ import re
 import sys
 import time
 import warnings
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from mmshared import SharingError
-from mmshared.analysis.sweep import Sweep, count
+from mmshared.analysis.sweep import Sweep, count, stock_configs
 from mmshared.cli import errors_in_a_sentence, output_file, own_files
-from mmshared.engine.config import LIBRARIES, config_path
+from mmshared.engine.config import LIBRARIES
 
 
 @errors_in_a_sentence()
@@ -43,20 +42,16 @@ def main() -> None:
     warnings.simplefilter('ignore')
     logging.disable(logging.WARNING)
 
-    configs = {}
-    for library in args.libraries:
-        root = Path(config_path(f'{library}::_base_/default_runtime.py')).parents[1]
-        configs.update(
-            {
-                f'{library}::{path.relative_to(root)}': path
-                for path in sorted(root.rglob('*.py'))
-                if '_base_' not in path.parts
-            }
-        )
     try:
-        configs = {name: path for name, path in configs.items() if re.search(args.match, name)}
+        pattern = re.compile(args.match)
     except re.error as error:
         parser.error(f'--match {args.match}: {error}')
+    configs = {
+        name: path
+        for library in args.libraries
+        for name, path in stock_configs(library).items()
+        if pattern.search(name)
+    }
     if not configs:
         raise SharingError(f'No config of {" and ".join(args.libraries)} has {args.match!r} in its name.')
 

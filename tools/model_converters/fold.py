@@ -5,20 +5,17 @@ outputs of both networks on random images are compared first; if they differ, no
 """
 
 import argparse
-import copy
 from importlib.util import find_spec
 
 import torch
+from mmengine.config import DictAction
 
-from mmshared import SharingError, banks, fold_layers
 from mmshared.cli import add_shape, check_files, errors_in_a_sentence, output_file, own_files
-from mmshared.convert.fold import stock_config, to_torchvision
+from mmshared.convert.fold import fold_model, save_safetensors, to_torchvision
 from mmshared.convert.onnx import export_onnx
-from mmshared.engine.build import build_model, feature_maps, load_model, relative_difference
+from mmshared.engine.build import load_model
 from mmshared.engine.checkpoint import converted, save_checkpoint
-from mmshared.engine.config import load_config
-
-TOLERANCE = 1e-4
+from mmshared.engine.config import load_config, merge_options
 
 
 def parse_args() -> argparse.Namespace:
@@ -39,6 +36,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--safetensors', action='store_true', help='write the checkpoint as safetensors')
     parser.add_argument('--torchvision', action='store_true', help="write the keys of torchvision's ResNets")
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, help='changes of the config')
     add_shape(parser)
     args = parser.parse_args()
     if args.keep_shared and not args.onnx:
@@ -56,31 +54,17 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     cfg = load_config(args.config)
+    merge_options(cfg, args.cfg_options)
     shared = load_model(cfg, args.checkpoint)
-    if not banks(shared):
-        raise SharingError('The network of this config shares nothing: there is nothing to fold.')
-    folded = fold_layers(copy.deepcopy(shared))
-    stock = stock_config(cfg)
-    plain = build_model(stock)
-    plain.load_state_dict(folded.state_dict(), strict=True)
-    plain.eval()
     images = torch.randn(2, *args.shape, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        difference = relative_difference(feature_maps(plain, images), feature_maps(shared, images))
+    stock, plain, difference = fold_model(cfg, shared, images)
     print(f'relative difference of the outputs: {difference:.2g}')
-    if not difference < TOLERANCE:
-        raise SharingError(f'The folded network differs by more than {TOLERANCE:g}: nothing was written.')
+    state_dict = to_torchvision(plain) if args.torchvision else plain.state_dict()
     if args.onnx:  # first: if it fails, nothing was written
         for line in export_onnx(shared, plain, args.onnx, args.shape, args.keep_shared):
             print(line)
-    state_dict = to_torchvision(plain) if args.torchvision else plain.state_dict()
     if args.safetensors:
-        from safetensors.torch import save_file
-
-        # Clones: the heads of some detectors have layers in common too.
-        save_file(
-            {key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in state_dict.items()}, args.out
-        )
+        save_safetensors(state_dict, args.out)
     else:
         save_checkpoint(state_dict if args.torchvision else converted(state_dict, args.checkpoint), args.out)
     print(f'wrote {args.out} ({args.out.stat().st_size / 1e6:.1f} MB)')

@@ -7,26 +7,18 @@ writes the checkpoint and beside it its config. A network without layers that ar
 """
 
 import argparse
-import copy
-import tempfile
-from pathlib import Path
 
 from mmengine.config import Config, DictAction
-from mmengine.runner import Runner
-from mmpretrain.engine.hooks.precise_bn_hook import update_bn_stats
-from torch import Tensor
 
 import mmshared  # noqa: F401  (before mmpretrain: it supplies mmcv's operators)
 from mmshared import SharingError
 from mmshared.analysis.complexity import parameter_count
 from mmshared.analysis.speed import checkpoint_bytes
 from mmshared.cli import check_files, errors_in_a_sentence, output_file, own_files
-from mmshared.convert.loops import fold_loops, stage_programs
+from mmshared.convert.loops import evaluate, fold_loops, recalibrate, stage_programs
 from mmshared.engine.build import load_model
 from mmshared.engine.checkpoint import converted, save_checkpoint
 from mmshared.engine.config import check_data, load_config, merge_options
-
-State = dict[str, Tensor]
 
 
 def parse_args() -> argparse.Namespace:
@@ -64,41 +56,6 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def make_runner(cfg: Config, state_dict: State, work_dir: str) -> Runner:
-    """A runner with the model of a config, and its weights."""
-    cfg = copy.deepcopy(cfg)
-    cfg.merge_from_dict(
-        dict(
-            work_dir=work_dir,
-            experiment_name=Path(work_dir).name,
-            log_level='ERROR',
-            load_from=None,
-            resume=False,
-            custom_hooks=[],
-        )
-    )
-    cfg.setdefault('randomness', dict(seed=0))
-    runner = Runner.from_cfg(cfg)
-    runner.model.load_state_dict(state_dict, strict=True)
-    return runner
-
-
-def evaluate(cfg: Config, state_dict: State) -> dict[str, float]:
-    """The metrics of a model on the test set of its config."""
-    with tempfile.TemporaryDirectory() as work_dir:
-        return make_runner(cfg, state_dict, work_dir).test()
-
-
-def recalibrate(cfg: Config, state_dict: State, batches: int) -> State:
-    """A model whose batch norms have the mean statistics of some batches of the training set."""
-    with tempfile.TemporaryDirectory() as work_dir:
-        runner = make_runner(cfg, state_dict, work_dir)
-        loader = Runner.build_dataloader(copy.deepcopy(cfg.train_dataloader), seed=runner.seed)
-        runner.model.train()
-        update_bn_stats(runner.model, loader, batches * loader.batch_size)
-        return {key: tensor.cpu() for key, tensor in runner.model.state_dict().items()}
-
-
 def can_test(cfg: Config) -> bool:
     """Whether a config has a test set, and it is there; says so if not."""
     if not cfg.get('test_dataloader'):
@@ -132,19 +89,18 @@ def main() -> None:
     for stage, program in stage_programs(folded).items():
         print(f'{stage}: {program}')
 
-    before, after = model.state_dict(), folded.state_dict()
     print(f'parameters: {parameter_count(model):,} before, {parameter_count(folded):,} after')
     sizes = [checkpoint_bytes(each) / 1e6 for each in (model, folded)]
     print('weights on disk: {:.2f} MB before, {:.2f} MB after'.format(*sizes))
-    stages = {'before': (cfg, before), 'after': (folded_cfg, after)}
+    networks = {'before': (cfg, model), 'after': (folded_cfg, folded)}
     if args.recalibrate:
-        after = recalibrate(folded_cfg, after, args.recalibrate)
-        stages['after, recalibrated'] = folded_cfg, after
+        folded = recalibrate(folded_cfg, folded, args.recalibrate)
+        networks['after, recalibrated'] = folded_cfg, folded
     if not args.no_test and can_test(cfg):
-        metrics = {stage: evaluate(*network) for stage, network in stages.items()}
-        for name in metrics['before']:
-            print(f'{name}: ' + ', '.join(f'{values[name]:.4g} {stage}' for stage, values in metrics.items()))
-    save_checkpoint(converted(after, args.checkpoint), args.out)
+        metrics = {name: evaluate(*network) for name, network in networks.items()}
+        for metric in metrics['before']:
+            print(f'{metric}: ' + ', '.join(f'{values[metric]:.4g} {name}' for name, values in metrics.items()))
+    save_checkpoint(converted(folded.state_dict(), args.checkpoint), args.out)
     with own_files():
         folded_cfg.dump(args.out_config)
     print(f'wrote {args.out} and {args.out_config}')

@@ -1,4 +1,4 @@
-"""Make a checkpoint of training one to publish, as mmdet's tool of this name does: weights and meta data alone, and
+"""Make a checkpoint of training one to publish, as mmdet's tool of this name does: only weights and meta data, and
 the first digits of the SHA-256 of the file in its name."""
 
 import argparse

@@ -1,0 +1,56 @@
+"""Checkpoints of plain networks as those of networks that share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..engine.build import load_whole
+from ..sharing import SharingError, banks
+from ..sharing.state_dict import Conversion, share_state_dict
+
+
+def share_checkpoint(model: nn.Module, state_dict: dict[str, Tensor], name: str) -> list[Conversion]:
+    """Make the state dict of a plain network that of a model that shares, in place.
+
+    Args:
+        model (nn.Module): The model.
+        state_dict (dict): The state dict of the whole plain model, or of its backbone by itself.
+        name (str): The name of the checkpoint, for messages.
+
+    Returns:
+        list[Conversion]: What became of each group.
+
+    Raises:
+        SharingError: If the model shares nothing, or if the state dict is shared already, or not of this network.
+    """
+    if not banks(model):
+        raise SharingError('The network of this config shares nothing: give a config of a network that shares.')
+    network = model
+    if hasattr(model, 'backbone') and not any(key.startswith('backbone.') for key in state_dict):
+        network = model.backbone
+        if not banks(network):
+            raise SharingError(
+                f'{name} is of a backbone, and what shares here is outside of it: give the whole network.'
+            )
+    conversions = share_state_dict(network, state_dict)
+    if not conversions:
+        raise SharingError(f'{name} is shared already, as the network of the config is.')
+    load_whole(network, state_dict, name, 'the plain network of the config')
+    return conversions
+
+
+def rank_for_energy(conversion: Conversion, energy: float) -> int:
+    """The least number of filters whose span holds a share of the energy of a group's kernels (Eckart and Young).
+
+    Raises:
+        SharingError: If the kernels differ in shape: they span no space in common.
+    """
+    if len({kernel[0].shape for kernel in conversion.kernels}) > 1:
+        raise SharingError(
+            f'The kernels of {", ".join(conversion.layers)} of {conversion.name} differ in shape: they are filters of '
+            'no space in common.'
+        )
+    rows = torch.cat([kernel.flatten(1) for kernel in conversion.kernels])  # (N, I k k)
+    shares = torch.linalg.svdvals(rows).square().cumsum(0)
+    return int((shares < energy * shares[-1]).sum()) + 1
