@@ -220,6 +220,7 @@ def test_configs_have_three_levels_at_most():
 
 
 @pytest.mark.parametrize('path', SUITES, ids=lambda path: path.stem)
+@pytest.mark.slow
 def test_every_entry_of_a_suite_builds_and_is_another_training(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     suite, seen = yaml.safe_load(path.read_text()), []
