@@ -1,0 +1,49 @@
+"""Every committed config that shares folds into the network of its stock config."""
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from helpers import ROOT, evaluating, randomise_norms
+from mmshared import banks
+from mmshared.convert.fold import fold_model
+from mmshared.engine.build import build_model
+from mmshared.engine.config import dotted
+
+CONFIGS = sorted(
+    path
+    for folder in ('configs', 'projects')
+    for path in (ROOT / folder).rglob('*.py')
+    if '_base_' not in path.parts and any('.sharing.' in key for key, _ in dotted(Config.fromfile(path).get('model')))
+)
+
+
+def narrowed(cfg: Config) -> Config:
+    """A config with fewer channels in the networks that are wide: the layers, the groups and the ranks in proportion
+    stay."""
+    model, backbone = cfg.model, cfg.model.backbone
+    if backbone.type == 'SharedWideResNet_CIFAR':
+        backbone.widen_factor, model.head.in_channels = 1, 64
+    elif backbone.type == 'SharedResNet':
+        quarter = backbone.get('base_channels', 64) // 4
+        bank = backbone.sharing.bank
+        if 'shared_rank' in bank:
+            bank.base_channels = 16
+        if quarter == 16:
+            backbone.base_channels = backbone.stem_channels = 16
+            if 'neck' in model and 'in_channels' in model.neck:
+                model.neck.in_channels = [channels // 4 for channels in model.neck.in_channels]
+            elif 'in_channels' in model.get('head', {}):
+                model.head.in_channels //= 4
+    return cfg
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_the_network_of_a_config_folds_into_its_stock_one(path):
+    cfg = narrowed(Config.fromfile(path))
+    shared = evaluating(randomise_norms(build_model(cfg)))
+    size = (1, 29, 29) if 'rotmnist' in path.stem else (3, 32, 32)
+    folded = fold_model(cfg, shared, torch.randn(2, *size))
+    assert banks(shared) and not banks(folded.plain)
+    assert 'sharing' not in folded.config.pretty_text
