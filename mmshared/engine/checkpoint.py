@@ -31,7 +31,7 @@ def _function_of(owner: Any, name: str) -> Any:
     return getattr(owner, name)
 
 
-def load_checkpoint_file(filename: str, map_location='cpu') -> dict:
+def load_checkpoint_file(filename: str, map_location: Any = 'cpu') -> dict:
     """Load a checkpoint from a file without running any code that it may carry.
 
     Raises:

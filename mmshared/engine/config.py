@@ -27,7 +27,7 @@ def config_path(name: str) -> str:
     if not library:
         path = name
     elif library in LIBRARIES:
-        path = osp.join(osp.dirname(import_module(library).__file__), '.mim', 'configs', inner)
+        path = osp.join(import_module(library).__path__[0], '.mim', 'configs', inner)
     else:
         raise SharingError(f'{name}: configs by name are those of {" and ".join(LIBRARIES)}, not of {library}.')
     if not osp.isfile(path):
