@@ -8,6 +8,8 @@ from mmshared.engine.build import build_model, build_plain
 from mmshared.engine.checkpoint import load_checkpoint_file
 from mmshared.engine.config import load_config
 
+pytestmark = pytest.mark.slow  # they run a tool
+
 TOOL = 'model_converters/dense_to_shared.py'
 # A narrow DINO, whose encoder shares the first linear of its FFNs.
 DINO = """

@@ -77,7 +77,7 @@ print('early', *early, 'late', *set(sys.modules) - there)
 """
     _, *early = python(code)
     assert early[0] == 'late'
-    assert early[1:] and all(name.startswith('mmshared.backbones.') for name in early[1:])
+    assert early[1:] and all(name.startswith('mmshared.') for name in early[1:])
     assert f'mmshared.backbones.{other}' not in early
 
 

@@ -7,7 +7,11 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
+<<<<<<< HEAD
 from typing import Any
+=======
+from typing import Any, TypeGuard
+>>>>>>> rooms-r
 from unittest.mock import patch
 
 import torch
@@ -92,7 +96,7 @@ def check_sharing(cfg: Config) -> None:
                 return
 
 
-def is_detector(model: nn.Module) -> bool:
+def is_detector(model: nn.Module) -> TypeGuard[Any]:
     """Whether a model is one of mmdet's detectors. Where there is one, mmdet has been imported."""
     detectors = sys.modules.get('mmdet.models.detectors')
     return detectors is not None and isinstance(model, detectors.BaseDetector)
