@@ -7,11 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
-<<<<<<< HEAD
-from typing import Any
-=======
 from typing import Any, TypeGuard
->>>>>>> rooms-r
 from unittest.mock import patch
 
 import torch
