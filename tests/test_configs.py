@@ -228,8 +228,8 @@ def test_every_entry_of_a_suite_builds_and_is_another_training(path, monkeypatch
         entry = dict(config=entry) if isinstance(entry, str) else entry
         cfg = load_config(entry['config'])
         merge_options(cfg, {**suite.get('options', {}), **entry.get('options', {})})
-        assert cfg.pretty_text not in seen
-        seen.append(cfg.pretty_text)
+        assert cfg.to_dict() not in seen
+        seen.append(cfg.to_dict())
         if not (WITHOUT_ESCNN and 'steerable' in entry['config']):
             build_empty(cfg)
         for hook in cfg.get('custom_hooks', []):
