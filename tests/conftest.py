@@ -23,7 +23,7 @@ def _same_numbers():
     DefaultScope._instance_dict.clear()
 
 
-@pytest.fixture(params=['mmdet', 'mmpretrain'])
+@pytest.fixture(params=['mmpretrain', pytest.param('mmdet', marks=pytest.mark.slow)])
 def library(request):
     init_default_scope(request.param)
     return request.param

@@ -18,6 +18,8 @@ from mmshared.analysis.tables import measure, readmes
 from mmshared.engine.build import build_empty, build_model, build_plain
 from mmshared.engine.config import load_config, merge_options
 
+pytestmark = pytest.mark.slow  # networks of full size
+
 CONFIGS = sorted(
     path
     for folder in ('configs', 'projects')
@@ -171,7 +173,6 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize('options', OPTIONS, ids=lambda options: 'cifar{}-{}-s{}u{}'.format(*options))
-@pytest.mark.slow
 def test_the_ranks_of_a_config_give_the_authors_other_networks(options):
     data, bases, shared_rank, unique_rank = options
     depth = {'100': 34, '10': 32}[data]
@@ -188,7 +189,6 @@ def test_the_ranks_of_a_config_give_the_authors_other_networks(options):
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
-@pytest.mark.slow
 def test_every_config_builds_a_network_that_shares_if_it_says_so(path):
     if 'steerable' in path.stem and WITHOUT_ESCNN:
         pytest.skip(WITHOUT_ESCNN)
@@ -220,7 +220,6 @@ def test_configs_have_three_levels_at_most():
 
 
 @pytest.mark.parametrize('path', SUITES, ids=lambda path: path.stem)
-@pytest.mark.slow
 def test_every_entry_of_a_suite_builds_and_is_another_training(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     suite, seen = yaml.safe_load(path.read_text()), []
@@ -237,7 +236,6 @@ def test_every_entry_of_a_suite_builds_and_is_another_training(path, monkeypatch
 
 
 @pytest.mark.parametrize('network', TEMPLATES, ids=lambda network: 'wrn{}-{}-{}'.format(*network))
-@pytest.mark.slow
 def test_wide_resnets_have_the_parameters_of_the_authors(network):
     depth, width, templates = network
     assert wide_resnet_macs(28, 10, 10) == 5_243_328_768  # as counted in their code
@@ -256,7 +254,6 @@ def test_wide_resnets_have_the_parameters_of_the_authors(network):
 
 
 @pytest.mark.parametrize('path', METAFILES, ids=lambda path: path.parent.name)
-@pytest.mark.slow
 def test_the_metafiles_hold_the_counts_of_the_built_models_and_the_papers(path):
     said, measured = yaml.safe_load(path.read_text()), yaml.safe_load(path.read_text())
     measure(measured, ROOT)
@@ -298,7 +295,6 @@ def test_the_report_of_groups_adds_up(name):
     assert layers == [layer for bank in banks(model) for layer in bank.layers]
 
 
-@pytest.mark.slow
 def test_the_report_is_printed_and_written(tmp_path):
     name = 'configs/shared_resnet/shared-resnet32-s16u1_b256_cifar10.py'
     command = [

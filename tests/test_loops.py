@@ -160,6 +160,7 @@ def test_the_recurrence_loss_equals_its_formula_and_its_gradient_raises_similari
     assert recurrence_loss(banks) == recurrence_loss({'b': banks['b']})
 
 
+@pytest.mark.slow
 def test_the_hooks_add_the_loss_and_write_the_similarity(mmpretrain, tmp_path):
     network = backbone(
         depth=34, groups=['conv[12]'], bank=TEMPLATES, num_stages=2, strides=(1, 2), dilations=(1, 1), out_indices=(1,)

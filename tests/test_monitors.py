@@ -43,6 +43,7 @@ def test_bases_of_one_space_are_watched_together(mmpretrain):
     assert [name for name in basis_spaces(other) if 'layer1' in name] == ['layer1.conv2', 'layer1.conv3']
 
 
+@pytest.mark.slow
 def test_gradients_and_health_are_written_at_their_intervals(mmpretrain, tmp_path):
     network, grads = small(), []
     for banks in stage_banks(network).values():
@@ -67,6 +68,7 @@ def test_gradients_and_health_are_written_at_their_intervals(mmpretrain, tmp_pat
     assert re.search(r'basis at iteration 6: .* cosine \S+ min_norm \S+ max_norm \S+ condition', log)
 
 
+@pytest.mark.slow
 def test_accumulated_steps_are_counted_and_frozen_banks_left_out(mmpretrain, tmp_path):
     train(
         small(frozen_stages=1),

@@ -19,6 +19,8 @@ from mmshared.convert.rescale import rescale
 from mmshared.engine.build import build_empty, build_model, build_plain
 from mmshared.engine.checkpoint import load_checkpoint_file
 
+pytestmark = pytest.mark.slow  # networks of full size
+
 CONFIGS = ROOT / 'configs/repeatnet'
 CLASSES = {'cifar10': (10, 100, 200), 'rotmnist': (10,), 'in1k': (1000,)}
 SIZES = {'cifar10': (32, 32), 'rotmnist': (1, 29, 29), 'in1k': (224, 224)}
@@ -106,7 +108,6 @@ def counts(model, cfg, classes):
 
 
 @pytest.mark.parametrize('name', PLAIN)
-@pytest.mark.slow
 def test_plain_networks_have_the_authors_counts(name):
     data, cfg = name.rpartition('_')[2], config(name)
     parameters, macs = PLAIN[name]
@@ -117,7 +118,6 @@ def test_plain_networks_have_the_authors_counts(name):
 
 @pytest.mark.parametrize('transform', ['linear', 'swish', 'bireal'])
 @pytest.mark.parametrize('name', REPEATED)
-@pytest.mark.slow
 def test_repeated_networks_have_the_authors_counts(name, transform):
     (network, rest), data = name.split('_', 1), name.rpartition('_')[2]
     cfg = config(f'repeat-{network}-{transform}_{rest}')
@@ -143,7 +143,6 @@ def test_dropped_and_random_kernels_are_no_parameters():
 
 
 @pytest.mark.parametrize('name', WIDER)
-@pytest.mark.slow
 def test_other_widths_are_options(name):
     assert parameter_count(build_empty(config(name))) == WIDER[name]
 
@@ -156,7 +155,6 @@ def test_plain_copies_need_the_multiply_adds_of_the_small_network(width):
     assert count_multiply_adds(model, (32, 32))[''] == base + 16 * 16 * 32**2 + (width - 1) * 64 * 10
 
 
-@pytest.mark.slow
 def test_the_forms_of_plain_copies_are_timed_against_each_other():
     tool, options = 'analysis_tools/benchmark_linear_form.py', ('--shape', 8, '--batch', 1, '--rounds', 1)
     result = call(tool, CONFIGS / 'repeat-resnet-w4-linear_b128_cifar10.py', *options)
@@ -195,7 +193,6 @@ def test_the_convs_of_a_vgg_repeat_the_kernels_of_the_authors_sources(number, so
 @pytest.mark.parametrize(
     'name, size', [('repeat-resnet-w2-swish_b128_tinyimagenet', 32), ('resnet18-w1_8xb32_in1k', 224)]
 )
-@pytest.mark.slow
 def test_images_pass_the_affine_augmentation(mmpretrain, images, name, size):
     pipeline = config(name).train_dataloader.dataset.pipeline
 
@@ -255,7 +252,6 @@ def test_optimizers_and_learning_rates_are_those_of_the_recipes():
         ('repeat-resnet-w2-bireal-maskonly_b128_cifar10', 'repeat-resnet-w2-linear_b128_cifar10', (3, 32, 32)),
     ],
 )
-@pytest.mark.slow
 def test_a_rescaled_network_begins_as_the_small_one(name, base, size, tmp_path):
     base = randomise_norms(build_model(config(base)).double())
     for key, parameter in base.named_parameters():
@@ -286,7 +282,6 @@ def test_a_shortcut_that_the_small_network_lacks_becomes_the_identity():
         torch.testing.assert_close(shortcut(x), x.repeat(1, 2, 1, 1))
 
 
-@pytest.mark.slow
 def test_the_convs_of_a_small_vgg_become_the_kernels_that_are_passed_on(tmp_path):
     base = randomise_norms(build_model(config('vgg6_b128_cifar10')))
     torch.save(base.state_dict(), tmp_path / 'small.pth')

@@ -26,6 +26,8 @@ from mmshared.analysis.gain import compare
 from mmshared.datasets.rotated_mnist import rotate
 from mmshared.engine.build import build_model, load_model
 
+pytestmark = pytest.mark.slow  # whole data sets
+
 CONFIG = ROOT / 'configs/repeatnet/steerable-c4_b128_rotmnist.py'
 FILES = ['train-images-idx3-ubyte', 'train-labels-idx1-ubyte', 't10k-images-idx3-ubyte', 't10k-labels-idx1-ubyte']
 AMAT = ['mnist_all_rotation_normalized_float_train_valid.amat', 'mnist_all_rotation_normalized_float_test.amat']
@@ -207,8 +209,7 @@ class TestEquivariance:
         return randomise_norms(copy.deepcopy(built(rotations))).train(training)
 
     @pytest.mark.parametrize('rotations, training', [(4, False), (4, True), (8, False), (16, False)])
-    @pytest.mark.slow
-    def test_a_image_turned_by_90_degrees_has_the_same_logits(self, rotations, training):
+    def test_an_image_turned_by_90_degrees_has_the_same_logits(self, rotations, training):
         model, images = self.network(rotations, training), torch.rand(2, 1, 28, 28)
         with torch.no_grad():
             expected = model(images)
@@ -218,7 +219,6 @@ class TestEquivariance:
             assert difference([model(images.flip(3))], [expected]) > 1e-2
 
     @pytest.mark.parametrize('rotations', [4, 8, 16])
-    @pytest.mark.slow
     def test_the_parameters_are_those_of_the_authors_sizes(self, rotations):
         fields = [
             round(scale * width)
@@ -237,7 +237,6 @@ class TestEquivariance:
         macs = sum(a * b * (7 if a == 1 else 5) ** 2 * width**2 for a, b, width in zip(channels, channels[1:], widths))
         assert count_multiply_adds(network, (1, 29, 29))[''] == macs + fields[-1] * 64 + 64 * 10
 
-    @pytest.mark.slow
     def test_a_checkpoint_holds_what_was_learned_and_loads_in_either_mode(self, tmp_path):
         model, other = self.network(4, True), self.network(4)
         for parameter in other.parameters():
@@ -295,7 +294,6 @@ def test_an_interval_is_that_of_n_minus_1_degrees_of_freedom():
     assert (gain.high - gain.low) / 2 == pytest.approx(12.7, rel=0.1)
 
 
-@pytest.mark.slow
 def test_the_shares_of_a_suite_are_printed(tmp_path):
     for name, accuracies in dict(
         cnn=[95.0, 95.1, 95.2], repeat=[95.4, 95.5, 95.6], c4=[96.0, 96.1, 96.2], alike=[95.0, 95.1, 95.3]

@@ -134,6 +134,7 @@ def test_a_network_that_cannot_share_so_leaves_nothing_behind(digits):
 
 
 @pytest.mark.parametrize('use, loader', [('train', 'train'), ('val', 'val'), ('test', 'test')])
+@pytest.mark.slow
 def test_data_that_are_not_there_are_one_sentence(digits, tmp_path, use, loader):
     for split in ('train', 'val', 'test'):
         digits[f'{split}_dataloader'].dataset.data_root = str(tmp_path / f'no-{split}')
@@ -143,6 +144,7 @@ def test_data_that_are_not_there_are_one_sentence(digits, tmp_path, use, loader)
         getattr(runner, use)()
 
 
+@pytest.mark.slow
 def test_all_data_of_a_training_are_looked_for_before_any_are_read(digits, tmp_path, monkeypatch):
     (tmp_path / 'JPEGImages').mkdir()
     (tmp_path / 'instances_train.json').write_text('{}')

@@ -2,7 +2,11 @@
 
 import json
 
+import pytest
+
 from helpers import ROOT, call
+
+pytestmark = pytest.mark.slow  # a tool
 
 TOOL = 'analysis_tools/sharing_report.py'
 CONFIGS = ROOT / 'configs/shared_resnet'

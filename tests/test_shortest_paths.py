@@ -18,6 +18,8 @@ from mmshared import SharingError, ShortestPaths, banks
 from mmshared.analysis.complexity import parameter_count
 from mmshared.engine.build import build_model, build_plain
 
+pytestmark = pytest.mark.slow  # trainings
+
 CONFIGS = {
     name: ROOT / f'projects/soft_sharing/configs/{name}_shortest-paths.py'
     for name in ('flat-resnet33', 'shared-flat-resnet33-t4', 'shared-flat-resnet33-recurrent')
@@ -179,7 +181,6 @@ def test_a_network_trains_and_is_scored(name, tmp_path):
     assert torch.equal(torch.stack([sample['distance'] for sample in found]), batch['distance'])
 
 
-@pytest.mark.slow
 def test_the_curriculum_goes_on_in_its_phase_when_a_run_is_resumed(tmp_path):
     seen = []
 
@@ -198,7 +199,6 @@ def test_the_curriculum_goes_on_in_its_phase_when_a_run_is_resumed(tmp_path):
     assert torch.equal(torch.cat([batch['inputs'] for batch in seen]), torch.stack([s['inputs'] for s in dataset]))
 
 
-@pytest.mark.slow
 def test_the_tool_prints_and_draws_the_last_scores_by_distance(tmp_path):
     for run, exact in (('plain', 0.25), ('tied', 0.5)):
         logs = tmp_path / run / 'now/vis_data'

@@ -155,6 +155,7 @@ def test_a_relaxed_tie_is_the_mean_and_the_best_of_its_rank():
             share_layers(chain(LAYERS['linear']), groups=['0'], bank=dict(type='RelaxedTie', rank=rank))
 
 
+@pytest.mark.slow
 def test_listed_layers_are_those_that_the_door_takes():
     for own_blocks in (0, 1, 2):
         for make in (Transformer, lambda: backbone(depth=50, bank=None, type='ResNet')):

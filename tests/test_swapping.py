@@ -274,6 +274,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(mmpretrain, tmp_path
 # Except for random filters, with which maps outgrow half precision where no norm holds them.
 @pytest.mark.parametrize('name', [name for name in BANKS if 'random' not in name])
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.half], ids=['bf16', 'fp16'])
+@pytest.mark.slow
 def test_mixed_precision_trains_towards_the_same(mmpretrain, name, dtype):
     model = evaluating(randomise_norms(small(BANKS[name])))
     x, grads = image(32), []
