@@ -1,6 +1,6 @@
-# make install   set up .venv (what demo and test do first)
-# make demo      write a small data set, train a shared Faster R-CNN on it, show what it finds
-# make test      run the tests (make fast: those that take no time, at each save)
+# make install   set up .venv (demo and test do this first)
+# make demo      write a small data set, train a shared Faster R-CNN on it, show what it detects
+# make test      run all tests (make fast: only the quick ones, at each save)
 # make lint      check style and types
 #
 # PYTHON=python3.12   the interpreter, 3.10 to 3.12
