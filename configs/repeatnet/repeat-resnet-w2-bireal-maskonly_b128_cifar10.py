@@ -1,7 +1,7 @@
-# Kernels stay as they are drawn, or as --cfg-options load_from=FILE has them: signs and norms are learned. The file is
-# that of a network like this, or what tools/model_converters/rescale.py makes of one of plain copies. Recipe of
-# https://github.com/transmuteAI/RepeatNet (main.py, freeze_weights); the number of epochs is ours, it names none.
-# Of a checkpoint the authors load all but norms, downsample and fc, which start afresh: here all of it is loaded.
+# Kernels stay as drawn, or as loaded by --cfg-options load_from=FILE; only signs and norms are learned. The file is a
+# checkpoint of a network like this, or what tools/model_converters/rescale.py makes of one of plain copies. Recipe of
+# https://github.com/transmuteAI/RepeatNet (main.py, freeze_weights); it names no number of epochs, so that is ours.
+# The authors load all of a checkpoint except norms, downsample and fc, which start afresh; here all of it is loaded.
 _base_ = './repeat-resnet-w2-linear_b128_cifar10.py'
 model = dict(backbone=dict(sharing=dict(bank=dict(transform=dict(type='bireal')))))
 custom_hooks = [dict(type='TrainOnlyHook', keys=['bn', 'downsample', 'fc', 'transform.mask'])]

@@ -1,4 +1,4 @@
-# All convs behind the stem repeat small kernels. Another width: base_channels and width, and the head's in_channels.
+# All convs after the stem repeat small kernels. For another width: base_channels, width and the head's in_channels.
 _base_ = [
     '../_base_/models/resnet16-w1.py',
     '../_base_/datasets/cifar10_b128.py',

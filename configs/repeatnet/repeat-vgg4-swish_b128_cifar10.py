@@ -1,4 +1,4 @@
-# VGG-11 with the kernels of the first three convs: each conv behind them repeats the third.
+# VGG-11 with the kernels of the first three convs: each conv after them repeats the third.
 _base_ = [
     '../_base_/models/vgg11.py',
     '../_base_/datasets/cifar10_b128.py',

@@ -1,4 +1,4 @@
-# In the paper's experiments on CIFAR-10 the own filters take part in the orthogonality loss.
+# In the paper's experiments on CIFAR-10, the orthogonality loss includes each conv's own filters.
 _base_ = [
     '../_base_/models/resnet32_cifar10.py',
     '../_base_/datasets/cifar10_b256.py',

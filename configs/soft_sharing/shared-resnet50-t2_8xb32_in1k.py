@@ -1,4 +1,4 @@
-# Template banks on ImageNet: the paper's recipe could not be found, so this is mmpretrain's.
+# Template banks on ImageNet, with mmpretrain's recipe: we could not find the paper's.
 _base_ = ['mmpretrain::resnet/resnet50_8xb32_in1k.py', '../_base_/mmshared.py']
 model = dict(
     backbone=dict(

@@ -2,7 +2,7 @@
 _base_ = './small_coco.py'
 data_root = 'data/bccd/'
 metainfo = dict(classes=('RBC', 'WBC', 'Platelets'))
-# Cells are large: images of half the size, 320x240, do for a CPU.
+# Cells are large: images of half the size, 320x240, are enough on a CPU.
 train_pipeline = _base_.train_pipeline
 test_pipeline = _base_.test_pipeline
 train_pipeline[2]['scale_factor'] = test_pipeline[1]['scale_factor'] = 0.5

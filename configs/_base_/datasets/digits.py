@@ -1,4 +1,4 @@
-# Digit scenes, written by tools/dataset_converters/digit_scenes.py. A mirrored digit is no digit: no flip.
+# Digit scenes, written by tools/dataset_converters/digit_scenes.py. No flip: a mirrored digit is not a digit.
 _base_ = './small_coco.py'
 data_root = 'data/digits/'
 metainfo = dict(classes=('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine'))

@@ -1,5 +1,5 @@
-# Rotated MNIST, made of the MNIST files or read from the original ones, at 29x29 pixels from 0 to 1. Augmented as in
-# main.py of https://github.com/transmuteAI/RepeatNet: turned and flipped at three times the size.
+# Rotated MNIST, made from the MNIST files or read from the original ones, at 29x29 pixels from 0 to 1. Augmented as in
+# main.py of https://github.com/transmuteAI/RepeatNet: rotated and flipped at three times the size.
 data_preprocessor = dict(num_classes=10, mean=[0.0], std=[255.0], to_rgb=False)
 train_pipeline = [
     dict(type='NumpyToPIL'),

@@ -1,4 +1,4 @@
-# A small data set in COCO layout, at the size that its images have. A data set's own file names root and classes.
+# A small data set in COCO layout, at its images' own size. Each data set's file sets the root and the classes.
 _base_ = 'mmdet::_base_/datasets/coco_detection.py'
 train_pipeline = [
     dict(type='LoadImageFromFile'),

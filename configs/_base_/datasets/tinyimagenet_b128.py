@@ -1,5 +1,5 @@
-# Tiny-ImageNet (200 classes, 64x64): a folder for each class under train/ and val/. As it is distributed the images
-# of val/ lie in one folder: sort them into folders by val/val_annotations.txt.
+# Tiny-ImageNet (200 classes, 64x64): one folder per class under train/ and val/. As distributed, the images of val/
+# lie in one folder: sort them into folders by val/val_annotations.txt.
 data_preprocessor = dict(num_classes=200, mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
 train_pipeline = [
     dict(type='LoadImageFromFile'),

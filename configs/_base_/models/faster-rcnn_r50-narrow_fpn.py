@@ -1,4 +1,4 @@
-# Faster R-CNN on a ResNet-50 of a quarter of the width, from random weights: learns a small data set on a CPU.
+# Faster R-CNN on a quarter-width ResNet-50, from random weights: learns a small data set on a CPU.
 _base_ = 'mmdet::_base_/models/faster-rcnn_r50_fpn.py'
 model = dict(
     backbone=dict(base_channels=16, frozen_stages=-1, norm_eval=False, init_cfg=None),

@@ -1,4 +1,4 @@
-# The ResNet of three stages of two blocks of RepeatNet. base_channels is 16 times its width; the stem is not widened.
+# RepeatNet's ResNet of three stages of two blocks. base_channels is 16 times its width; the stem is not widened.
 model = dict(
     type='ImageClassifier',
     backbone=dict(

@@ -1,4 +1,4 @@
-# The ResNet of 6n+2 layers for CIFAR-10, of the ResNet paper.
+# The ResNet paper's ResNet of 6n+2 layers for CIFAR-10.
 model = dict(
     type='ImageClassifier',
     backbone=dict(type='ResNetA_CIFAR', depth=32),

@@ -1,4 +1,4 @@
-# The VGG of RepeatNet: ten convs, global average pooling and one linear layer, initialised as PyTorch does.
+# RepeatNet's VGG: ten convs, global average pooling and one linear layer, initialised as PyTorch does.
 model = dict(
     type='ImageClassifier',
     backbone=dict(type='VGG_CIFAR', depth=11),

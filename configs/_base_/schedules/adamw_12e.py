@@ -1,4 +1,4 @@
-# For small data sets and random weights; takes the place of a schedule and the default runtime.
+# For small data sets and random weights; replaces a schedule and the default runtime.
 _base_ = 'mmdet::_base_/default_runtime.py'
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=12, val_interval=3)
 val_cfg = dict(type='ValLoop')

@@ -1,4 +1,4 @@
-# The schedule of RepeatNet for rotated MNIST: Adam at 1e-3, times 0.8 per epoch from the epoch 10, counted from 0
+# The schedule of RepeatNet for rotated MNIST: Adam at 1e-3, times 0.8 per epoch from epoch 10 on, counted from 0
 # (https://github.com/transmuteAI/RepeatNet, main.py). The authors train in mixed precision: train.py --amp.
 _base_ = 'mmpretrain::_base_/default_runtime.py'
 optim_wrapper = dict(optimizer=dict(type='Adam', lr=1e-3, weight_decay=1e-7), clip_grad=dict(max_norm=1))

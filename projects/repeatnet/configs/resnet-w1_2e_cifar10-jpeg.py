@@ -1,4 +1,4 @@
-# Two epochs of every third image of the JPEG copy of CIFAR-10, for a CPU.
+# Two epochs on every third image of the JPEG copy of CIFAR-10, for a CPU.
 _base_ = [
     '../../../configs/_base_/models/resnet16-w1.py',
     '../../../configs/_base_/cifar10-jpeg_4e.py',

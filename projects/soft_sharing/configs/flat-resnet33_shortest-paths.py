@@ -1,4 +1,4 @@
-# Shortest paths on grids of 32x32 cells, up to 20 steps in training and 40 in the test. Six minutes on one CPU core.
+# Shortest paths on grids of 32x32 cells, up to 20 steps in training and 40 in testing. Six minutes on one CPU core.
 _base_ = ['mmpretrain::_base_/default_runtime.py', '../../../configs/_base_/mmshared.py']
 model = dict(type='PathNet', backbone=dict(type='FlatResNet', depth=33, width=16))
 phases = [(1, 4), (1, 8), (1, 12), (1, 16), (1, 20)]
@@ -10,7 +10,7 @@ train_dataloader = dict(
     num_workers=0,
     persistent_workers=False,
     collate_fn=dict(type='default_collate'),
-    # Read in order: the phases one after the other, and no grid twice.
+    # Read in order: one phase after the other, and no grid twice.
     sampler=dict(type='InfiniteSampler', shuffle=False),
     dataset=dict(type='ShortestPaths', num_samples=batch_size * iterations, distances=phases, seed=0),
 )
