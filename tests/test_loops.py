@@ -406,7 +406,7 @@ def test_stages_without_a_group_need_no_bank(library):
     'bank, words',
     [
         ([TEMPLATES] * 2, 'There are 2 banks for the groups'),
-        ([[TEMPLATES] * 2], 'is no config of a bank'),
+        ([[TEMPLATES] * 2], 'is not a config of a bank'),
         (
             dict(type='LoopedTemplates', kernels=[0, 1, 0], num_templates=1),
             'no list of kernels for a group of 6 convs',

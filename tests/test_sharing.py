@@ -170,7 +170,7 @@ def test_ranks_grow_with_the_width(mmpretrain):
         ([], TIED, ['groups=[] has no pattern']),
         (['conv2', 'conv2'], TIED, ['one twice']),
         (['conv2', '.*2'], TIED, ["'.*2' forms no group", 'conv2 is in the group of another pattern']),
-        (['conv2'], 'TiedFilters', ["bank='TiedFilters' is no config of a bank"]),
+        (['conv2'], 'TiedFilters', ["bank='TiedFilters' is not a config of a bank"]),
     ],
 )
 def test_what_cannot_be_shared_is_refused_with_the_reason(library, groups, bank, words):
