@@ -409,7 +409,7 @@ def test_stages_without_a_group_need_no_bank(library):
         ([[TEMPLATES] * 2], 'is not a config of a bank'),
         (
             dict(type='LoopedTemplates', kernels=[0, 1, 0], num_templates=1),
-            'no list of kernels for a group of 6 convs',
+            'not a list of kernels for a group of 6 convs',
         ),
         (dict(type='LoopedTemplates', kernels=[0, 0, 2, 0, 2, 0], num_templates=1), 'number the kernels from 0'),
         (dict(type='LoopedTemplates', kernels=[0] * 6, num_templates=0), 'num_templates=0 makes no kernel'),

@@ -355,7 +355,7 @@ def test_training_nothing_is_refused(tmp_path, mmpretrain):
     with pytest.raises(SharingError, match="to train 'mask', and no parameter of the model has that in its name"):
         train(small(BANK), tmp_path, [TrainOnlyHook(['bn', 'mask'])])
     for keys in ('bn', []):
-        with pytest.raises(SharingError, match=r"is no list of parts of names: write for example keys=\['bn'\]"):
+        with pytest.raises(SharingError, match=r"is not a list of parts of names: write for example keys=\['bn'\]"):
             TrainOnlyHook(keys)
 
 

@@ -117,8 +117,8 @@ def test_the_original_files_are_read_row_after_row(mnist, tmp_path):
         (f'{line}1\n', 'has 1 lines, and the split has 2 images: it was cut off'),
         (f'{line}1\n' + '2 ' * 784 + '1\n', 'has values of images that are not from 0 to 1'),
         (f'{line}1\n' + 'nan ' * 784 + '1\n', 'has values of images that are not from 0 to 1'),
-        (f'{line}1\n{line}10\n', 'has labels that are no digits'),
-        (f'{line}1\n{line}0.5\n', 'has labels that are no digits'),
+        (f'{line}1\n{line}10\n', 'has labels that are not digits'),
+        (f'{line}1\n{line}0.5\n', 'has labels that are not digits'),
     ]:
         (tmp_path / AMAT[0]).write_text(text)
         with pytest.raises(SharingError, match=words):
