@@ -78,7 +78,7 @@ def files(tmp_path_factory):
         ('analysis_tools/benchmark_speed.py', [SHARED, '--device', 'meta'], 'meta cannot be used here: '),
         ('analysis_tools/report_run.py', ['folder', '--images', '0'], '--images 0: give 1 or more'),
         ('analysis_tools/report_run.py', ['folder'], 'no work dir of a finished run: it has no config'),
-        ('benchmark.py', ['plain.pth', '--jobs', '0'], '--gpus-per-run, --jobs and --timeout are 1 or more'),
+        ('benchmark.py', ['plain.pth', '--jobs', '0'], '--gpus-per-run, --jobs and --timeout must be 1 or more'),
     ],
 )
 @pytest.mark.slow
@@ -261,7 +261,7 @@ def test_options_of_a_test(tmp_path):
 
 @pytest.mark.parametrize(
     'options, words',
-    [(['--out-item', 'pred'], '--out-item is about --out'), (['--out', 'x.json'], 'predictions go into a .pkl')],
+    [(['--out-item', 'pred'], '--out-item needs --out'), (['--out', 'x.json'], 'predictions go into a .pkl')],
 )
 def test_what_is_written_of_a_test_has_a_file_that_takes_it(options, words):
     result = call('test.py', DIGITS, 'x.pth', *options)

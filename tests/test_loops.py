@@ -479,7 +479,7 @@ def test_the_tool_goes_on_without_data_and_leaves_what_does_not_loop(tmp_path):
     cfg = config(dict(TEMPLATES, num_templates=6), data_root=tmp_path / 'none')
     files, out = write(tmp_path, cfg, build_model(cfg)), tmp_path / 'out.pth'
     result = call(FOLD, *files, out)
-    assert result.returncode == 0 and 'the network is left as it is, and nothing was written' in result.stdout
+    assert result.returncode == 0 and 'the network is not changed, and nothing was written' in result.stdout
     assert not out.exists() and not out.with_suffix('.py').exists()
     torch.save(dict(state_dict=make_alike(build_model(cfg)).state_dict()), files[1])
     result = call(FOLD, *files, out, '--recalibrate', '1')
@@ -497,7 +497,7 @@ def test_the_tool_goes_on_without_data_and_leaves_what_does_not_loop(tmp_path):
     assert 'Error: The network of this config has no TemplateBank' in call(FOLD, *files, tmp_path / 'again.pth').stderr
     assert 'Error: The model of this config has no TemplateBank' in call(SIMILARITY, *files).stderr
     assert 'files of their own' in call(FOLD, *files, files[1]).stderr
-    assert 'from 0 up to below 1' in call(FOLD, *files, out, '--threshold', '1').stderr
+    assert 'from 0 to below 1' in call(FOLD, *files, out, '--threshold', '1').stderr
 
 
 @pytest.mark.slow

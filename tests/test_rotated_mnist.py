@@ -310,7 +310,7 @@ def test_the_shares_of_a_suite_are_printed(tmp_path):
     for better, words in (
         ('alike', 'The shares are not defined'),
         ('none', 'has no finished run'),
-        ('cnn', '--baseline and --better are two models'),
+        ('cnn', '--baseline and --better must be two models'),
     ):
         result = call(tool, tmp_path, 'repeat', '--baseline', 'cnn', '--better', better)
         assert words.lower() in (result.stdout + result.stderr).lower()

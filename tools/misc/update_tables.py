@@ -1,4 +1,4 @@
-"""Build every model of the metafiles, put its parameters and multiply-adds there, and the tables into the READMEs."""
+"""Build every model of the metafiles, update its parameters and multiply-adds, and update the tables in the READMEs."""
 
 import argparse
 from pathlib import Path
