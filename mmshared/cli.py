@@ -64,7 +64,7 @@ def output_image(name: str) -> Path:
     """Argument type for an image to write."""
     path = output_file(name)
     if path.suffix not in ('.png', '.pdf', '.svg', '.jpg'):
-        raise argparse.ArgumentTypeError(f'{name} is no name of an image: let it end in .png, .pdf, .svg or .jpg')
+        raise argparse.ArgumentTypeError(f'{name} is not an image: the name must end in .png, .pdf, .svg or .jpg')
     return path
 
 
@@ -72,7 +72,7 @@ def check_files(parser: argparse.ArgumentParser, *names: str | None) -> None:
     """Stop a tool that would overwrite one of its own files. None is ignored."""
     names = [name for name in names if name]
     if len({Path(name).resolve() for name in names}) < len(names):
-        parser.error(f'{", ".join(map(str, names))} have to be files of their own')
+        parser.error(f'{", ".join(map(str, names))} must be different files')
 
 
 class ImageSize(argparse.Action):

@@ -496,7 +496,7 @@ def test_the_tool_goes_on_without_data_and_leaves_what_does_not_loop(tmp_path):
     files = write(tmp_path, plain, build_model(plain))
     assert 'Error: The network of this config has no TemplateBank' in call(FOLD, *files, tmp_path / 'again.pth').stderr
     assert 'Error: The model of this config has no TemplateBank' in call(SIMILARITY, *files).stderr
-    assert 'files of their own' in call(FOLD, *files, files[1]).stderr
+    assert 'must be different files' in call(FOLD, *files, files[1]).stderr
     assert 'from 0 to below 1' in call(FOLD, *files, out, '--threshold', '1').stderr
 
 

@@ -179,7 +179,7 @@ def test_both_is_the_two_kernels_side_by_side():
         ((4, 8, 8), dict(mode='inter', width=2), 'the other modes have neither width'),
         ((4, 8), dict(mode='inter'), 'a group has only one layer'),
         ((8, 8, 4), dict(mode='inter'), r'the shape \(8, 8, 3, 3\) cannot be repeated to \(4, 8, 3, 3\)'),
-        ((4, 8), dict(mode='within', width=2), "mode='within' is none of"),
+        ((4, 8), dict(mode='within', width=2), "mode='within' is not one of"),
         ((4, 8), dict(width='2'), "width='2' is not a finite number"),
         ((4, 8), dict(width=float('nan')), 'width=nan is not a finite number'),
         ((4, 8), dict(width=float('inf')), 'width=inf is not a finite number'),

@@ -125,7 +125,7 @@ def test_the_original_files_are_read_row_after_row(mnist, tmp_path):
             infos(tmp_path, 'train')
     (tmp_path / AMAT[0]).unlink()
     for split in ('train', 'test'):
-        with pytest.raises(SharingError, match=f'has {AMAT[1]} and not the other file'):
+        with pytest.raises(SharingError, match=f'has {AMAT[1]} but not the other file'):
             infos(tmp_path, split)
 
 

@@ -161,7 +161,7 @@ def test_ranks_grow_with_the_width(mmpretrain):
         (['conv9'], TIED, ["'conv9' forms no group", 'conv1, conv2, conv3']),
         (['conv2', 'downsample.0'], TIED, ["'downsample.0' forms no group"]),
         (['conv[13]'], TIED, ["'conv[13]'", 'layers that differ', '1x1 from 64 to 16 channels']),
-        (['conv('], TIED, ["'conv('", 'no regular expression']),
+        (['conv('], TIED, ["'conv('", 'not a regular expression']),
         ('conv2', TIED, ['groups is a list', "groups=['conv2']"]),
         (['conv2'], dict(BASIS, shared_rank=3), ['shared_rank=3 at 64 channels is 0.75 filters at the 16 channels']),
         (['conv2'], dict(BASIS, shared_rank=-4), ['shared_rank=-4']),

@@ -151,7 +151,7 @@ def test_a_relaxed_tie_is_the_mean_and_the_best_of_its_rank():
         tail = torch.linalg.svdvals(weight - mean)[3:].square().sum()  # Eckart and Young
         torch.testing.assert_close((layer.weight - weight).square().sum(), tail, rtol=1e-4, atol=1e-6)
     for rank in (0, 17, 2.5):
-        with pytest.raises(SharingError, match=f'rank={rank} is the rank of no weight .* from 1 to 16'):
+        with pytest.raises(SharingError, match=f'rank={rank} is not a rank of weights .* from 1 to 16'):
             share_layers(chain(LAYERS['linear']), groups=['0'], bank=dict(type='RelaxedTie', rank=rank))
 
 
@@ -474,7 +474,7 @@ def test_17_nothing_draws_from_the_global_generator_for_nothing(mmpretrain):
         (dict(type='TiedFiltres'), "There is no bank 'TiedFiltres': there are TiedFilters, "),
         (dict(type='TemplateBank'), "do not fit TemplateBank: missing a required argument: 'num_templates'"),
         (dict(type='TemplateBank', num_templates=2, rank=1), "unexpected keyword argument 'rank'"),
-        (dict(type='LN'), 'LN is no bank'),
+        (dict(type='LN'), 'LN is not a bank'),
     ],
 )
 def test_20_a_mistake_in_a_bank_is_one_sentence(bank, words):
@@ -491,7 +491,7 @@ def test_20_a_mistake_in_a_bank_is_one_sentence(bank, words):
         (dict(), 'Say which layers are to share'),
         (dict(groups=['fc1'], layers='.*'), 'Say which layers are to share'),
         (dict(layers='.*fc1', stages='blocks'), 'leave one of them out'),
-        (dict(groups=['fc1'], stages='encoder'), "stages='encoder' is the name of no stage: there are blocks"),
+        (dict(groups=['fc1'], stages='encoder'), "stages='encoder' matches no stage: there are blocks"),
         (dict(groups=['fc1'], own_blocks=-1), 'own_blocks=-1 is not a number of blocks'),
         (dict(layers='blocks.1.fc'), r"'blocks.1.fc' in layers matches .* there are blocks.1.fc[12], blocks.1.fc[12]"),
         (dict(layers='blocks.*'), 'makes one group of layers that differ: linear from'),

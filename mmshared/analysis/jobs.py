@@ -106,7 +106,7 @@ class Local:
         if count and (jobs or 1) > places:
             raise SharingError(
                 f'The {count} GPUs of this machine hold {places} runs of {gpus_per_run} side by side: '
-                'ask for fewer GPUs of a run, or for fewer runs.'
+                'ask for fewer GPUs per run, or for fewer runs.'
             )
         jobs = jobs or max(places, 1)
         # By their names here: a shared machine may hand out only some of its GPUs.

@@ -67,7 +67,7 @@ def draw_runs(runs: dict[str, dict[str, Curve]], pattern: str, out: Path, scale:
     try:
         wanted = re.compile(pattern)
     except re.error as error:
-        raise SharingError(f'{pattern!r} is no regular expression: {error}.') from None
+        raise SharingError(f'{pattern!r} is not a regular expression: {error}.') from None
     there = list(dict.fromkeys(name for scalars in runs.values() for name in scalars))
     rows: dict[str, list[str]] = {}
     for name in there:

@@ -28,7 +28,7 @@ class SteerableCNN(BaseModule):
     def __init__(self, rotations: int):
         super().__init__()
         if not isinstance(rotations, int) or rotations < 1:
-            raise SharingError(f'rotations={rotations!r} is no number of rotations: give 1 or more.')
+            raise SharingError(f'rotations={rotations!r} is not a number of rotations: give 1 or more.')
         escnn = import_escnn()
         enn = escnn.nn
         space = escnn.gspaces.rot2dOnR2(rotations)

@@ -31,7 +31,7 @@ def share_checkpoint(model: nn.Module, state_dict: dict[str, Tensor], name: str)
         network = model.backbone
         if not banks(network):
             raise SharingError(
-                f'{name} is of a backbone, and what shares here is outside of it: give the whole network.'
+                f'{name} is of a backbone, and the shared layers here are outside of it: give the whole network.'
             )
     conversions = share_state_dict(network, state_dict)
     if not conversions:
@@ -48,7 +48,7 @@ def rank_for_energy(conversion: Conversion, energy: float) -> int:
     """
     if len({kernel[0].shape for kernel in conversion.kernels}) > 1:
         raise SharingError(
-            f'The kernels of {", ".join(conversion.layers)} of {conversion.name} differ in shape: they are filters of '
+            f'The kernels of {", ".join(conversion.layers)} of {conversion.name} differ in shape: their filters have '
             'no space in common.'
         )
     rows = torch.cat([kernel.flatten(1) for kernel in conversion.kernels])  # (N, I k k)

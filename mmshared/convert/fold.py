@@ -93,8 +93,8 @@ def to_torchvision(model: nn.Module) -> dict[str, Tensor]:
             break
     else:
         raise SharingError(
-            'Only classifiers whose layers are those of a ResNet, ResNeXt or wide ResNet of torchvision have its '
-            'keys, and this is none.'
+            'Only classifiers with the layers of a ResNet, ResNeXt or wide ResNet of torchvision have its keys, and '
+            'this is not one.'
         )
     twin.load_state_dict(state_dict, strict=True, assign=True)
     images = torch.randn(1, 3, 64, 64)

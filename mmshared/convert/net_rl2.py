@@ -50,10 +50,10 @@ def convert(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
     """
     theirs = {re.sub(r'^module\.', '', key): tensor for key, tensor in theirs.items()}
     if not any('shared_basis' in key for key in theirs):
-        raise SharingError('The checkpoint has no shared_basis: it is none of the shared networks of Net_RL2.')
+        raise SharingError('The checkpoint has no shared_basis: it is not of a shared network of Net_RL2.')
     if 'layer1.0.conv1.weight' not in theirs:
         raise SharingError(
-            'The checkpoint is of none of their ResNets. Their MobileNetV2 differs from the standard '
+            'The checkpoint is not of one of their ResNets. Their MobileNetV2 differs from the standard '
             'network (biases of stem and head, ReLU in the blocks, an expansion in the first), and '
             'their DenseNet and ResNeXt have other blocks: those are not converted.'
         )

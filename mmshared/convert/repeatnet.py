@@ -93,7 +93,7 @@ def recognise(theirs: dict[str, Tensor], configs: Path) -> Recognised:
         repeated = 'conv1.bias' in theirs
     else:
         raise SharingError(
-            'The checkpoint is of none of their ResNets, VGGs and CNNs for rotated MNIST of plain or '
+            'The checkpoint is not of one of their ResNets, VGGs and CNNs for rotated MNIST with plain or '
             'repeated convs (the steerable networks are of another library).'
         )
     renamed = {rename(key, rules): tensor for key, tensor in theirs.items()}
@@ -107,7 +107,7 @@ def recognise(theirs: dict[str, Tensor], configs: Path) -> Recognised:
             if path.is_file():
                 kind = {} if each in (transform, '') else {TRANSFORM: transform.replace('-', '_')}
                 return Recognised(path, {**sizes, **kind}, renamed)
-    raise SharingError(f'The checkpoint is of the network {network}, and there is no config of it in {configs}.')
+    raise SharingError(f'The checkpoint is of the network {network}, and there is no config for it in {configs}.')
 
 
 def number_layers(theirs: dict[str, Tensor]) -> tuple[dict[str, Tensor], int]:
@@ -161,7 +161,7 @@ def convert(theirs: dict[str, Tensor], configs: Path) -> Converted:
     try:
         config, options, renamed = recognise(theirs, configs / 'repeatnet')
     except (IndexError, KeyError, TypeError) as error:
-        raise SharingError(f'The checkpoint is no whole one of a network of theirs: {error}.') from None
+        raise SharingError(f'The checkpoint is not of a whole network of theirs: {error}.') from None
     cfg = Config.fromfile(config)
     fc = 'head.fc.weight' if 'head.fc.weight' in renamed else 'head.layers.1.fc.weight'
     if fc in renamed and len(renamed[fc]) != cfg.model.head.num_classes:
@@ -173,7 +173,7 @@ def convert(theirs: dict[str, Tensor], configs: Path) -> Converted:
         in_a_row = key.endswith(('.transform.alpha', '.transform.beta'))  # in theirs; ours have two dimensions
         if tensor is None or (tensor.numel() != own.numel() if in_a_row else tensor.shape != own.shape):
             raise SharingError(
-                f'The checkpoint is no whole one of the network of {config.name}: it has nothing that '
+                f'The checkpoint is not of the whole network of {config.name}: it has nothing that '
                 f'becomes {key}, {tuple(own.shape)}.'
             )
         state_dict[key] = tensor.view(own.shape)

@@ -54,7 +54,7 @@ def convert(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
     """
     theirs = {re.sub(r'^module\.', '', key): tensor for key, tensor in theirs.items()}
     if not {'conv_3x3.weight', 'bank_1.templates'} <= set(theirs):
-        raise SharingError('The checkpoint has no conv_3x3 or no bank_1: it is none of the networks of soft-sharing.')
+        raise SharingError('The checkpoint has no conv_3x3 or no bank_1: it is not of a network of soft-sharing.')
     shares = any(key.endswith('.coefficients') for key in theirs)
     ours = {}
     for key, tensor in theirs.items():
@@ -124,7 +124,7 @@ def convert_checkpoint(file: str, configs: Path) -> Converted:
         build_empty(cfg).load_state_dict(state_dict, strict=True, assign=True)
     except (IndexError, KeyError, RuntimeError, TypeError) as error:
         reason = str(error).split('\n\t')[-1].strip()
-        raise SharingError(f'The checkpoint is of another network than those of soft-sharing: {reason}') from None
+        raise SharingError(f'The checkpoint is not of a network of soft-sharing: {reason}') from None
     backbone, sharing = cfg.model.backbone, cfg.model.backbone.get('sharing')
     told = f'{sharing.bank.num_templates} templates a stage' if sharing else 'no shared conv'
     note = (

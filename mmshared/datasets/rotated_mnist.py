@@ -57,7 +57,7 @@ class RotatedMNIST(BaseDataset):
         if len(there) == 1:
             # A split made from MNIST would have some of the same digits.
             raise SharingError(
-                f'{root} has {there[0]} and not the other file of the original rotated MNIST: put both '
+                f'{root} has {there[0]} but not the other file of the original rotated MNIST: put both '
                 'there, or remove it.'
             )
         images, labels = self._read_original(root) if there else self._rotate(root)
@@ -110,10 +110,10 @@ def _read_idx(root: Path, name: str) -> Tensor:
                     warnings.filterwarnings('ignore', message='The given NumPy array is not writable')
                     return read_sn3_pascalvincent_tensor(str(path))
             except (AssertionError, EOFError, KeyError, OSError, RuntimeError, ValueError, zlib.error):
-                raise SharingError(f'{path} is damaged, or no file of MNIST: copy or download it again.') from None
+                raise SharingError(f'{path} is damaged or not a file of MNIST: copy or download it again.') from None
     raise SharingError(
-        f'Rotated MNIST is made of the four files of MNIST, and {root} has no {name} or {name}.gz: put '
-        'them there, or name their folder by the option data_root=FOLDER.'
+        f'Rotated MNIST is made from the four files of MNIST, and {root} has no {name} or {name}.gz: put '
+        'them there, or name their folder with the option data_root=FOLDER.'
     )
 
 

@@ -193,7 +193,7 @@ def check_data(cfg: Config, loaders: Sequence[str], download: bool = True) -> No
                 lack = 'is not there' if '' in missing else f'has no {" and no ".join(missing)}'
                 raise SharingError(
                     f'The data set of {loader} is expected in {root}, which {lack}: put the data set '
-                    'there, or name its folder by the option data_root=FOLDER.'
+                    'there, or name its folder with the option data_root=FOLDER.'
                 )
 
 

@@ -169,4 +169,4 @@ def matches(pattern: str, name: str) -> bool:
     try:
         return re.fullmatch(pattern, name) is not None
     except re.error as error:
-        raise SharingError(f'The pattern {pattern!r} is no regular expression: {error}.') from None
+        raise SharingError(f'The pattern {pattern!r} is not a regular expression: {error}.') from None

@@ -49,7 +49,7 @@ class RelaxedTie(Bank):
         most = min(weight.flatten(1).shape)
         if not isinstance(rank, int) or not 0 < rank <= most:
             raise SharingError(
-                f'rank={rank!r} is the rank of no weight of the shape {tuple(weight.shape)}: give one '
+                f'rank={rank!r} is not a rank of weights of the shape {tuple(weight.shape)}: give one '
                 f'from 1 to {most}.'
             )
         self.rank = rank

@@ -44,7 +44,7 @@ class RepeatedLayer(SharedLayer):
         if small[2:] != shape[2:] or small[0] > shape[0] or small[1] > shape[1]:
             raise SharingError(
                 f'A kernel of the shape {tuple(small)} cannot be repeated to {tuple(shape)}: it has to '
-                'be of the same height and width, and of no more channels.'
+                'have the same height and width, and no more channels.'
             )
         kind, arguments = (bank.kind, bank.arguments) if small != shape else (Linear, {})
         self.transform = kind(small, shape, **arguments).to(**like)
@@ -156,7 +156,7 @@ class RepeatedKernel(Bank):
                 'RepeatedKernel repeats only ungrouped convs: leave grouped and depthwise convs out of groups.'
             )
         if mode not in ('intra', 'inter', 'hybrid'):
-            raise SharingError(f"mode={mode!r} is none of 'intra', 'inter' and 'hybrid'.")
+            raise SharingError(f"mode={mode!r} is not one of 'intra', 'inter' and 'hybrid'.")
         self.kind, self.arguments = _kind_of(transform)
         self.passes = mode != 'intra'
         if self.passes != (width is None) or self.passes and input_channels is not None:

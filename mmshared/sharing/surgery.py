@@ -96,9 +96,7 @@ def _find_groups(
     places = plain_layers(network)
     names = [name for name in stages_of(network) if stages is None or matches(stages, name)]
     if stages is not None and not names:
-        raise SharingError(
-            f'stages={stages!r} is the name of no stage: there are {_some(stages_of(network)) or "none"}.'
-        )
+        raise SharingError(f'stages={stages!r} matches no stage: there are {_some(stages_of(network)) or "none"}.')
     found: list[_Group] = []
     taken: set[str] = set()
     for stage in [None] if by_full_name else names:
@@ -143,7 +141,7 @@ def _check_savings(made: dict[Bank, _Group], by_full_name: bool) -> None:
     patterns = list(dict.fromkeys(group.pattern for group in made.values()))
     if by_full_name and any(len(group.members) < 2 for group in made.values()):
         raise SharingError(
-            f'A group of one layer is allowed where the bank makes it smaller, and {patterns} would have '
+            f'A group of one layer is allowed if the bank makes it smaller, and {patterns} would have '
             f'{after:,} parameters for {before:,}: name more layers, or take a smaller bank.'
         )
     warnings.warn(
@@ -172,7 +170,7 @@ def bank_class(config: Any) -> type[Bank]:
     """The class of the bank that a config describes.
 
     Raises:
-        SharingError: If there is none.
+        SharingError: If there is no such bank.
     """
     if not isinstance(config, dict) or 'type' not in config:
         raise SharingError(
@@ -192,7 +190,7 @@ def bank_class(config: Any) -> type[Bank]:
                 'has to be imported first: custom_imports.)'
             )
     if not (inspect.isclass(kind) and issubclass(kind, Bank)):
-        raise SharingError(f'{config["type"]} is no bank.')
+        raise SharingError(f'{config["type"]} is not a bank.')
     return kind
 
 

@@ -1,4 +1,4 @@
-"""Build every model of the metafiles, update its parameters and multiply-adds, and update the tables in the READMEs."""
+"""Build every model of the metafiles, and update its parameters and multiply-adds and the tables in the READMEs."""
 
 import argparse
 from pathlib import Path
