@@ -2,22 +2,22 @@
 
 What ``import mmshared`` does at once:
 
-- mmcv's operators are supplied from torchvision where mmcv has none: before anything imports ``mmcv.ops``.
-- No checkpoint is unpickled any more.
-- Banks, hooks, ``SharingRunner``, ``ShortestPaths`` and ``PathScore`` are registered with mmengine.
+- It supplies mmcv's operators from torchvision if mmcv lacks them, before anything imports ``mmcv.ops``.
+- From then on, no checkpoint is unpickled.
+- It registers banks, hooks, ``SharingRunner``, ``ShortestPaths`` and ``PathScore`` with mmengine.
 
-And what only happens when a registry of a library is first asked for a type, which is when it imports the library's
-own modules, so that a training of a detector does not wait for the classifiers:
+The rest happens when a library's registry is first asked for a type, which is when it imports the library's own
+modules. So training a detector does not wait for the classifiers:
 
-- The twins of a library's networks are made and registered with it.
-- With mmpretrain, the networks and data sets of ours that are made of its own are registered too.
+- The twins of the library's networks are made and registered with it.
+- For mmpretrain, our networks and data sets that build on its own are registered too.
 """
 
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-# First of all: whatever else is imported here reaches for mmcv's operators.
+# This comes first: the other imports need mmcv's operators.
 from . import compat  # noqa: F401
 from .backbones import SharingMixin
 from .datasets import PathScore, ShortestPaths
@@ -57,7 +57,7 @@ from .version import __version__
 
 _OWN_NETWORKS = ('cifar', 'conv_chain', 'eca', 'path_net', 'steerable', 'wide_resnet')
 
-#: The modules that a library's registry imports after its own.
+#: The modules that a library's registry imports after the library's own.
 _LOCATIONS = {
     ('mmdet', 'MODELS'): ['backbones.mmdet'],
     ('mmpretrain', 'MODELS'): ['backbones.mmpretrain', *(f'backbones.{name}' for name in _OWN_NETWORKS)],
@@ -68,7 +68,7 @@ _LOCATIONS = {
 
 def _register_with(library: str, registry: str, modules: list[str]) -> None:
     known = getattr(import_module(f'{library}.registry'), registry)
-    known._locations.extend(modules)  # mmengine has no way to add to what ``Registry(locations=[...])`` has set
+    known._locations.extend(modules)  # mmengine has no public way to add to ``Registry(locations=[...])``
     if known._imported:
         for module in modules:
             import_module(module)
@@ -81,7 +81,7 @@ for (_library, _registry), _modules in _LOCATIONS.items():
 
 
 def __getattr__(name: str) -> Any:
-    if name == 'RotatedMNIST':  # it is made of a data set of mmpretrain
+    if name == 'RotatedMNIST':  # it builds on a data set of mmpretrain
         return import_module(f'{__name__}.datasets.rotated_mnist').RotatedMNIST
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 

@@ -1,4 +1,4 @@
-"""What the tools have in common: types of arguments, errors in a sentence, the configs of runs."""
+"""What the tools have in common: argument types, one-sentence errors, the configs of runs."""
 
 import argparse
 import logging
@@ -22,8 +22,8 @@ from .sharing import SharingError
 
 @contextmanager
 def errors_in_a_sentence() -> Iterator[None]:
-    """End a tool with one sentence where a :class:`SharingError` is raised, or with the whole traceback if
-    ``--traceback`` is among its arguments. It is taken out of them: all tools have it, and no parser knows it."""
+    """End a tool with one sentence if a :class:`SharingError` is raised, or with the whole traceback if
+    ``--traceback`` is among its arguments. All tools accept this option, so it is removed before any parser runs."""
     whole = '--traceback' in sys.argv[1:]
     if whole:
         sys.argv.remove('--traceback')
@@ -31,15 +31,15 @@ def errors_in_a_sentence() -> Iterator[None]:
         yield
     except SharingError as error:
         if whole:
-            error.__suppress_context__ = False  # what it was made of
+            error.__suppress_context__ = False  # show the error behind it too
             raise
         raise SystemExit(f'Error: {error}') from None
 
 
 @contextmanager
 def own_files() -> Iterator[None]:
-    """Make a :class:`SharingError` of it where a tool cannot read or write one of its own files. It is not for what
-    reads data sets: an image that is missing there is found by a traceback."""
+    """Raise a :class:`SharingError` if a tool cannot read or write one of its own files. Do not use it around code
+    that reads data sets: a missing image is easier to find with a traceback."""
     try:
         yield
     except OSError as error:
@@ -49,7 +49,7 @@ def own_files() -> Iterator[None]:
 
 
 def output_file(name: str) -> Path:
-    """The type of an argument that names a file to write: makes its folder."""
+    """Argument type for a file to write: creates its folder."""
     path = Path(name)
     if path.is_dir():
         raise argparse.ArgumentTypeError(f'{name} is a folder: name a file')
@@ -61,22 +61,22 @@ def output_file(name: str) -> Path:
 
 
 def output_image(name: str) -> Path:
-    """The type of an argument that names an image to write."""
+    """Argument type for an image to write."""
     path = output_file(name)
     if path.suffix not in ('.png', '.pdf', '.svg', '.jpg'):
-        raise argparse.ArgumentTypeError(f'{name} is no name of an image: let it end in .png, .pdf, .svg or .jpg')
+        raise argparse.ArgumentTypeError(f'{name} is not an image: the name must end in .png, .pdf, .svg or .jpg')
     return path
 
 
 def check_files(parser: argparse.ArgumentParser, *names: str | None) -> None:
-    """Stop a tool that would write over one of its own files; what is None is none."""
+    """Stop a tool that would overwrite one of its own files. None is ignored."""
     names = [name for name in names if name]
     if len({Path(name).resolve() for name in names}) < len(names):
-        parser.error(f'{", ".join(map(str, names))} have to be files of their own')
+        parser.error(f'{", ".join(map(str, names))} must be different files')
 
 
 class ImageSize(argparse.Action):
-    """Takes the side of square images, or their height and width, or these after their channels; keeps (C, H, W)."""
+    """Takes the side of square images, or height and width, or channels, height and width. Stores (C, H, W)."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         if len(values) > 3 or min(values) < 1:
@@ -88,7 +88,7 @@ class ImageSize(argparse.Action):
 
 
 def add_shape(parser: argparse.ArgumentParser) -> None:
-    """Give a tool the option ``--shape``."""
+    """Add the option ``--shape``."""
     parser.add_argument(
         '--shape',
         type=int,
@@ -96,14 +96,14 @@ def add_shape(parser: argparse.ArgumentParser) -> None:
         action=ImageSize,
         default=(3, 224, 224),
         metavar='SIZE',
-        help='height and width of the images, after their channels if not 3, or one number for '
+        help='height and width of the images, preceded by the channels if not 3, or one number for '
         'both (default: 224 224)',
     )
 
 
 @contextmanager
 def interrupts_in_a_sentence(hint: str = '') -> Iterator[None]:
-    """End a tool with one sentence, and a hint behind it, if Ctrl-C interrupts it."""
+    """End a tool with one sentence, followed by a hint, if Ctrl-C interrupts it."""
     interrupts = []
 
     def interrupt(*signal_and_frame):
@@ -114,15 +114,14 @@ def interrupts_in_a_sentence(hint: str = '') -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, RuntimeError):
-        # Ctrl-C reaches the workers of the data loaders too: what is raised may be that one of them has gone.
+        # Ctrl-C reaches the workers of the data loaders too: the error may be that one of them is gone.
         if not interrupts:
             raise
         raise SystemExit(f'Interrupted.{hint}') from None
 
 
 def end_run() -> None:
-    """End one of several processes on CPUs whose run has ended: the threads of gloo may abort one that ends as others
-    do."""
+    """Exit at the end of a distributed run on CPUs: the threads of gloo may abort a process that exits normally."""
     if dist.is_initialized() and not torch.cuda.is_available():
         dist.destroy_process_group()
         logging.shutdown()
@@ -132,7 +131,7 @@ def end_run() -> None:
 
 
 def load_run(args: argparse.Namespace) -> Config:
-    """The config of a run of train.py or test.py, with what the arguments that both have say of it."""
+    """Load the config of a run of train.py or test.py and apply the arguments that both have."""
     cfg = load_config(args.config)
     if cfg.default_scope not in LIBRARIES:
         raise SharingError(f'{args.config} is of {cfg.default_scope}: the tools know {" and ".join(LIBRARIES)}.')
@@ -149,7 +148,7 @@ def load_run(args: argparse.Namespace) -> Config:
         setup_cache_size_limit_of_dynamo()
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         loader = cfg.get(name) or {}
-        if cfg.default_scope == 'mmpretrain' and loader:  # what the configs of mmpretrain leave to its tools
+        if cfg.default_scope == 'mmpretrain' and loader:  # mmpretrain's own tools set these
             loader.setdefault('pin_memory', True)
             loader.setdefault('persistent_workers', loader.get('num_workers', 0) > 0)
             loader.setdefault('collate_fn', dict(type='default_collate'))
@@ -158,16 +157,16 @@ def load_run(args: argparse.Namespace) -> Config:
 
 
 def add_runs(parser: argparse.ArgumentParser, out: str) -> None:
-    """Add what a tool that compares runs is told: their work dirs, their names, the image to write."""
+    """Add the arguments of a tool that compares runs: their work dirs, their names, the image to write."""
     parser.add_argument(
         'work_dirs', type=Path, nargs='+', metavar='work_dir', help='the work dir of a run of train.py'
     )
-    parser.add_argument('--legend', nargs='+', help='names of the runs (default: those of their folders)')
+    parser.add_argument('--legend', nargs='+', help='names of the runs (default: the names of their folders)')
     parser.add_argument('--out', type=output_image, default=out, help=f'default: {out}')
 
 
 def named_runs(parser: argparse.ArgumentParser, args: argparse.Namespace) -> dict[str, Path]:
-    """The work dirs of :func:`add_runs` by their names; the parser stops if a run has no name of its own."""
+    """The work dirs of :func:`add_runs` by name. The parser stops if two runs have the same name."""
     names = args.legend or [path.resolve().name for path in args.work_dirs]
     if len(set(names)) < len(args.work_dirs) or len(names) > len(args.work_dirs):
         parser.error('--legend: give each run a name of its own')
@@ -177,12 +176,12 @@ def named_runs(parser: argparse.ArgumentParser, args: argparse.Namespace) -> dic
 @errors_in_a_sentence()
 @own_files()
 def convert_file(description: str, convert: Callable[[str, Path], Converted]) -> None:
-    """The command of a converter of authors' checkpoints: reads SRC, writes DST and says which config it is for. If
-    there is no file of that config, it is written beside DST.
+    """The command of a converter of authors' checkpoints: reads SRC, writes DST and prints which config it is for. If
+    no config file exists for it, one is written beside DST.
 
     Args:
-        description (str): What the command says of itself.
-        convert (Callable): Converts a file, given the folder of the configs too.
+        description (str): The description in the command's help.
+        convert (Callable): Converts a file. Also gets the folder of the configs.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('src', help='their checkpoint')

@@ -73,7 +73,7 @@ def test_an_interrupted_suite_goes_on_and_gives_one_table(images, tmp_path):
     while not (third / 'last_checkpoint').exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGTERM)  # as Ctrl-C does
-    assert 'Interrupted. The same command goes on.' in process.communicate()[0] and process.returncode == 1
+    assert 'Interrupted. Call the same command again to go on.' in process.communicate()[0] and process.returncode == 1
     finished = sorted(work_dir.glob('*/*/result.json'))
     assert 0 < len(finished) < 4
     assert subprocess.run(['pgrep', '-f', str(work_dir)]).returncode == 1  # no run is left behind

@@ -59,12 +59,12 @@ def files(tmp_path_factory):
         ('model_converters/fold.py', [ROOT / 'configs/_base_/mmshared.py', 'plain.pth', 'new.pth'], 'it has no model'),
         ('model_converters/dense_to_shared.py', [PLAIN, 'plain.pth', 'new.pth'], 'of this config shares nothing'),
         ('model_converters/dense_to_shared.py', [SHARED, 'classes.pth', 'new.pth'], 'not of the plain network of the'),
-        ('model_converters/dense_to_shared.py', [SHARED, 'plain.pth', 'plain.pth'], 'have to be files of their own'),
-        ('model_converters/rescale.py', [LARGE, 'plain.pth', 'plain.pth'], 'have to be files of their own'),
-        ('model_converters/rescale.py', [LARGE, 'plain.pth', 'folder/../plain.pth'], 'have to be files of their own'),
-        ('model_converters/rescale.py', [LARGE, 'plain.pth', 'link.pth'], 'have to be files of their own'),
+        ('model_converters/dense_to_shared.py', [SHARED, 'plain.pth', 'plain.pth'], 'must be different files'),
+        ('model_converters/rescale.py', [LARGE, 'plain.pth', 'plain.pth'], 'must be different files'),
+        ('model_converters/rescale.py', [LARGE, 'plain.pth', 'folder/../plain.pth'], 'must be different files'),
+        ('model_converters/rescale.py', [LARGE, 'plain.pth', 'link.pth'], 'must be different files'),
         ('model_converters/rescale.py', [LARGE, 'list.pth', 'new.pth'], 'has no state dict'),
-        ('model_converters/repeatnet_to_mmshared.py', ['plain.pth', 'plain.pth'], 'have to be files of their own'),
+        ('model_converters/repeatnet_to_mmshared.py', ['plain.pth', 'plain.pth'], 'must be different files'),
         ('model_converters/repeatnet_to_mmshared.py', ['list.pth', 'new.pth'], 'has no state dict'),
         ('model_converters/net_rl2_to_mmshared.py', ['list.pth', 'new.pth'], 'no shared_basis|no state dict'),
         ('analysis_tools/sharing_report.py', [SHARED, '--shape', '1', '32', '32'], 'cannot take images of 1x32x32: '),
@@ -72,13 +72,13 @@ def files(tmp_path_factory):
         (
             'analysis_tools/gram_matrices.py',
             [SHARED, 'plain.pth', '--out', 'image'],
-            'no name of an image: let it end',
+            'is not an image: the name must end',
         ),
         ('analysis_tools/benchmark_speed.py', [SHARED, '--device', 'foo'], 'foo cannot be used here: '),
         ('analysis_tools/benchmark_speed.py', [SHARED, '--device', 'meta'], 'meta cannot be used here: '),
         ('analysis_tools/report_run.py', ['folder', '--images', '0'], '--images 0: give 1 or more'),
-        ('analysis_tools/report_run.py', ['folder'], 'no work dir of a finished run: it has no config'),
-        ('benchmark.py', ['plain.pth', '--jobs', '0'], '--gpus-per-run, --jobs and --timeout are 1 or more'),
+        ('analysis_tools/report_run.py', ['folder'], 'is not the work dir of a finished run: it has no config'),
+        ('benchmark.py', ['plain.pth', '--jobs', '0'], '--gpus-per-run, --jobs and --timeout must be 1 or more'),
     ],
 )
 @pytest.mark.slow
@@ -261,7 +261,7 @@ def test_options_of_a_test(tmp_path):
 
 @pytest.mark.parametrize(
     'options, words',
-    [(['--out-item', 'pred'], '--out-item is about --out'), (['--out', 'x.json'], 'predictions go into a .pkl')],
+    [(['--out-item', 'pred'], '--out-item needs --out'), (['--out', 'x.json'], 'predictions go into a .pkl')],
 )
 def test_what_is_written_of_a_test_has_a_file_that_takes_it(options, words):
     result = call('test.py', DIGITS, 'x.pth', *options)

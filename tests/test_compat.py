@@ -104,7 +104,7 @@ class TestTorchvision:
         torch.testing.assert_close(got, expected.to(dtype))
 
     def test_another_operator_raises_one_sentence_when_called(self):
-        with pytest.raises(NotImplementedError, match="'box_iou_rotated' is none of those.*no-build-isolation"):
+        with pytest.raises(NotImplementedError, match="'box_iou_rotated' is not one of those.*no-build-isolation"):
             mmcv.ops.box_iou_rotated(torch.rand(1, 5), torch.rand(1, 5))
         with pytest.raises(NotImplementedError, match="pool_mode='max' is not in torchvision"):
             mmcv.ops.roi_align(feature(), rois(), (2, 2), 1.0, 0, 'max', True)

@@ -46,7 +46,7 @@ def test_a_whole_detector_that_shares_outside_of_its_backbone(dino, tmp_path):
 
     torch.save(plain.backbone.state_dict(), tmp_path / 'backbone.pth')
     result = call(TOOL, dino.filename, tmp_path / 'backbone.pth', tmp_path / 'no.pth')
-    assert 'backbone.pth is of a backbone, and what shares here is outside of it' in result.stderr
+    assert 'backbone.pth is of a backbone, and the shared layers here are outside of it' in result.stderr
     assert not (tmp_path / 'no.pth').exists()
 
 

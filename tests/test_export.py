@@ -228,11 +228,11 @@ def test_what_cannot_be_folded_is_refused_and_nothing_written(tmp_path, monkeypa
     for arguments, words in [
         ((plain, tmp_path / f'{plain.stem}.pth', out), 'shares nothing: there is nothing to fold'),
         ((shared, tmp_path / 'none.pth', out), 'There is no checkpoint'),
-        ((shared, tmp_path / f'{shared.stem}.pth', out, '--torchvision'), 'whose layers are those of a ResNet'),
+        ((shared, tmp_path / f'{shared.stem}.pth', out, '--torchvision'), 'with the layers of a ResNet'),
         ((shared, tmp_path / 'none.pth', out, '--shape', '0'), 'give height and width'),
-        ((shared, tmp_path / f'{shared.stem}.pth', out, '--keep-shared'), '--keep-shared is about --onnx'),
-        ((shared, out.with_name('in.pth'), out.with_name('in.pth')), 'have to be files of their own'),
-        ((tmp_path / 'out.py', out.with_name('in.pth'), out), 'have to be files of their own'),
+        ((shared, tmp_path / f'{shared.stem}.pth', out, '--keep-shared'), '--keep-shared needs --onnx'),
+        ((shared, out.with_name('in.pth'), out.with_name('in.pth')), 'must be different files'),
+        ((tmp_path / 'out.py', out.with_name('in.pth'), out), 'must be different files'),
     ]:
         result = fold(*arguments)
         assert result.returncode and words in result.stderr and not out.exists()

@@ -406,10 +406,10 @@ def test_stages_without_a_group_need_no_bank(library):
     'bank, words',
     [
         ([TEMPLATES] * 2, 'There are 2 banks for the groups'),
-        ([[TEMPLATES] * 2], 'is no config of a bank'),
+        ([[TEMPLATES] * 2], 'is not a config of a bank'),
         (
             dict(type='LoopedTemplates', kernels=[0, 1, 0], num_templates=1),
-            'no list of kernels for a group of 6 convs',
+            'not a list of kernels for a group of 6 convs',
         ),
         (dict(type='LoopedTemplates', kernels=[0, 0, 2, 0, 2, 0], num_templates=1), 'number the kernels from 0'),
         (dict(type='LoopedTemplates', kernels=[0] * 6, num_templates=0), 'num_templates=0 makes no kernel'),
@@ -479,7 +479,7 @@ def test_the_tool_goes_on_without_data_and_leaves_what_does_not_loop(tmp_path):
     cfg = config(dict(TEMPLATES, num_templates=6), data_root=tmp_path / 'none')
     files, out = write(tmp_path, cfg, build_model(cfg)), tmp_path / 'out.pth'
     result = call(FOLD, *files, out)
-    assert result.returncode == 0 and 'the network is left as it is, and nothing was written' in result.stdout
+    assert result.returncode == 0 and 'the network is not changed, and nothing was written' in result.stdout
     assert not out.exists() and not out.with_suffix('.py').exists()
     torch.save(dict(state_dict=make_alike(build_model(cfg)).state_dict()), files[1])
     result = call(FOLD, *files, out, '--recalibrate', '1')
@@ -496,8 +496,8 @@ def test_the_tool_goes_on_without_data_and_leaves_what_does_not_loop(tmp_path):
     files = write(tmp_path, plain, build_model(plain))
     assert 'Error: The network of this config has no TemplateBank' in call(FOLD, *files, tmp_path / 'again.pth').stderr
     assert 'Error: The model of this config has no TemplateBank' in call(SIMILARITY, *files).stderr
-    assert 'files of their own' in call(FOLD, *files, files[1]).stderr
-    assert 'from 0 up to below 1' in call(FOLD, *files, out, '--threshold', '1').stderr
+    assert 'must be different files' in call(FOLD, *files, files[1]).stderr
+    assert 'from 0 to below 1' in call(FOLD, *files, out, '--threshold', '1').stderr
 
 
 @pytest.mark.slow

@@ -182,8 +182,8 @@ def test_runs_are_drawn_over_each_other(mmpretrain, tmp_path):
     drawn = np.asarray(Image.open(tmp_path / 'runs.png').convert('RGB')).reshape(-1, 3)
     assert all((drawn == colour).all(1).sum() > 50 for colour in [(31, 119, 180), (255, 127, 14)])  # C0 and C1
     assert "No scalar of these runs matches 'acc'" in compare(*runs, '--scalars', 'acc').stderr
-    assert "Error: '*' is no regular expression: nothing to repeat" in compare(*runs, '--scalars', '*').stderr
-    assert 'no work dir of a run' in compare(tmp_path).stderr
+    assert "Error: '*' is not a regular expression: nothing to repeat" in compare(*runs, '--scalars', '*').stderr
+    assert 'is not the work dir of a run' in compare(tmp_path).stderr
     assert 'a name of its own' in compare(*runs, '--legend', 'same', 'same').stderr
 
 

@@ -119,7 +119,7 @@ def test_what_is_dropped_or_random_stays_so():
     random = transform_of('random_bireal', (2, 3), (4, 6))
     assert [name for name, _ in random.named_parameters()] == ['mask'] and random.random.shape == (18, 3, 3)
     for rate in (1, 'x'):
-        with pytest.raises(SharingError, match=f'drop_rate={rate!r} is no share'):
+        with pytest.raises(SharingError, match=f'drop_rate={rate!r} is not a share'):
             KERNEL_TRANSFORMS.get('static_drop')((2, 2, 1, 1), (4, 4, 1, 1), drop_rate=rate)
 
 
@@ -179,12 +179,12 @@ def test_both_is_the_two_kernels_side_by_side():
         ((4, 8, 8), dict(mode='inter', width=2), 'the other modes have neither width'),
         ((4, 8), dict(mode='inter'), 'a group has only one layer'),
         ((8, 8, 4), dict(mode='inter'), r'the shape \(8, 8, 3, 3\) cannot be repeated to \(4, 8, 3, 3\)'),
-        ((4, 8), dict(mode='within', width=2), "mode='within' is none of"),
-        ((4, 8), dict(width='2'), "width='2' is no finite number"),
-        ((4, 8), dict(width=float('nan')), 'width=nan is no finite number'),
-        ((4, 8), dict(width=float('inf')), 'width=inf is no finite number'),
-        ((4, 8), dict(width=2, transform='swish'), "transform='swish' is no config of a transform: write"),
-        ((4, 8), dict(width=2, transform=dict(drop_rate=0.5)), 'is no config of a transform: write'),
+        ((4, 8), dict(mode='within', width=2), "mode='within' is not one of"),
+        ((4, 8), dict(width='2'), "width='2' is not a finite number"),
+        ((4, 8), dict(width=float('nan')), 'width=nan is not a finite number'),
+        ((4, 8), dict(width=float('inf')), 'width=inf is not a finite number'),
+        ((4, 8), dict(width=2, transform='swish'), "transform='swish' is not a config of a transform: write"),
+        ((4, 8), dict(width=2, transform=dict(drop_rate=0.5)), 'is not a config of a transform: write'),
         (
             (4, 8),
             dict(width=2, transform=dict(type='static_drop', rate=1)),

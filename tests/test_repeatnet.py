@@ -293,7 +293,7 @@ def test_the_convs_of_a_small_vgg_become_the_kernels_that_are_passed_on(tmp_path
         out,
         *options,
     )
-    assert 'as the config begins: backbone.features.0.conv3_2, backbone.features.0.bn3_2, ' in result.stdout
+    assert 'started as in the config: backbone.features.0.conv3_2, backbone.features.0.bn3_2, ' in result.stdout
     assert result.stdout.count('conv5_2') == 1 and 'conv3_1' not in result.stdout, result.stderr
     model = build_model(config('repeat-vgg6-swish_b128_cifar10'))
     model.load_state_dict(load_checkpoint_file(str(out))['state_dict'], strict=True)
@@ -355,7 +355,7 @@ def test_training_nothing_is_refused(tmp_path, mmpretrain):
     with pytest.raises(SharingError, match="to train 'mask', and no parameter of the model has that in its name"):
         train(small(BANK), tmp_path, [TrainOnlyHook(['bn', 'mask'])])
     for keys in ('bn', []):
-        with pytest.raises(SharingError, match=r"is no list of parts of names: write for example keys=\['bn'\]"):
+        with pytest.raises(SharingError, match=r"is not a list of parts of names: write for example keys=\['bn'\]"):
             TrainOnlyHook(keys)
 
 

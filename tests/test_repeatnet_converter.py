@@ -275,8 +275,8 @@ def test_other_checkpoints_are_refused():
     for change, words in [
         (lambda state: state.pop('layer2.0.conv1.betas'), 'that becomes backbone.layer2.0.conv1.transform.beta'),
         (lambda state: state.update({'layer4.0.conv1.weight': torch.zeros(1)}), 'nothing like backbone.layer4.0'),
-        (lambda state: state.pop('layer1.0.conv1.weight'), 'of none of their ResNets'),
-        (lambda state: state.pop('conv1.weight'), "no whole one of a network of theirs: 'conv1.weight'"),
+        (lambda state: state.pop('layer1.0.conv1.weight'), 'is not of one of their ResNets'),
+        (lambda state: state.pop('conv1.weight'), "is not of a whole network of theirs: 'conv1.weight'"),
         (
             lambda state: state.update({'layer2.0.conv1.weight': state['layer2.0.conv1.weight'].transpose(0, 1)}),
             'nothing that becomes backbone.layer2.0.conv1.kernel',
@@ -290,5 +290,5 @@ def test_other_checkpoints_are_refused():
             convert(state, CONFIGS)
     wide = TheirCNN(3, transform='swish')
     wide(torch.randn(1, 1, 29, 29))
-    with pytest.raises(SharingError, match='of the network cnn, and there is no config of it'):
+    with pytest.raises(SharingError, match='of the network cnn, and there is no config for it'):
         convert(wide.state, CONFIGS)

@@ -117,15 +117,15 @@ def test_the_original_files_are_read_row_after_row(mnist, tmp_path):
         (f'{line}1\n', 'has 1 lines, and the split has 2 images: it was cut off'),
         (f'{line}1\n' + '2 ' * 784 + '1\n', 'has values of images that are not from 0 to 1'),
         (f'{line}1\n' + 'nan ' * 784 + '1\n', 'has values of images that are not from 0 to 1'),
-        (f'{line}1\n{line}10\n', 'has labels that are no digits'),
-        (f'{line}1\n{line}0.5\n', 'has labels that are no digits'),
+        (f'{line}1\n{line}10\n', 'has labels that are not digits'),
+        (f'{line}1\n{line}0.5\n', 'has labels that are not digits'),
     ]:
         (tmp_path / AMAT[0]).write_text(text)
         with pytest.raises(SharingError, match=words):
             infos(tmp_path, 'train')
     (tmp_path / AMAT[0]).unlink()
     for split in ('train', 'test'):
-        with pytest.raises(SharingError, match=f'has {AMAT[1]} and not the other file'):
+        with pytest.raises(SharingError, match=f'has {AMAT[1]} but not the other file'):
             infos(tmp_path, split)
 
 
@@ -310,7 +310,7 @@ def test_the_shares_of_a_suite_are_printed(tmp_path):
     for better, words in (
         ('alike', 'The shares are not defined'),
         ('none', 'has no finished run'),
-        ('cnn', '--baseline and --better are two models'),
+        ('cnn', '--baseline and --better must be two models'),
     ):
         result = call(tool, tmp_path, 'repeat', '--baseline', 'cnn', '--better', better)
         assert words.lower() in (result.stdout + result.stderr).lower()

@@ -161,7 +161,7 @@ def test_ranks_grow_with_the_width(mmpretrain):
         (['conv9'], TIED, ["'conv9' forms no group", 'conv1, conv2, conv3']),
         (['conv2', 'downsample.0'], TIED, ["'downsample.0' forms no group"]),
         (['conv[13]'], TIED, ["'conv[13]'", 'layers that differ', '1x1 from 64 to 16 channels']),
-        (['conv('], TIED, ["'conv('", 'no regular expression']),
+        (['conv('], TIED, ["'conv('", 'not a regular expression']),
         ('conv2', TIED, ['groups is a list', "groups=['conv2']"]),
         (['conv2'], dict(BASIS, shared_rank=3), ['shared_rank=3 at 64 channels is 0.75 filters at the 16 channels']),
         (['conv2'], dict(BASIS, shared_rank=-4), ['shared_rank=-4']),
@@ -170,7 +170,7 @@ def test_ranks_grow_with_the_width(mmpretrain):
         ([], TIED, ['groups=[] has no pattern']),
         (['conv2', 'conv2'], TIED, ['one twice']),
         (['conv2', '.*2'], TIED, ["'.*2' forms no group", 'conv2 is in the group of another pattern']),
-        (['conv2'], 'TiedFilters', ["bank='TiedFilters' is no config of a bank"]),
+        (['conv2'], 'TiedFilters', ["bank='TiedFilters' is not a config of a bank"]),
     ],
 )
 def test_what_cannot_be_shared_is_refused_with_the_reason(library, groups, bank, words):

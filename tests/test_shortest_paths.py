@@ -222,4 +222,4 @@ def test_the_tool_prints_and_draws_the_last_scores_by_distance(tmp_path):
     result = call('analysis_tools/extrapolation.py', *runs)
     assert result.returncode == 1 and 'trained up to distances of [4, 8] steps' in result.stderr
     result = call('analysis_tools/extrapolation.py', tmp_path)
-    assert result.returncode == 1 and 'is no work dir of a run that was scored' in result.stderr
+    assert result.returncode == 1 and 'is not the work dir of a run that was scored' in result.stderr

@@ -131,8 +131,8 @@ def without(state, pattern):
 @pytest.mark.parametrize(
     'change, words',
     [
-        (lambda state: without(state, 'conv_3x3'), 'it is none of the networks of soft-sharing'),
-        (lambda state: without(state, r'bn2\.bias'), 'is of another network than those of soft-sharing'),
+        (lambda state: without(state, 'conv_3x3'), 'it is not of a network of soft-sharing'),
+        (lambda state: without(state, r'bn2\.bias'), 'is not of a network of soft-sharing'),
         (lambda state: {**state, **{f'stage_1.{i}.bn1.weight': torch.ones(16) for i in range(9)}}, 'of depth 58'),
     ],
 )

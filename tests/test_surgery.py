@@ -151,7 +151,7 @@ def test_a_relaxed_tie_is_the_mean_and_the_best_of_its_rank():
         tail = torch.linalg.svdvals(weight - mean)[3:].square().sum()  # Eckart and Young
         torch.testing.assert_close((layer.weight - weight).square().sum(), tail, rtol=1e-4, atol=1e-6)
     for rank in (0, 17, 2.5):
-        with pytest.raises(SharingError, match=f'rank={rank} is the rank of no weight .* from 1 to 16'):
+        with pytest.raises(SharingError, match=f'rank={rank} is not a rank of weights .* from 1 to 16'):
             share_layers(chain(LAYERS['linear']), groups=['0'], bank=dict(type='RelaxedTie', rank=rank))
 
 
@@ -235,7 +235,7 @@ def test_a_part_of_a_network_takes_no_plain_weights_that_others_share():
     refuses(network.blocks[2], plain.blocks[2].state_dict(), 'shares with layers outside of what is loaded')
     refuses(network.blocks, {k: v for k, v in plain.blocks.state_dict().items() if '2.fc1' not in k}, 'neither as')
     network.blocks.load_state_dict(plain.blocks.state_dict())
-    with pytest.raises(SharingError, match='shares with layers of this module and is no part of it'):
+    with pytest.raises(SharingError, match='shares with layers of this module and is not part of it'):
         fold_layers(network.blocks[2])
 
 
@@ -474,7 +474,7 @@ def test_17_nothing_draws_from_the_global_generator_for_nothing(mmpretrain):
         (dict(type='TiedFiltres'), "There is no bank 'TiedFiltres': there are TiedFilters, "),
         (dict(type='TemplateBank'), "do not fit TemplateBank: missing a required argument: 'num_templates'"),
         (dict(type='TemplateBank', num_templates=2, rank=1), "unexpected keyword argument 'rank'"),
-        (dict(type='LN'), 'LN is no bank'),
+        (dict(type='LN'), 'LN is not a bank'),
     ],
 )
 def test_20_a_mistake_in_a_bank_is_one_sentence(bank, words):
@@ -491,8 +491,8 @@ def test_20_a_mistake_in_a_bank_is_one_sentence(bank, words):
         (dict(), 'Say which layers are to share'),
         (dict(groups=['fc1'], layers='.*'), 'Say which layers are to share'),
         (dict(layers='.*fc1', stages='blocks'), 'leave one of them out'),
-        (dict(groups=['fc1'], stages='encoder'), "stages='encoder' is the name of no stage: there are blocks"),
-        (dict(groups=['fc1'], own_blocks=-1), 'own_blocks=-1 is no number of blocks'),
+        (dict(groups=['fc1'], stages='encoder'), "stages='encoder' matches no stage: there are blocks"),
+        (dict(groups=['fc1'], own_blocks=-1), 'own_blocks=-1 is not a number of blocks'),
         (dict(layers='blocks.1.fc'), r"'blocks.1.fc' in layers matches .* there are blocks.1.fc[12], blocks.1.fc[12]"),
         (dict(layers='blocks.*'), 'makes one group of layers that differ: linear from'),
         (dict(groups=['fc1', 'fc2'], bank=[TIED]), 'There are 1 banks for the groups'),
@@ -529,7 +529,7 @@ def test_a_damaged_tensor_is_refused(value, words):
     network = Transformer()
     share_layers(network, groups=['fc1'], bank=TIED)
     refuses(network, {**Transformer().state_dict(), 'blocks.2.fc1.weight': value}, words)
-    refuses(network, {**Transformer().state_dict(), 5: torch.zeros(2)}, 'names that are no strings')
+    refuses(network, {**Transformer().state_dict(), 5: torch.zeros(2)}, 'names that are not strings')
 
 
 def test_the_start_of_a_bank_is_drawn_after_the_library_has_drawn_over_it(mmdet):

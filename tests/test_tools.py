@@ -99,7 +99,7 @@ class TestDigitScenes:
         own.touch()
         call(SCENES, tmp_path / 'new', *SMALL)
         assert own.exists() and sorted(path.name for path in tmp_path.iterdir()) == ['new', 'new.partial']
-        assert 'rising order' in call(SCENES, tmp_path / 'no', '--digit-size', '40', '20', check=False).stderr
+        assert 'increasing order' in call(SCENES, tmp_path / 'no', '--digit-size', '40', '20', check=False).stderr
 
 
 def config(name=CONFIG, **options):
@@ -186,7 +186,7 @@ def test_training_can_be_interrupted_resumed_and_evaluated(digits, tmp_path):
             os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does: to the workers of the data loader too
             break
     rest = process.stdout.read()
-    assert process.wait() != 0 and 'with --resume goes on from the last checkpoint' in rest
+    assert process.wait() != 0 and 'with --resume continues from the last checkpoint' in rest
     assert 'Traceback' not in rest
 
     result = call('tools/train.py', CONFIG, '--resume', *options, 'train_cfg.max_epochs=2', 'train_cfg.val_interval=1')

@@ -1,8 +1,8 @@
-"""Train a suite of configs and seeds, and put what comes of them into one table and one plot.
+"""Train a suite of configs and seeds, and put the results into one table and one plot.
 
-A suite is a YAML file, as those in configs/benchmarks: see there. The runs are made one after the other, or side by
-side on the GPUs there are, or as jobs of a cluster. What has finished is skipped, what was interrupted goes on, a run
-that fails stops no other. The same command, called again, does what is left.
+A suite is a YAML file like those in configs/benchmarks: see there. The runs go one after the other, side by side on
+the available GPUs, or as jobs on a cluster. Finished runs are skipped, interrupted runs resume, and a run that fails
+does not stop the others. Call the same command again to do the rest.
 """
 
 import argparse
@@ -20,18 +20,22 @@ TRAIN = Path(__file__).with_name('train.py')
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('suite', type=Path, help='the YAML file of the suite')
-    parser.add_argument('--work-dir', type=Path, help='where all goes (default: work_dirs/ and the name of the suite)')
-    parser.add_argument('--gpus-per-run', type=int, default=1, metavar='N', help='processes of a run (default: 1)')
+    parser.add_argument('--work-dir', type=Path, help='output folder (default: work_dirs/ and the name of the suite)')
+    parser.add_argument('--gpus-per-run', type=int, default=1, metavar='N', help='processes per run (default: 1)')
     parser.add_argument(
         '--jobs',
         type=int,
         metavar='N',
-        help='runs side by side (default: as many as the GPUs allow, without a GPU one)',
+        help='runs side by side (default: as many as the GPUs allow, or 1 without a GPU)',
     )
-    parser.add_argument('--submitit', action='store_true', help='submit each run to SLURM, by submitit')
+    parser.add_argument('--submitit', action='store_true', help='submit each run to SLURM with submitit')
     parser.add_argument('--partition', help="SLURM's partition, with --submitit")
     parser.add_argument(
-        '--timeout', type=int, default=24 * 60, metavar='MINUTES', help='of a run, with --submitit (default: a day)'
+        '--timeout',
+        type=int,
+        default=24 * 60,
+        metavar='MINUTES',
+        help='limit of a run, with --submitit (default: a day)',
     )
     parser.add_argument(
         '--dry-run',
@@ -40,15 +44,15 @@ def parse_args() -> argparse.Namespace:
     )
     args = parser.parse_args()
     if min(args.gpus_per_run, 1 if args.jobs is None else args.jobs, args.timeout) < 1:
-        parser.error('--gpus-per-run, --jobs and --timeout are 1 or more')
+        parser.error('--gpus-per-run, --jobs and --timeout must be 1 or more')
     if args.partition and not args.submitit:
-        parser.error('--partition is about --submitit')
+        parser.error('--partition needs --submitit')
     args.work_dir = args.work_dir or Path('work_dirs') / args.suite.stem
     return args
 
 
 def command_of(run: Run, processes: int) -> list[str]:
-    """The command that trains a run. With ``--resume`` an interrupted one goes on."""
+    """The command that trains a run. With ``--resume`` it continues an interrupted one."""
     command = [str(TRAIN), str(run.config_file), '--work-dir', str(run.work_dir), '--resume']
     if processes == 1:
         return [sys.executable, *command]
@@ -90,4 +94,4 @@ if __name__ == '__main__':
     try:
         main()
     except KeyboardInterrupt:
-        raise SystemExit('Interrupted. The same command goes on.') from None
+        raise SystemExit('Interrupted. Call the same command again to go on.') from None

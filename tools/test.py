@@ -1,6 +1,6 @@
 """Evaluate a checkpoint of a detector or a classifier.
 
-The config is a file, or the name of one of mmdet or mmpretrain: mmdet::retinanet/retinanet_r50_fpn_1x_coco.py.
+The config is a file, or the name of a config of mmdet or mmpretrain: mmdet::retinanet/retinanet_r50_fpn_1x_coco.py.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from mmengine.config import DictAction
 if TYPE_CHECKING:
     from mmengine.config import Config
 
-# What --tta takes where a config says nothing of it: the model, and what its images are packed with.
+# The defaults of --tta for a config that does not set it up: the model, and the transform that packs its images.
 TTA = dict(
     mmdet=(
         dict(type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)),
@@ -37,19 +37,19 @@ TTA = dict(
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', help='the file of the config, or its name')
+    parser.add_argument('config', help='the config file, or its name')
     parser.add_argument('checkpoint')
-    parser.add_argument('--work-dir', help='where the log goes (default: work_dirs/ and the name of the config)')
-    parser.add_argument('--out', metavar='FILE', help='write the predictions into this file, .pkl or .pickle')
+    parser.add_argument('--work-dir', help='folder for the log (default: work_dirs/ and the name of the config)')
+    parser.add_argument('--out', metavar='FILE', help='write the predictions to this file, .pkl or .pickle')
     parser.add_argument(
-        '--out-item', choices=['metrics', 'pred'], help='what --out writes: metrics may go into .json or .yaml too'
+        '--out-item', choices=['metrics', 'pred'], help='what --out writes: metrics can also go to .json or .yaml'
     )
     parser.add_argument('--amp', action='store_true', help='test in mixed precision')
     parser.add_argument('--show', action='store_true', help='show images with their predictions in a window')
-    parser.add_argument('--show-dir', metavar='FOLDER', help='write images with their predictions into this folder')
-    parser.add_argument('--wait-time', type=float, default=2, metavar='SECONDS', help='of an image in the window')
-    parser.add_argument('--interval', type=int, default=1, metavar='N', help='of a classifier, show each N-th image')
-    parser.add_argument('--tta', action='store_true', help='average over flipped images, or as tta_pipeline says')
+    parser.add_argument('--show-dir', metavar='FOLDER', help='write images with their predictions to this folder')
+    parser.add_argument('--wait-time', type=float, default=2, metavar='SECONDS', help='how long to show an image')
+    parser.add_argument('--interval', type=int, default=1, metavar='N', help='for a classifier, show every N-th image')
+    parser.add_argument('--tta', action='store_true', help='average over flipped images, or according to tta_pipeline')
     parser.add_argument(
         '--no-pin-memory',
         dest='loaders_without',
@@ -69,7 +69,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--traceback', action='store_true', help='show where an error comes from')
     args = parser.parse_args()
     if args.out_item and not args.out:
-        parser.error('--out-item is about --out')
+        parser.error('--out-item needs --out')
     if args.out and args.out_item != 'metrics' and not args.out.endswith(('.pkl', '.pickle')):
         parser.error(f'--out {args.out}: predictions go into a .pkl or .pickle file')
     return args
@@ -93,7 +93,7 @@ def show_images(cfg: Config, args: argparse.Namespace) -> None:
 
 
 def average_over_flips(cfg: Config) -> None:
-    """Wrap the model in the one that averages its predictions, and give it a pipeline of several images."""
+    """Wrap the model in one that averages its predictions, and give it a pipeline that makes several images."""
     from mmshared import SharingError
 
     scope, dataset = cfg.default_scope, cfg.test_dataloader.dataset
@@ -112,7 +112,7 @@ def average_over_flips(cfg: Config) -> None:
 
 def main() -> None:
     args = parse_args()
-    # Not before the arguments: --help should not wait for PyTorch.
+    # Imported after the arguments are parsed: --help should not wait for PyTorch.
     import mmengine
     from mmengine.registry import METRICS, RUNNERS
 

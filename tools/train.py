@@ -1,6 +1,6 @@
 """Train a detector or a classifier.
 
-The config is a file, or the name of one of mmdet or mmpretrain: mmdet::retinanet/retinanet_r50_fpn_1x_coco.py.
+The config is a file, or the name of a config of mmdet or mmpretrain: mmdet::retinanet/retinanet_r50_fpn_1x_coco.py.
 """
 
 import argparse
@@ -10,16 +10,16 @@ from mmengine.config import DictAction
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', help='the file of the config, or its name')
+    parser.add_argument('config', help='the config file, or its name')
     parser.add_argument(
-        '--work-dir', help='where logs and checkpoints go (default: work_dirs/ and the name of the config)'
+        '--work-dir', help='folder for logs and checkpoints (default: work_dirs/ and the name of the config)'
     )
     parser.add_argument(
         '--resume',
         nargs='?',
         const='auto',
         metavar='CHECKPOINT',
-        help='go on from this checkpoint, or without a name from the last of the work dir',
+        help='resume from this checkpoint or, without a name, from the last one in the work dir',
     )
     parser.add_argument('--amp', action='store_true', help='train in mixed precision')
     parser.add_argument('--no-validate', action='store_true', help='do not evaluate during training')
@@ -38,7 +38,7 @@ def parse_args() -> argparse.Namespace:
         dest='loaders_without',
         action='append_const',
         const='persistent_workers',
-        help='start the workers of the data loaders anew in each epoch',
+        help='restart the workers of the data loaders in each epoch',
     )
     parser.add_argument(
         '--cfg-options',
@@ -55,14 +55,14 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    # Not before the arguments: --help should not wait for PyTorch.
+    # Imported after the arguments are parsed: --help should not wait for PyTorch.
     from mmengine.registry import RUNNERS
 
     from mmshared import SharingError
     from mmshared.cli import end_run, errors_in_a_sentence, interrupts_in_a_sentence, load_run
     from mmshared.engine.runner import check_config
 
-    hint = ' The same command with --resume goes on from the last checkpoint.'
+    hint = ' The same command with --resume continues from the last checkpoint.'
     with errors_in_a_sentence(), interrupts_in_a_sentence(hint):
         cfg = load_run(args)
         if args.no_validate:

@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds, shared against plain."""
+"""Counts parameters and multiply-adds, shared against plain."""
 
 import copy
 
@@ -13,21 +13,21 @@ from ..sharing.bank import generate_once
 
 
 def parameter_count(model: nn.Module) -> int:
-    """The number of parameters, a shared one counted once."""
+    """The number of parameters, with shared ones counted once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def count_multiply_adds(model: nn.Module, size: tuple[int, ...]) -> dict[str, int]:
-    """The multiply-adds of the convs and linear layers that an image passes, by module. What banks generate, once for
-    a whole batch, is not counted.
+    """The multiply-adds of the convs and linear layers for one image, by module. The work of banks, which generate
+    once for a whole batch, is not counted.
 
     Args:
-        model (nn.Module): A classifier, or a detector, of which backbone and neck are counted: the rest depends on
-            the number of proposals.
-        size (tuple[int, ...]): Height and width of the image, and before them its channels if these are not 3.
+        model (nn.Module): A classifier or a detector. Only the backbone and neck of a detector are counted: the rest
+            depends on the number of proposals.
+        size (tuple[int, ...]): Height and width of the image, preceded by its channels if not 3.
 
     Returns:
-        dict[str, int]: The number for each module by its name, of all of them for the name ''.
+        dict[str, int]: The number for each module by name; the name '' has the total.
     """
     image = torch.zeros(1, *(3, *size)[-3:], device=next(model.parameters()).device)
     training = model.training
@@ -38,7 +38,7 @@ def count_multiply_adds(model: nn.Module, size: tuple[int, ...]) -> dict[str, in
         with FlopCounterMode(display=False) as counter:
             feature_maps(model, image)
     model.train(training)
-    # The counter knows the module that is called first by its class: the model, or a detector's backbone and neck.
+    # The counter names the outermost modules by their class: the model, or a detector's backbone and neck.
     roots = {type(child).__name__: name for name, child in model.named_children()}
     roots.update({type(model).__name__: '', 'Global': ''})
     counts = {}
@@ -60,16 +60,16 @@ def complexity(cfg: Config, size: tuple[int, ...]) -> dict[str, int]:
 
 
 def sharing_groups(model: nn.Module, size: tuple[int, ...]) -> list[dict]:
-    """Who shares what in a model, a row for each group.
+    """Which layers share what in a model, a row for each group.
 
     Args:
         model (nn.Module): A classifier or a detector.
-        size (tuple[int, ...]): The size of the image that multiply-adds are counted for.
+        size (tuple[int, ...]): The image size for counting multiply-adds.
 
     Returns:
-        list[dict]: For each group its stage, group, bank, the layers by their names in the stage, the parameters
-        that they share, that they have of their own and that they would have without sharing, and the multiply-adds
-        of them all, shared and plain.
+        list[dict]: For each group its stage, group, bank, the layers by their names in the stage, their shared
+        parameters, their own parameters and the parameters that they would have without sharing, and the
+        multiply-adds of all of them, shared and plain.
     """
     macs = count_multiply_adds(model, size)
     plain_macs = count_multiply_adds(fold_layers(copy.deepcopy(model)), size)

@@ -1,4 +1,4 @@
-"""How much of the gain of one model over a baseline another model reaches."""
+"""Computes how much of one model's gain over a baseline another model reaches."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ DRAWS = 20_000
 
 
 class Interval(NamedTuple):
-    """A value with the bounds that hold 95 % of its draws; they are no numbers where there are none to draw from."""
+    """A value with the bounds that hold 95 % of its draws; the bounds are NaN if there is nothing to draw from."""
 
     value: float
     low: float
@@ -29,9 +29,9 @@ class Comparison(NamedTuple):
     """A model between a baseline and a better model.
 
     Attributes:
-        gain (Interval): Of the better model over the baseline, in percentage points.
-        share (Interval, optional): What the model reaches of that gain: (model - baseline) / gain. None where the
-            gain is 0 or its interval holds it, for then the quotient may be anything.
+        gain (Interval): The gain of the better model over the baseline, in percentage points.
+        share (Interval, optional): The share of that gain that the model reaches: (model - baseline) / gain. None if
+            the gain is 0 or its interval contains 0, because the quotient could then be anything.
     """
 
     gain: Interval
@@ -39,7 +39,7 @@ class Comparison(NamedTuple):
 
 
 def read_accuracies(folder: Path, metric: str) -> list[float]:
-    """The metric of each finished run of a model of a suite, from ``seed_*/result.json`` in its folder.
+    """The metric of each finished run of a model in a suite, from ``seed_*/result.json`` in its folder.
 
     Raises:
         SharingError: If there is no finished run, or one with another metric, or a damaged result.
@@ -54,8 +54,8 @@ def read_accuracies(folder: Path, metric: str) -> list[float]:
 
 
 def compare(baseline: Sequence[float], model: Sequence[float], better: Sequence[float]) -> Comparison:
-    """Compare the mean accuracies of three models, with the uncertainty that the spread of the runs leaves, all on one
-    test set: each mean is drawn from Student's distribution about it. A single run tells nothing of its spread.
+    """Compare the mean accuracies of three models on one test set, with the uncertainty from the spread of their runs:
+    each mean is drawn from Student's distribution around it. A single run says nothing about the spread.
 
     Args:
         baseline, model, better (Sequence[float]): The accuracies of their runs, in percent.

@@ -1,4 +1,4 @@
-"""Runs of a suite as processes: on this machine, or as jobs of a cluster."""
+"""Runs of a suite as processes on this machine or as jobs on a cluster."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ Command = list[str]
 
 
 class Ended(NamedTuple):
-    """How a process ended: its exit status, negative for a signal, and the most memory in bytes that it, or a process
-    that it started, held. (Linux counts what the process that started it held, too, if that is more.)"""
+    """How a process ended: its exit status, negative for a signal, and the peak memory in bytes of it or of a process
+    that it started. (Linux also counts the memory of its parent process, if that is more.)"""
 
     status: int
     memory: int
 
 
 class Process:
-    """A command on this machine, in a session of its own. Until it ends, it holds a lock on the folder of its log.
+    """A command on this machine, in its own session. Until it ends, it holds a lock on the folder of its log.
 
     Args:
         command (list[str]): The command.
-        log (Path): The file that its output goes to.
-        environment (dict): What it finds in its environment besides ours.
+        log (Path): The file for its output.
+        environment (dict): Environment variables to add to ours.
 
     Raises:
         SharingError: If another process holds the lock.
@@ -64,7 +64,7 @@ class Process:
         return self.ended is not None or self._wait(os.WNOHANG)
 
     def result(self) -> Ended:
-        """Wait until it has ended."""
+        """Wait until it ends."""
         while self.ended is None:
             self._wait(0)
         return self.ended
@@ -82,7 +82,7 @@ class Process:
 
 
 class Job(Protocol):
-    """What has been submitted: a :class:`Process`, or a job of submitit."""
+    """A submitted run: a :class:`Process` or a job of submitit."""
 
     def done(self) -> bool: ...
 
@@ -90,10 +90,10 @@ class Job(Protocol):
 
 
 class Local:
-    """Runs side by side on this machine, each on GPUs of its own, or if there are none on its part of the cores.
+    """Runs side by side on this machine, each on its own GPUs or, without GPUs, on its share of the cores.
 
     Args:
-        gpus_per_run (int): Number of GPUs of a run.
+        gpus_per_run (int): Number of GPUs per run.
         jobs (int, optional): Number of runs side by side. Defaults to as many as the GPUs allow, or 1 without a GPU.
 
     Raises:
@@ -106,10 +106,10 @@ class Local:
         if count and (jobs or 1) > places:
             raise SharingError(
                 f'The {count} GPUs of this machine hold {places} runs of {gpus_per_run} side by side: '
-                'ask for fewer GPUs of a run, or for fewer runs.'
+                'ask for fewer GPUs per run, or for fewer runs.'
             )
         jobs = jobs or max(places, 1)
-        # By the names that they have here: a shared machine hands out some of its GPUs.
+        # By their names here: a shared machine may hand out only some of its GPUs.
         gpus = [name for name in os.environ.get('CUDA_VISIBLE_DEVICES', '').split(',') if name]
         gpus = gpus or [str(index) for index in range(count)]
         threads = os.environ.get('OMP_NUM_THREADS', str(max(os.cpu_count() // jobs, 1)))
@@ -122,7 +122,7 @@ class Local:
         self.processes: list[Process | None] = [None] * jobs
 
     def _free(self) -> int | None:
-        """A place where nothing runs."""
+        """The index of a free place, or None."""
         places = enumerate(self.processes)
         return next((place for place, process in places if process is None or process.done()), None)
 
@@ -130,13 +130,13 @@ class Local:
         return self._free() is not None
 
     def submit(self, command: Command, log: Path) -> Job:
-        """Start a run where there is room."""
+        """Start a run in a free place."""
         place = self._free()
         process = self.processes[place] = Process(command, log, self.environments[place])
         return process
 
     def stop(self, seconds: float = 15) -> None:
-        """Interrupt all runs, as Ctrl-C does, and wait until they have ended; end those that do not."""
+        """Interrupt all runs like Ctrl-C and wait until they end; terminate, then kill, those that do not."""
         running = [process for process in self.processes if process is not None]
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
             for process in running:
@@ -147,17 +147,17 @@ class Local:
 
 
 class Slurm:
-    """Runs as jobs of SLURM, by submitit.
+    """Runs as SLURM jobs, submitted with submitit.
 
     Args:
         folder (Path): Where submitit keeps its files.
         name (str): The name of the jobs.
-        gpus_per_run (int): Number of GPUs of a run.
+        gpus_per_run (int): Number of GPUs per run.
         timeout (int): Minutes that a run may take.
         partition (str, optional): The partition.
 
     Raises:
-        SharingError: If there is no submitit or no SLURM.
+        SharingError: If submitit or SLURM is missing.
     """
 
     def __init__(self, folder: Path, name: str, gpus_per_run: int, timeout: int, partition: str | None = None):
@@ -195,19 +195,19 @@ def _execute(command: Command, log: Path) -> Ended:
 
 
 def train(suite: Suite, runs: list[Run], engine: Local | Slurm, command: Callable[[Run], Command]) -> dict[Run, str]:
-    """Train runs of a suite and collect what comes of them. One that fails stops no other.
+    """Train runs of a suite and collect their results. A run that fails does not stop the others.
 
     Args:
         suite (Suite): The suite.
-        runs (list[Run]): Those that have not finished. Their folders and configs are there.
+        runs (list[Run]): The unfinished runs. Their folders and configs must exist.
         engine (Local | Slurm): Where they run.
-        command (Callable): The command that trains a run.
+        command (Callable): Makes the command that trains a run.
 
     Returns:
-        dict[Run, str]: Why each run that failed did so.
+        dict[Run, str]: The reason for each failed run.
 
     Raises:
-        KeyboardInterrupt: If this process was told to end. All runs have been interrupted then.
+        KeyboardInterrupt: If this process was told to end. By then all runs have been interrupted.
     """
     left, running, failures, start = list(runs), {}, {}, time.time()
 
@@ -222,7 +222,7 @@ def train(suite: Suite, runs: list[Run], engine: Local | Slurm, command: Callabl
                 run = left.pop(0)
                 try:
                     running[run] = engine.submit(command(run), run.log)
-                except Exception as error:  # of the cluster, or another process trains there
+                except Exception as error:  # from the cluster, or another process trains there
                     fail(run, error)
             if end.is_set():
                 engine.stop()
@@ -234,7 +234,7 @@ def train(suite: Suite, runs: list[Run], engine: Local | Slurm, command: Callabl
                         raise SharingError(reason_of(ended.status, run.log))
                     collect(run, suite, ended.memory)
                     tqdm.write(f'finished: {run.title}')
-                except Exception as error:  # of a run or of the cluster
+                except Exception as error:  # from the run or the cluster
                     fail(run, error)
             bar.n = len(suite.runs) - len(left) - len(running)
             bar.set_postfix_str('; '.join(_etas(running, start)))
@@ -244,7 +244,7 @@ def train(suite: Suite, runs: list[Run], engine: Local | Slurm, command: Callabl
 
 @contextmanager
 def _told_to_end() -> Iterator[Event]:
-    """Ctrl-C, and what ends a process otherwise, as an event: it comes between two steps, and not within one."""
+    """Turn Ctrl-C and the other signals that end a process into an event, which is checked between two steps."""
     event = Event()
     signums = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     handlers = [signal.signal(signum, lambda *_: event.set()) for signum in signums]
@@ -256,7 +256,7 @@ def _told_to_end() -> Iterator[Event]:
 
 
 def _etas(running: dict[Run, Job], start: float) -> Iterator[str]:
-    """How long each run will take, as its log says it; of those that have written something since a time."""
+    """The remaining time of each run according to its log, if it was written after ``start``."""
     for run in running:
         if run.log.is_file() and run.log.stat().st_mtime > start:
             eta = re.search(r'eta: \S+', last_line(run.log, 'eta: '))
@@ -265,7 +265,7 @@ def _etas(running: dict[Run, Job], start: float) -> Iterator[str]:
 
 
 def last_line(log: Path, pattern: str) -> str:
-    """The last line of a log that has a pattern in it, of the log's last 100 kB."""
+    """The last line in the last 100 kB of a log that contains a pattern."""
     if not log.is_file():
         return ''
     with open(log, 'rb') as file:
@@ -275,7 +275,7 @@ def last_line(log: Path, pattern: str) -> str:
 
 
 def reason_of(status: int, log: Path) -> str:
-    """Why a run has ended with a status other than 0."""
+    """Why a run ended with a status other than 0."""
     if status < 0:
         return f'killed by {signal.Signals(-status).name}'
     reason = last_line(log, r'Error\b.*: ') or last_line(log, r'\w') or f'ended with status {status}'

@@ -1,4 +1,4 @@
-"""The scalars that training runs have logged."""
+"""Reads the scalars that training runs have logged."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Scores = dict[tuple[int, int], float]
 
 
 def read_records(work_dir: Path) -> Iterator[dict]:
-    """The lines of a run's logs of scalars, except one that was cut off as the run was killed."""
+    """The records in a run's logs of scalars, without a last line that was cut off when the run was killed."""
     for log in sorted(work_dir.glob('*/vis_data/scalars.json')):
         for line in log.read_text().splitlines():
             try:
@@ -24,7 +24,7 @@ def read_records(work_dir: Path) -> Iterator[dict]:
 def read_scalars(work_dir: Path) -> dict[str, Curve]:
     """The logged scalars of a run by name, each as (iteration or, for a metric, epoch, value).
 
-    A resumed run has several logs; where they overlap the later one counts.
+    A resumed run has several logs; where they overlap, the later one counts.
     """
     curves: dict[str, dict[int, float]] = {}
     for record in read_records(work_dir):
@@ -41,7 +41,7 @@ def last_scores(scalars: dict[str, Curve], score: str) -> Scores:
 
 
 def score_table(runs: dict[str, Scores], longest: int) -> list[str]:
-    """The lines of a table in Markdown: a row for each run, a column for each range, trained ones in bold."""
+    """The lines of a Markdown table: a row for each run, a column for each range, with the trained ranges in bold."""
     ranges = list(next(iter(runs.values())))
     heads = [f'**{low}-{high}**' if high <= longest else f'{low}-{high}' for low, high in ranges]
     rows = [[run, *(f'{100 * scores[ends]:.1f}' for ends in ranges)] for run, scores in runs.items()]

@@ -1,4 +1,4 @@
-"""Figures of runs, banks, detections and timings."""
+"""Draws figures of runs, banks, detections and timings."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from .logs import Curve, Scores
 
 
 def _frame(axis: Axes, x: Sequence[float], y: Sequence[float], scale: str = 'linear') -> None:
-    """Set the grid, scale and limits of an axis for some values, from 0 if there is only one: matplotlib's are next to
-    nothing then. Values of which none is above 0 have no logarithmic scale."""
+    """Set the grid, scale and limits of an axis for some values. If there is only one value, the limits start from 0,
+    because matplotlib's would be too narrow. A logarithmic scale needs a value above 0."""
     axis.grid(alpha=0.3)
     if min(x) == max(x):
         axis.set_xlim(0, 2 * x[0] or 1)
@@ -34,7 +34,7 @@ def _frame(axis: Axes, x: Sequence[float], y: Sequence[float], scale: str = 'lin
 
 
 def draw_curves(scalars: dict[str, Curve], metric: str, out: Path) -> None:
-    """Draw the loss, the orthogonality loss and a metric of a run, each over its own axis."""
+    """Draw the loss, the orthogonality loss and a metric of a run, each in its own panel."""
     panels = [('loss', 'iteration', 'linear'), ('loss_orth', 'iteration', 'log'), (metric, 'epoch', 'linear')]
     panels = [panel for panel in panels if scalars.get(panel[0])]
     figure = Figure(figsize=(4.5 * len(panels), 3.2))
@@ -50,24 +50,24 @@ def draw_curves(scalars: dict[str, Curve], metric: str, out: Path) -> None:
 
 
 def draw_runs(runs: dict[str, dict[str, Curve]], pattern: str, out: Path, scale: str = 'log') -> list[str]:
-    """Draw scalars of several runs over each other: a panel for each scalar, a row for each last part of their names.
+    """Draw scalars of several runs in the same axes: a panel for each scalar, a row for each last part of their names.
 
     Args:
         runs (dict): The scalars of each run, from :func:`read_scalars`, by the name of the run.
         pattern (str): Regular expression for the whole name of a scalar.
         out (Path): The image to write.
-        scale (str): Of the values, ``'log'`` or ``'linear'``.
+        scale (str): The scale of the values, ``'log'`` or ``'linear'``.
 
     Returns:
-        list[str]: The names of the scalars drawn.
+        list[str]: The names of the drawn scalars.
 
     Raises:
-        SharingError: If no scalar matches, or if the pattern is none.
+        SharingError: If no scalar matches, or if the pattern is not a regular expression.
     """
     try:
         wanted = re.compile(pattern)
     except re.error as error:
-        raise SharingError(f'{pattern!r} is no regular expression: {error}.') from None
+        raise SharingError(f'{pattern!r} is not a regular expression: {error}.') from None
     there = list(dict.fromkeys(name for scalars in runs.values() for name in scalars))
     rows: dict[str, list[str]] = {}
     for name in there:
@@ -100,7 +100,7 @@ def draw_runs(runs: dict[str, dict[str, Curve]], pattern: str, out: Path, scale:
 
 
 def _draw_smoothed(axis: Axes, curve: Curve, colour: str) -> None:
-    """A curve, pale where it has many points, and over it the mean of each 25th part of them."""
+    """Draw a curve. If it has many points, draw it pale, with the means of 25 equal parts over it."""
     x, y = np.array(curve).T
     if len(x) < 50:
         axis.plot(x, y, color=colour, marker='.')
@@ -111,11 +111,11 @@ def _draw_smoothed(axis: Axes, curve: Curve, colour: str) -> None:
 
 
 def draw_scores(panels: dict[str, dict[str, Scores]], longest: int, out: Path) -> None:
-    """Draw scores by distance, a panel for each kind and runs over each other, with the trained distances shaded.
+    """Draw scores by distance, a panel for each kind with all runs in it, with the trained distances shaded.
 
     Args:
-        panels (dict): For each kind of score by its name the scores of the runs by theirs.
-        longest (int): The longest distance of training.
+        panels (dict): The scores of each run by its name, for each kind of score by name.
+        longest (int): The longest distance in training.
         out (Path): The image to write.
     """
     figure = Figure(figsize=(5.2 * len(panels), 3.6), layout='constrained')
@@ -133,10 +133,10 @@ def draw_scores(panels: dict[str, dict[str, Scores]], longest: int, out: Path) -
 
 
 def draw_gram_matrices(spaces: dict[str, Tensor], out: Path) -> None:
-    """Draw the absolute values of Gram matrices side by side: for orthonormal filters, the identity.
+    """Draw the absolute values of Gram matrices side by side. For orthonormal filters they are the identity.
 
     Args:
-        spaces (dict[str, Tensor]): N filters by the name of their space, (N, ...) each.
+        spaces (dict[str, Tensor]): The filters of each space by name, (N, ...) each.
         out (Path): The image to write.
     """
     matrices = {}
@@ -151,7 +151,7 @@ def draw_similarities(similarities: dict[str, Tensor], layers: dict[str, list[st
     """Draw layer similarity matrices side by side.
 
     Args:
-        similarities (dict[str, Tensor]): The matrix of each bank, (layers, layers), by its name.
+        similarities (dict[str, Tensor]): The matrix of each bank by name, (layers, layers).
         layers (dict[str, list[str]]): The names of each bank's layers.
         out (Path): The image to write.
     """
@@ -161,8 +161,8 @@ def draw_similarities(similarities: dict[str, Tensor], layers: dict[str, list[st
 def _draw_heat_maps(
     matrices: dict[str, Tensor], norm: Normalize, label: str, out: Path, ticks: dict[str, list[str]] | None = None
 ) -> None:
-    """Draw matrices side by side under their titles, in one scale of colours, with the names of their rows and columns
-    if there are any."""
+    """Draw matrices side by side under their titles, on one colour scale, with the names of their rows and columns if
+    given."""
     columns = min(4, len(matrices))
     rows = -(-len(matrices) // columns)
     figure = Figure(figsize=(3.4 * columns + 0.8, 3.6 * rows), layout='constrained')
@@ -187,7 +187,7 @@ def draw_detections(model: nn.Module, images: Sequence[Path], out: Path, score: 
         model (nn.Module): A detector from ``mmdet.apis.init_detector``.
         images (Sequence[Path]): The files of the images.
         out (Path): The image to write.
-        score (float): The least score of a box that is drawn. Defaults to 0.5.
+        score (float): The lowest score of a drawn box. Defaults to 0.5.
     """
     from mmdet.apis import inference_detector
     from mmdet.visualization import DetLocalVisualizer
@@ -204,7 +204,7 @@ def draw_detections(model: nn.Module, images: Sequence[Path], out: Path, score: 
         axis.axis('off')
     for axis, path in zip(axes.flat, images):
         image = mmcv.imread(str(path), channel_order='rgb')
-        # Enlarged, so that boxes and labels of small images can be read.
+        # Enlarge small images, so that boxes and labels are readable.
         factor = max(1, 480 // max(image.shape[:2]))
         found = inference_detector(model, str(path)).cpu()
         found.pred_instances.bboxes *= factor
@@ -218,7 +218,7 @@ def draw_growth(growth: dict[str, list[dict]], out: Path) -> None:
     """Draw how time and memory grow: a row of plots for each work, a column for each quantity.
 
     Args:
-        growth (dict): For the name of each quantity its rows, each with ``value``, ``work``, ``network`` and either
+        growth (dict): The rows of each quantity by name, each with ``value``, ``work``, ``network`` and either
             ``seconds`` or ``bytes``.
         out (Path): The image to write.
     """
@@ -245,7 +245,7 @@ def draw_metric(table: list[dict], metric: str, out: Path) -> None:
     """Draw the metric of models over their parameters, with its standard deviation.
 
     Args:
-        table (list[dict]): For each model its row, with ``model``, ``parameters``, ``mean`` and ``deviation``.
+        table (list[dict]): A row for each model, with ``model``, ``parameters``, ``mean`` and ``deviation``.
         metric (str): The name of the metric.
         out (Path): The image to write.
     """

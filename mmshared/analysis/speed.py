@@ -1,4 +1,4 @@
-"""Time and memory of networks side by side in one process."""
+"""Measures time and memory of networks side by side in one process."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ Work = Callable[[], object]
 
 
 class Timing(NamedTuple):
-    """How long something took, and in proportion to the first of its kind.
+    """How long a work took, also relative to the first work.
 
     Attributes:
         seconds (float): Median over the rounds.
         ratio (float): Median of the ratios to the first work of the same round.
-        low (float): Their first quartile.
-        high (float): Their third quartile.
+        low (float): First quartile of the ratios.
+        high (float): Third quartile of the ratios.
     """
 
     seconds: float
@@ -48,12 +48,12 @@ class Timing(NamedTuple):
 
 
 def time_in_turn(works: dict[str, Work], rounds: int, device: torch.device) -> dict[str, Timing]:
-    """Time several works, each once a round, so that what slows the machine down slows all of them down.
+    """Time several works, each once per round, so that a slowdown of the machine affects all of them.
 
     Args:
-        works (dict): What to time, by name; the others are compared to the first.
-        rounds (int): Number of rounds, after two to warm up.
-        device (torch.device): Where they run: waited for where it is a GPU.
+        works (dict): The works by name; the others are compared to the first.
+        rounds (int): Number of rounds, after two warm-up rounds.
+        device (torch.device): Where they run; a GPU is synchronised.
     """
 
     def once(work: Work) -> float:
@@ -75,11 +75,11 @@ def time_in_turn(works: dict[str, Work], rounds: int, device: torch.device) -> d
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the tensors that are alive, each storage once. (PyTorch's own MemTracker hooks the gradients
-    of all parameters, and fails on frozen ones.)
+    """Counts the bytes of live tensors, each storage once. (PyTorch's own MemTracker hooks the gradients of all
+    parameters, and fails on frozen ones.)
 
     Attributes:
-        peak (int): The most that there have been at once.
+        peak (int): The most bytes at one time.
     """
 
     def __init__(self):
@@ -88,7 +88,7 @@ class LiveBytes(TorchDispatchMode):
         self.now = self.peak = 0
 
     def add(self, *values: Any) -> None:
-        """Count the tensors in any values from now on."""
+        """Start counting the tensors in any values."""
         for tensor in tree_leaves(values):
             if isinstance(tensor, Tensor) and tensor.untyped_storage() not in self.known:
                 storage = tensor.untyped_storage()
@@ -107,15 +107,15 @@ class LiveBytes(TorchDispatchMode):
 
 
 def peak_bytes(model: nn.Module, step: Step) -> int:
-    """The most memory that the tensors of a training step take at once: parameters, gradients, the optimizer's state
-    and maps. What an operator takes while it works is counted only on a GPU.
+    """The peak memory of the tensors in a training step: parameters, gradients, the optimizer's state and maps. The
+    temporary memory of an operator is counted only on a GPU.
 
     Args:
         model (nn.Module): The model.
-        step (Step): A step of it.
+        step (Step): A training step of the model.
     """
     device = next(model.parameters()).device
-    step()  # the optimizer's state is there from now on
+    step()  # creates the optimizer's state
     if device.type == 'cuda':
         own = sum(
             leaf.untyped_storage().nbytes()
@@ -133,14 +133,14 @@ def peak_bytes(model: nn.Module, step: Step) -> int:
 
 
 def load_reference(file: str, call: str) -> nn.Module:
-    """Build a network by a function of somebody else's file.
+    """Build a network with a function from another repository.
 
     Args:
-        file (str): A file of Python in a checkout of its repository.
+        file (str): A Python file in a checkout of the repository.
         call (str): The call, with numbers and strings as arguments: ``ResNet34_DoubleShared(48, 1)``.
 
     Raises:
-        SharingError: If the file cannot be imported, or the call is none of its functions.
+        SharingError: If the file cannot be imported, or if the call is not of one of its functions.
     """
     try:
         tree = ast.parse(call, mode='eval').body
@@ -171,7 +171,7 @@ class Step:
     Args:
         model (nn.Module): The model.
         images (Tensor): A batch, (N, 3, H, W).
-        loss_weight (float): Weight of the orthogonality loss; without one it is not computed.
+        loss_weight (float): Weight of the orthogonality loss, which is not computed for 0.
         autocast (dict): Arguments of ``torch.autocast``.
     """
 
@@ -195,7 +195,7 @@ class Step:
 
 
 def inference_of(model: nn.Module, images: Tensor, autocast: dict = dict(enabled=False)) -> Work:
-    """A forward pass without gradients of a network in eval mode, of a detector's backbone."""
+    """A forward pass in eval mode without gradients; only the backbone of a detector."""
     network = inner(model)
 
     def forward() -> Sequence[Tensor]:
@@ -212,7 +212,7 @@ def rows_of(work: str, timings: dict[str, Timing]) -> list[dict]:
 
 
 def rows_of_bytes(work: str, sizes: dict[str, int]) -> list[dict]:
-    """Rows of a table from numbers of bytes, in proportion to the first."""
+    """Rows of a table from numbers of bytes, with their ratios to the first."""
     first = next(iter(sizes.values()))
     return [dict(work=work, network=name, bytes=size, ratio=size / first) for name, size in sizes.items()]
 
@@ -224,11 +224,11 @@ class Setting:
     Attributes:
         shape (tuple[int, int, int]): Channels, height and width of the images.
         rounds (int): Number of rounds.
-        device (torch.device): Where.
+        device (torch.device): Where they run.
         autocast (str, optional): The type of mixed precision, ``'bfloat16'`` or ``'float16'``.
-        channels_last (bool): Whether the memory format is that.
-        compile (bool): Whether all networks are compiled.
-        reference (tuple[str, str], optional): A file and a call for :func:`load_reference`: a network to time too.
+        channels_last (bool): Whether to use the channels-last memory format.
+        compile (bool): Whether to compile all networks.
+        reference (tuple[str, str], optional): A file and a call for :func:`load_reference`, another network to time.
     """
 
     shape: tuple[int, int, int]
@@ -241,10 +241,10 @@ class Setting:
 
 
 class Benchmark:
-    """The networks of a config, and what is measured of them.
+    """The networks of a config and their measurements.
 
     Args:
-        cfg (Config): The config of a model that shares.
+        cfg (Config): The config of a shared model.
         setting (Setting): How they are timed.
 
     Raises:
@@ -269,7 +269,7 @@ class Benchmark:
         return images.to(memory_format=self.layout)
 
     def compile(self, networks: dict[str, nn.Module]) -> None:
-        """Compile networks, if the setting says so."""
+        """Compile networks if the setting says so."""
         if self.setting.compile:
             for network in networks.values():
                 inner(network).compile()
@@ -278,7 +278,7 @@ class Benchmark:
         return rows_of(work, time_in_turn(works, self.setting.rounds, self.setting.device))
 
     def training(self, batch: int, loss: bool = False) -> list[dict]:
-        """Time a training step, and that with the orthogonality loss too."""
+        """Time a training step, with ``loss`` also one with the orthogonality loss."""
         images, spaces = self.images(batch), orthogonality_spaces(self.networks['shared'])
         works: dict[str, Work] = {
             name: Step(network, images, autocast=self.autocast) for name, network in self.networks.items()
@@ -289,13 +289,13 @@ class Benchmark:
         return self.rows(f'training step, batch {batch}', works)
 
     def inference(self, batch: int) -> list[dict]:
-        """Time inference of the networks as they are trained."""
+        """Time inference of the networks in their training form."""
         images = self.images(batch)
         works = {name: inference_of(network, images, self.autocast) for name, network in self.networks.items()}
         return self.rows(f'inference as trained, batch {batch}', works)
 
     def deployed(self, batch: int) -> list[dict]:
-        """Time inference of the networks as they are shipped."""
+        """Time inference of the deployed networks."""
         images = self.images(batch)
         with torch.autocast(self.setting.device.type, **self.autocast):
             networks = {name: deploy(inner(network), images) for name, network in self.networks.items()}
@@ -304,7 +304,7 @@ class Benchmark:
         return self.rows(f'inference as shipped, batch {batch}', works)
 
     def memory(self, batch: int) -> list[dict]:
-        """The most memory that a training step takes."""
+        """Measure the peak memory of a training step."""
         sizes = {}
         for name, network in self.networks.items():
             network = copy.deepcopy(network)
@@ -312,19 +312,19 @@ class Benchmark:
         return rows_of_bytes(f'memory of a training step, batch {batch}', sizes)
 
     def weights(self) -> list[dict]:
-        """The size of the weights on disk."""
+        """Measure the size of the weights on disk."""
         sizes = {name: checkpoint_bytes(network) for name, network in self.networks.items()}
         return rows_of_bytes('weights on disk', sizes)
 
 
 def benchmark(cfg: Config, setting: Setting, batch: int, inference_batches: Sequence[int]) -> list[dict]:
-    """Measure everything of a config's networks.
+    """Measure time, memory and size of a config's networks.
 
     Args:
         cfg (Config): The config.
         setting (Setting): How they are timed.
-        batch (int): Number of images of a training step.
-        inference_batches (Sequence[int]): Numbers of images of a forward pass.
+        batch (int): Batch size of a training step.
+        inference_batches (Sequence[int]): Batch sizes of inference.
 
     Returns:
         list[dict]: A row for each work and network.
@@ -346,16 +346,16 @@ def growth(
     Args:
         cfg (Config): The config.
         setting (Setting): How its networks are timed.
-        batch (int): Number of images of a training step and of a forward pass, except where it is what grows.
-        batches (Sequence[int]): Sizes of a batch.
+        batch (int): Batch size of training and inference, except when the batch size itself grows.
+        batches (Sequence[int]): Batch sizes.
         depths (Sequence[int]): Depths of the backbone.
         ranks (Sequence[int]): Shared ranks of its bank.
 
     Returns:
-        dict[str, list[dict]]: The rows for each quantity by its name, with its ``value``.
+        dict[str, list[dict]]: The rows for each quantity by name, with its ``value``.
 
     Raises:
-        SharingError: If the config builds no network of such a depth or rank.
+        SharingError: If the config cannot build a network of such a depth or rank.
     """
     variants = [
         *[('depth', depth, {'model.backbone.depth': depth}, batch) for depth in depths],
@@ -373,7 +373,7 @@ def growth(
         rows = each.memory(number)  # before anything is compiled
         each.compile(each.networks)
         rows += [*each.training(number), *each.deployed(number)]
-        # Without the batch in the name, works are the same at each batch.
+        # Drop the batch size from the name, so that works have the same name at each batch size.
         found.setdefault(quantity, []).extend(
             dict(row, value=value, work=row['work'].rpartition(',')[0]) for row in rows
         )

@@ -1,4 +1,4 @@
-"""Suites of training runs: what they are, what came of them, as one table and one plot."""
+"""Suites of training runs: their definition, and their results as one table and one plot."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class Entry:
     """A model in the file of a suite.
 
     Attributes:
-        config (str): A file, relative to the folder that the command is called in, or a library's name.
-        name (str): The name of the model. Defaults to that of the file.
-        options (dict, optional): Changes of the config.
+        config (str): A file, relative to the current folder, or the name of a config in a library.
+        name (str): The name of the model. Defaults to the name of the file.
+        options (dict, optional): Changes to the config.
     """
 
     config: str
@@ -52,11 +52,11 @@ class SuiteFile:
 
     Attributes:
         metric (str): The name of the metric in the log.
-        configs (list): The models: configs, or mappings as :class:`Entry`.
+        configs (list): The models: configs, or mappings with the keys of :class:`Entry`.
         seeds (list[int]): The seeds of each model. Defaults to 0.
-        options (dict, optional): Changes of all configs, as the entries have them.
-        shape (list[int]): Height and width that multiply-adds are counted for, after the number of channels if that
-            is not 3. Defaults to 224, 224.
+        options (dict, optional): Changes to all configs. Those of an entry take precedence.
+        shape (list[int]): Image height and width for counting multiply-adds, preceded by the number of channels if
+            not 3. Defaults to 224, 224.
     """
 
     metric: str
@@ -75,7 +75,7 @@ class SuiteFile:
 
 
 def _from_yaml(kind: type[T], values: Any, what: str) -> T:
-    """Make a dataclass of what a YAML file has, and raise a :class:`SharingError` if that has other keys or types."""
+    """Make a dataclass from the content of a YAML file. Raises a :class:`SharingError` for other keys or types."""
     types = get_type_hints(kind)
     needed = [each.name for each in fields(kind) if each.default is MISSING and each.default_factory is MISSING]
     if not isinstance(values, dict) or not set(needed) <= set(values) <= set(types):
@@ -99,7 +99,7 @@ def _is(value: Any, kind: Any) -> bool:
         return any(_is(value, each) for each in get_args(kind))
     if get_origin(kind) is list:
         return isinstance(value, list) and all(_is(each, *get_args(kind)) for each in value)
-    return type(value) is kind  # true is no number
+    return type(value) is kind  # true is not a number
 
 
 class Run(NamedTuple):
@@ -108,8 +108,8 @@ class Run(NamedTuple):
     Attributes:
         name (str): The name of the model.
         seed (int): The seed.
-        config (str): The text of its config, options and seed in it.
-        work_dir (Path): Where it writes. Its config stands beside, under the same name.
+        config (str): The text of its config, with the options and the seed.
+        work_dir (Path): Where it writes. Its config is beside this folder, under the same name.
     """
 
     name: str
@@ -136,7 +136,7 @@ class Suite(NamedTuple):
     Attributes:
         metric (str): The name of the metric in the log.
         runs (list[Run]): The runs.
-        counts (dict): For each model's name its ``parameters`` and ``macs``.
+        counts (dict): The ``parameters`` and ``macs`` of each model by name.
     """
 
     metric: str
@@ -150,7 +150,7 @@ def read_suite(path: Path, work_dir: Path) -> Suite:
     Its keys are the attributes of :class:`SuiteFile`. Options have the values that YAML gives them.
 
     Raises:
-        SharingError: If the file says something else, or a model cannot be built.
+        SharingError: If the file has other content, or if a model cannot be built.
     """
     try:
         content = yaml.safe_load(path.read_text())
@@ -181,7 +181,7 @@ def read_suite(path: Path, work_dir: Path) -> Suite:
 
 
 def _config(name: str, options: dict) -> Config:
-    """A config with options, that of the data set's root among them."""
+    """A config with options, which may include the data set's root."""
     try:
         cfg = load_config(name)
         merge_options(cfg, options)
@@ -193,7 +193,7 @@ def _config(name: str, options: dict) -> Config:
 
 
 def finished(run: Run, suite: Suite) -> bool:
-    """Whether a run has been finished by an earlier call.
+    """Whether an earlier call finished a run.
 
     Raises:
         SharingError: If its folder holds a run with another config.
@@ -208,7 +208,7 @@ def finished(run: Run, suite: Suite) -> bool:
 
 
 def read_result(path: Path) -> dict:
-    """What came of a run, from its ``result.json``.
+    """The result of a run, from its ``result.json``.
 
     Raises:
         SharingError: If the file is damaged.
@@ -221,12 +221,12 @@ def read_result(path: Path) -> dict:
 
 
 def collect(run: Run, suite: Suite, resident_bytes: int) -> None:
-    """Write ``result.json`` into the folder of a run that has ended well.
+    """Write ``result.json`` into the folder of a run that succeeded.
 
     Args:
         run (Run): The run.
         suite (Suite): Its suite.
-        resident_bytes (int): The most memory that its process held, taken where no GPU memory was logged.
+        resident_bytes (int): The peak memory of its process, used if no GPU memory was logged.
     """
     scalars = read_scalars(run.work_dir)
     if suite.metric not in scalars:
@@ -254,8 +254,8 @@ def collect(run: Run, suite: Suite, resident_bytes: int) -> None:
 
 
 def rows(suite: Suite) -> list[dict]:
-    """A row for each model with a finished run: mean and standard deviation of its metric over the seeds, and the
-    medians of the rest."""
+    """A row for each model with a finished run: mean and standard deviation of its metric over the seeds, and medians
+    of the other values."""
     results: dict[str, list[dict]] = {}
     for run in suite.runs:
         if finished(run, suite):
@@ -274,8 +274,8 @@ def rows(suite: Suite) -> list[dict]:
 
 
 def write_tables(suite: Suite, folder: Path) -> str:
-    """Write the table of a suite as results.json, results.csv and results.md, and as results.png the metric over the
-    parameters. Returns the Markdown."""
+    """Write the table of a suite as results.json, results.csv and results.md, and a plot of the metric over the
+    parameters as results.png. Returns the Markdown."""
     table = rows(suite)
     (folder / 'results.json').write_text(json.dumps(dict(metric=suite.metric, models=table), indent=1))
     with open(folder / 'results.csv', 'w', newline='') as file:

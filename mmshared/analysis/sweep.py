@@ -1,4 +1,4 @@
-"""Every stock config of a library with the repeated layers of its backbone tied."""
+"""Builds every stock config of a library with the repeated layers of its backbone tied."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ NOT_RUN = 'not run, as the plain backbone cannot be either'
 
 
 class Outcome(NamedTuple):
-    """What became of a config.
+    """The result for a config.
 
     Attributes:
         result (str): ``built``, with the repeated layers of its backbone tied; ``no repeated layer``; ``no backbone``;
-            ``not here``, the plain model cannot be built either; ``failed``.
-        reason (str): Of what is not built, or not run.
+            ``not here`` if the plain model cannot be built either; ``failed``.
+        reason (str): Why it was not built, or not run.
         groups (int): Number of groups.
         saved (float): The share of the backbone's parameters that tying saves.
     """
@@ -43,7 +43,7 @@ class Outcome(NamedTuple):
 
 
 def stock_configs(library: str) -> dict[str, Path]:
-    """The configs of a library by the names that it gives them."""
+    """The configs of a library by their names in it."""
     root = Path(config_path(f'{library}::_base_/default_runtime.py')).parents[1]
     paths = [path for path in sorted(root.rglob('*.py')) if '_base_' not in path.parts]
     return {f'{library}::{path.relative_to(root)}': path for path in paths}
@@ -63,7 +63,7 @@ def backbones_of(model: object) -> Iterator[dict]:
 
 
 def tie(backbone: dict, groups: list[RepeatedLayers]) -> None:
-    """Turn the config of a backbone into that of its twin with groups tied, in place."""
+    """Turn the config of a backbone into one of its twin with tied groups, in place."""
     library, dot, name = backbone['type'].rpartition('.')
     backbone['type'] = f'{library}{dot}Shared{name}'
     backbone['sharing'] = [
@@ -73,7 +73,7 @@ def tie(backbone: dict, groups: list[RepeatedLayers]) -> None:
 
 
 def tie_all(model: dict, scope: str) -> int:
-    """Tie what repeats in all backbones of a model's config, in place; returns the number of groups."""
+    """Tie the repeated layers in all backbones of a model's config, in place; returns the number of groups."""
     found = [
         (backbone, repeated_layers(build_part(backbone, scope), own_blocks=0)) for backbone in backbones_of(model)
     ]
@@ -84,19 +84,19 @@ def tie_all(model: dict, scope: str) -> int:
 
 
 def build_part(model: dict, scope: str) -> nn.Module:
-    """Build a model, or a part of one, without numbers."""
+    """Build a model, or a part of one, without values."""
     return build_empty(Config(dict(model=model, default_scope=scope)))
 
 
 class Sweep:
-    """Builds configs with what repeats in their backbones tied, and tries each distinct backbone once with numbers."""
+    """Builds configs with the repeated layers of their backbones tied, and runs each distinct backbone once."""
 
     def __init__(self) -> None:
         self.listed: dict[str, tuple[list[RepeatedLayers], int]] = {}
         self.tried: dict[str, str] = {}
 
     def config(self, path: Path) -> Outcome:
-        """Build the model of a config without numbers, and its backbone once with numbers."""
+        """Build the model of a config without values, and its backbone once with values."""
         try:
             cfg = Config.fromfile(path)
         except Exception as error:
@@ -145,7 +145,7 @@ class Sweep:
             shared = json.loads(json.dumps(backbone))
             tie(shared, groups)
             try:
-                with patch.object(nn.init, 'trunc_normal_', nn.init.normal_):  # which is slow, and not what is tried
+                with patch.object(nn.init, 'trunc_normal_', nn.init.normal_):  # it is slow and not under test
                     network, plain = MODELS.build(shared), MODELS.build(json.loads(json.dumps(backbone)))
                 self.tried[key] = try_network(network, plain)
             except Exception as error:
@@ -157,9 +157,9 @@ def try_network(network: nn.Module, plain: nn.Module) -> str:
     """Run a shared backbone forward and backward, fold it and run it again.
 
     Returns:
-        str: What failed; why it was not run, where the plain backbone cannot be run either; '' if all is well.
+        str: What failed, or why it was not run if the plain backbone cannot be run either; '' if all is well.
     """
-    network, plain = revert_sync_batchnorm(network), revert_sync_batchnorm(plain)  # which want a GPU
+    network, plain = revert_sync_batchnorm(network), revert_sync_batchnorm(plain)  # they need a GPU
     sizes = [64, 224, *_own_sizes(network)]
     refusals = {size: _refusal(network, size) for size in sizes}
     if all(refusals.values()):
@@ -167,7 +167,7 @@ def try_network(network: nn.Module, plain: nn.Module) -> str:
         return f'{NOT_RUN}: {refusals[64]}' if failed else f'takes no image: {refusals[64]}'
     x = torch.randn(2, 3, *[next(size for size in sizes if not refusals[size])] * 2)
     for parameter in network.parameters():
-        if not parameter.detach().abs().max() < 1e3:  # memory as it was found: a library has left it to be loaded
+        if not parameter.detach().abs().max() < 1e3:  # uninitialised: the library expects to load it
             nn.init.normal_(parameter, std=0.02)
     network.train()
     outputs = [output for output in _run(network, x) if output.requires_grad]
@@ -190,12 +190,12 @@ def _own_sizes(network: nn.Module) -> list[int]:
 
 
 def _run(network: nn.Module, x: Tensor) -> list[Tensor]:
-    torch.manual_seed(0)  # some mask parts of the image at random
+    torch.manual_seed(0)  # some networks mask random parts of the image
     return [leaf for leaf in tree_leaves(network(x)) if isinstance(leaf, Tensor)]
 
 
 def _refusal(network: nn.Module, size: int) -> str:
-    """Why a network takes no images of a size; '' if it does."""
+    """Why a network cannot take images of a size; '' if it can."""
     network.eval()
     try:
         with torch.no_grad():
@@ -213,7 +213,7 @@ def _sentence(error: Exception) -> str:
 
 
 def count(outcomes: dict[str, Outcome]) -> dict[str, list]:
-    """For each result its number, and the reasons with theirs, most frequent first."""
+    """The count of each result and of each of its reasons, most frequent first."""
     return {
         result: [number, Counter(o.reason for o in outcomes.values() if o.result == result and o.reason).most_common()]
         for result, number in Counter(outcome.result for outcome in outcomes.values()).most_common()

@@ -1,4 +1,4 @@
-"""The tables of models in the READMEs, from the metafiles, and the metafiles' figures from the built models."""
+"""Makes the model tables in the READMEs from the metafiles, and the metafiles' figures from the built models."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def model_table(models: list[dict], folder: str) -> str:
 
     Args:
         models (list[dict]): Entries of ``Models``.
-        folder (str): The folder of the README, relative to the root, to link the configs from; '' for the root.
+        folder (str): The folder of the README relative to the root, for the links to the configs; '' for the root.
     """
     head = ['model', 'data set', 'parameters', 'plain', 'fewer', 'multiply-adds', 'plain', 'top-1 error (paper)']
     rows = [head, ['---', '---', *['---:'] * (len(head) - 2)]]
@@ -69,7 +69,7 @@ def put_table(text: str, table: str) -> str:
 
 
 def readmes(root: Path) -> dict[Path, str]:
-    """Each README with a table of models, as it has to read by the metafiles; the root's has those on ImageNet."""
+    """The text of each README with a table of models, from the metafiles. The root's has those on ImageNet."""
     texts, main = {}, []
     for path in sorted(root.glob('configs/*/metafile.yml')):
         models = yaml.safe_load(path.read_text())['Models']

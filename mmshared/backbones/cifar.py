@@ -13,10 +13,10 @@ from .twins import SharingMixin, make_twins
 
 
 class PadShortcut(nn.Module):
-    """A shortcut without parameters: every ``stride``-th pixel, and channels of zeros on both sides.
+    """A shortcut without parameters: every ``stride``-th pixel, padded with channels of zeros on both sides.
 
     Args:
-        extra_channels (int): Number of channels that are added, half of them in front.
+        extra_channels (int): Number of added channels, half of them in front.
         stride (int): Stride of the block.
     """
 
@@ -32,10 +32,10 @@ class PadShortcut(nn.Module):
 
 @MODELS.register_module()
 class ResNetA_CIFAR(ResNet_CIFAR):
-    """The ResNet of 6n+2 layers for CIFAR-10 of the ResNet paper (https://arxiv.org/abs/1512.03385, section 4.2).
+    """The ResNet paper's network of 6n+2 layers for CIFAR-10 (https://arxiv.org/abs/1512.03385, section 4.2).
 
-    Three stages of n blocks with 16, 32 and 64 channels, and shortcuts without parameters (its option A). Its keys
-    are those of mmpretrain's ResNet.
+    Three stages of n blocks with 16, 32 and 64 channels, and shortcuts without parameters (its option A). It has the
+    keys of mmpretrain's ResNet.
 
     Args:
         depth (int): 6n+2, from {20, 32, 44, 56, 110}.
@@ -69,7 +69,7 @@ class ResNeXt_CIFAR(ResNet_CIFAR, ResNeXt):
 
 
 class SplitConv2d(nn.Module):
-    """Two 3x3 convs of the same input whose outputs are stacked: filters to keep, and filters to share.
+    """Two 3x3 convs on the same input whose outputs are stacked: filters to keep, and filters to share.
 
     Args:
         in_channels (int): Number of input channels.
@@ -94,8 +94,8 @@ class SplitConv2d(nn.Module):
 
 @MODELS.register_module()
 class BasisResNeXt_CIFAR(ResNeXt_CIFAR):
-    """A ResNeXt whose 3x3 convs are bases of few filters; batch norm, ReLU and the last 1x1 conv of the block follow
-    them. The form of the paper's ResNeXt50 (models/cifar100/resnext.py of https://github.com/ssregibility/Net_RL2).
+    """A ResNeXt whose 3x3 convs are bases of few filters, followed by batch norm, ReLU and the last 1x1 conv of the
+    block, as in the paper's ResNeXt50 (models/cifar100/resnext.py of https://github.com/ssregibility/Net_RL2).
     The first block of a stage is that of ResNeXt.
 
     Args:
@@ -103,11 +103,11 @@ class BasisResNeXt_CIFAR(ResNeXt_CIFAR):
         shared_rank (int): Number of filters in ``conv2.shared`` of a block of the first stage. It grows with the
             width; its number of groups, ``shared_rank / width_per_group``, does not.
         unique_rank (int): Number of filters in ``conv2.unique`` of a block of the first stage. It grows with the
-            width, and with it its number of groups, ``unique_rank / width_per_group``.
+            width, and so does its number of groups, ``unique_rank / width_per_group``.
         **kwargs: Further arguments of ``ResNeXt``.
 
     Raises:
-        SharingError: If a rank is no multiple of ``width_per_group``.
+        SharingError: If a rank is not a multiple of ``width_per_group``.
     """
 
     def __init__(self, depth: int, shared_rank: int, unique_rank: int, **kwargs):
@@ -141,7 +141,7 @@ class BasisResNeXt_CIFAR(ResNeXt_CIFAR):
 
 @MODELS.register_module()
 class DenseNet_CIFAR(DenseNet):
-    """DenseNet with a 3x3 conv of stride 1 for a stem.
+    """DenseNet with a 3x3 conv of stride 1 as its stem.
 
     Args:
         *args, **kwargs: The arguments of ``DenseNet``.
@@ -155,14 +155,14 @@ class DenseNet_CIFAR(DenseNet):
 
 @MODELS.register_module()
 class SharedDenseNet_CIFAR(SharingMixin, DenseNet_CIFAR):
-    """``DenseNet_CIFAR`` whose layers share parameters: all of its arguments, and ``sharing``."""
+    """``DenseNet_CIFAR`` whose layers share parameters. Takes all of its arguments, and ``sharing``."""
 
     plain = DenseNet_CIFAR
     own_blocks = 0  # the transitions change width and resolution, and all layers between them share
 
 
 class ShortcutBlock(nn.Module):
-    """A block with a 1x1 conv and a batch norm beside it.
+    """A block with a parallel shortcut of a 1x1 conv and a batch norm.
 
     Args:
         block (nn.Module): The block.
@@ -183,8 +183,8 @@ class ShortcutBlock(nn.Module):
 @MODELS.register_module()
 class MobileNetV2_CIFAR(MobileNetV2):
     """MobileNetV2 for 32x32 images, as in models/cifar100/mobilenetv2.py of
-    https://github.com/ssregibility/Net_RL2: three strides of 2, a padded 1x1 conv for a stem, and shortcuts with a
-    1x1 conv where a block changes only the width.
+    https://github.com/ssregibility/Net_RL2: three strides of 2, a padded 1x1 conv as the stem, and shortcuts with a
+    1x1 conv in blocks that change only the width.
 
     Args:
         **kwargs: The arguments of ``MobileNetV2``.

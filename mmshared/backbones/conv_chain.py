@@ -1,4 +1,4 @@
-"""Networks that are one chain of convs: VGG for 32x32 images and the CNN of rotated MNIST, plain and shared."""
+"""Networks that are a single chain of convs: VGG for 32x32 images and the CNN for rotated MNIST, plain and shared."""
 
 from collections.abc import Sequence
 
@@ -11,12 +11,12 @@ from .twins import make_twins
 
 
 class ConvChain(BaseBackbone):
-    """Convs one behind the other, each with a batch norm and an activation. They are named
-    outright to share: ``layers=['.*conv2_1']``.
+    """A sequence of convs, each with a batch norm and an activation. Share them by their full names:
+    ``layers=['.*conv2_1']``.
 
     Args:
         convs (dict[str, nn.Conv2d]): The convs by their names, which begin with ``conv``.
-        pooled (Sequence[str]): Names of those behind whose activation there is a 2x2 max pooling.
+        pooled (Sequence[str]): Names of the convs whose activation is followed by a 2x2 max pooling.
         activation (type): The class of the activations.
         init_cfg (dict, optional): Config of the initialisation. Defaults to PyTorch's own.
     """
@@ -41,10 +41,10 @@ class ConvChain(BaseBackbone):
 @MODELS.register_module()
 class VGG_CIFAR(ConvChain):
     """VGG for CIFAR as in models/vgg_rep.py of https://github.com/transmuteAI/RepeatNet: stages of two 3x3 convs with
-    64, 128, 256, 512 and 512 channels, each with a max pooling behind; a single linear layer is to follow.
+    64, 128, 256, 512 and 512 channels, each followed by a max pooling. A head with a single linear layer completes it.
 
     Args:
-        depth (int): Number of convs, and the linear layer: the first ``depth - 1`` convs are there. From 4 to 11.
+        depth (int): Number of convs plus the linear layer: it has the first ``depth - 1`` convs. From 4 to 11.
         init_cfg (dict, optional): Config of the initialisation.
     """
 
@@ -59,12 +59,12 @@ class VGG_CIFAR(ConvChain):
 
 @MODELS.register_module()
 class RotMNISTCNN(ConvChain):
-    """The CNN for rotated MNIST of models/group_equivariant.py of https://github.com/transmuteAI/RepeatNet: a 7x7 and
-    five 5x5 convs, and ELUs.
+    """The CNN for rotated MNIST in models/group_equivariant.py of https://github.com/transmuteAI/RepeatNet: a 7x7 conv
+    and five 5x5 convs, with ELUs.
 
     Args:
         widen_factor (float): How much wider it is than the baseline of 22, 33, 45, 45, 67 and 90 channels; channels
-            are rounded down, in the way of that code. Defaults to 1.
+            are rounded down, as in that code. Defaults to 1.
         init_cfg (dict, optional): Config of the initialisation.
     """
 

@@ -8,7 +8,7 @@ from .twins import make_twins
 
 
 class ECALayer(nn.Module):
-    """Efficient channel attention (https://arxiv.org/abs/1910.03151): each channel is weighted by a sigmoid of a 1D
+    """Efficient channel attention (https://arxiv.org/abs/1910.03151): each channel is weighted by the sigmoid of a 1D
     conv over the channels' means.
 
     Args:
@@ -26,8 +26,8 @@ class ECALayer(nn.Module):
 
 @MODELS.register_module()
 class ECAMobileNetV2(MobileNetV2):
-    """MobileNetV2 with channel attention behind the projections of the blocks that can share: those but the first of
-    the stages of three or more. As in models/ilsvrc/mobilenetv2.py of https://github.com/ssregibility/Net_RL2.
+    """MobileNetV2 with channel attention after the projections of the blocks that can share: all but the first block
+    of stages with three or more. As in models/ilsvrc/mobilenetv2.py of https://github.com/ssregibility/Net_RL2.
 
     Args:
         **kwargs: The arguments of ``MobileNetV2``.

@@ -1,4 +1,4 @@
-"""MMSegmentation's networks with shared layers, where it is installed: ``SharedEncoderDecoder`` and so on."""
+"""MMSegmentation's networks with shared layers, if it is installed: ``SharedEncoderDecoder`` and so on."""
 
 from mmseg.models import backbones, decode_heads, necks, segmentors
 from mmseg.registry import MODELS

@@ -1,4 +1,4 @@
-"""Networks whose output is a map of the size of their input, to find shortest paths with."""
+"""Networks whose output is a map of the same size as their input, for finding shortest paths."""
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,7 @@ class FlatResNet(WideResNet_CIFAR):
 
 @MODELS.register_module()
 class PathNet(BaseModel):
-    """A backbone and a 1x1 conv that says for each cell whether it is on a shortest path.
+    """A backbone and a 1x1 conv that predicts for each cell whether it is on a shortest path.
 
     Args:
         backbone (dict): Config of a backbone that keeps the resolution.
@@ -46,7 +46,7 @@ class PathNet(BaseModel):
     def forward(
         self, inputs: Tensor, target: Tensor = None, distance: Tensor = None, mode: str = 'tensor'
     ) -> Tensor | dict[str, Tensor] | list[dict]:
-        # In this order of memory a CPU takes a fifth less time.
+        # In this memory format a CPU takes a fifth less time.
         maps = self.backbone(inputs.contiguous(memory_format=torch.channels_last))[-1]
         logits = self.head(maps)[:, 0]  # (N, H, W)
         if mode == 'loss':

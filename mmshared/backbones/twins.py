@@ -1,4 +1,4 @@
-"""Twins of the libraries' classes that share: one mixin, made into ``Shared<Name>`` for each of them."""
+"""Sharing twins of the libraries' classes: one mixin makes ``Shared<Name>`` of each of them."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _KEYS = {'groups', 'bank', 'stages', 'layers', 'own_blocks'}
 
 
 class SharingMixin:
-    """Shares layers of a network of a library once that has been built.
+    """Shares layers of a library's network after it is built.
 
     Args:
-        sharing (dict | list[dict]): The arguments of :func:`mmshared.share_layers`, or a list of such, which are taken
-            one after the other.
+        sharing (dict | list[dict]): The arguments of :func:`mmshared.share_layers`, or a list of such dicts, which are
+            applied in order.
         *args, **kwargs: The arguments of the plain class.
 
     Attributes:
-        own_blocks (int): Number of blocks at the start of a stage that keep their own layers, unless ``sharing`` says
-            otherwise.
+        own_blocks (int): Number of blocks at the start of a stage that keep their own layers. ``sharing`` can
+            override it.
     """
 
     own_blocks = 1
@@ -46,8 +46,8 @@ class SharingMixin:
             share_layers(self, **{'own_blocks': self.own_blocks, **each})
 
     def init_weights(self) -> None:
-        """Initialise the plain network. What is shared keeps the start of its bank, whatever the library draws over
-        all parameters of two dimensions, unless a checkpoint is loaded into it."""
+        """Initialise the plain network. Shared parameters keep the initial values of their bank, even if the library
+        redraws all two-dimensional parameters, unless a checkpoint is loaded into them."""
         found = banks(self)
         starts = [(bank, parameter, parameter.detach().clone()) for bank in found for parameter in _shared(bank)]
         for bank in found:
@@ -60,7 +60,7 @@ class SharingMixin:
 
 
 def _shared(bank: nn.Module) -> list[nn.Parameter]:
-    """The parameters of a bank and its layers. The biases of the layers are the library's."""
+    """The parameters of a bank and its layers, without the layers' biases, which the library initialises."""
     return [
         *bank.parameters(),
         *(
@@ -76,10 +76,10 @@ def make_twins(networks: Iterable[Any], registry: Registry, module: str) -> dict
     """Make and register ``Shared<Name>`` for each network.
 
     Args:
-        networks (Iterable): Classes of networks; what is something else is left out, and what a registry does not
-            know by its name.
+        networks (Iterable): Classes of networks. Anything else is ignored, and so are classes that the registry does
+            not know by name.
         registry (Registry): The registry of their library.
-        module (str): Name of the module that is to hold the classes.
+        module (str): Name of the module that holds the new classes.
 
     Returns:
         dict[str, type]: The classes by name.
@@ -94,7 +94,7 @@ def make_twins(networks: Iterable[Any], registry: Registry, module: str) -> dict
             and not issubclass(parent, SharingMixin)
         ):
             name = f'Shared{parent.__name__}'
-            doc = f'``{parent.__name__}`` whose layers share parameters: all of its arguments, and ``sharing``.'
+            doc = f'``{parent.__name__}`` whose layers share parameters. Takes all of its arguments, and ``sharing``.'
             twins[name] = type(name, (SharingMixin, parent), {'__doc__': doc, '__module__': module, 'plain': parent})
             registry.register_module(module=twins[name])
     return twins

@@ -11,19 +11,19 @@ from .twins import make_twins
 
 
 class PreActBlock(BaseModule):
-    """Twice batch norm, ReLU and a 3x3 conv, and a shortcut: of a 1x1 conv where the shape changes.
+    """Batch norm, ReLU and a 3x3 conv, twice, and a shortcut, which is a 1x1 conv if the shape changes.
 
     Args:
         in_channels (int): Number of input channels.
         out_channels (int): Number of output channels.
         stride (int): Stride of the first conv.
         dilation (int): Dilation of the first conv.
-        downsample (nn.Sequential, optional): A conv and a norm for the shortcut. Only the conv is used, on what the
-            first batch norm and ReLU leave.
+        downsample (nn.Sequential, optional): A conv and a norm for the shortcut. Only the conv is used, on the output
+            of the first batch norm and ReLU.
         with_cp (bool): Whether to recompute the block in the backward pass.
         conv_cfg (dict, optional): Config of the convs.
         norm_cfg (dict): Config of the norms.
-        **kwargs: Arguments that the block has no use for.
+        **kwargs: Arguments that the block does not use.
     """
 
     expansion = 1
@@ -65,11 +65,11 @@ class PreActBlock(BaseModule):
 
 @MODELS.register_module()
 class WideResNet_CIFAR(ResNet_CIFAR):
-    """The wide ResNet of 6n+4 layers: three stages of n blocks, 16, 32 and 64 times ``widen_factor`` channels wide.
+    """The wide ResNet of 6n+4 layers: three stages of n blocks with 16, 32 and 64 times ``widen_factor`` channels.
 
     Args:
         depth (int): 6n+4, from {10, 16, 22, 28, 34, 40}.
-        widen_factor (int): How much wider than a ResNet.
+        widen_factor (int): How much wider it is than a ResNet.
         **kwargs: Further arguments of mmpretrain's ``ResNet``.
     """
 

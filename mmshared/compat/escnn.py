@@ -1,5 +1,5 @@
-"""escnn without lie_learn, of which it needs one function, for rotations of space, and which is not to be had compiled
-for NumPy 2."""
+"""Imports escnn without lie_learn. escnn needs one function of it, only for 3D rotations, and there is no compiled
+lie_learn for NumPy 2."""
 
 import importlib
 import importlib.util
@@ -14,7 +14,7 @@ _NEEDED = 'lie_learn.representations.SO3.wigner_d'
 
 
 def import_escnn() -> ModuleType:
-    """escnn with its ``gspaces`` and ``nn``.
+    """Import escnn with its ``gspaces`` and ``nn``.
 
     Raises:
         SharingError: If it is not installed.
@@ -25,14 +25,14 @@ def import_escnn() -> ModuleType:
             '(what it needs for images is there already).'
         )
     with warnings.catch_warnings():
-        # That py3nj is not there, for rotations of space too.
+        # The warning that py3nj is missing, which also is only for 3D rotations.
         warnings.filterwarnings('ignore', message='.*py3nj')
         try:
             importlib.import_module(_NEEDED)
         except ImportError:
             _supply_wigner_matrices()
         if 'escnn.nn' not in sys.modules:
-            # Imported before, without lie_learn, escnn kept silent and left a half of itself.
+            # An earlier import without lie_learn failed silently and left escnn half imported.
             for name in [name for name in sys.modules if name.partition('.')[0] == 'escnn']:
                 del sys.modules[name]
         importlib.import_module('escnn.nn')
@@ -41,7 +41,7 @@ def import_escnn() -> ModuleType:
 
 
 def _supply_wigner_matrices() -> None:
-    """Put modules in the place of lie_learn's, with a function that says what is missing when it is called."""
+    """Replace lie_learn's modules by ones with a function that says what is missing when it is called."""
 
     def wigner_D_matrix(*args, **kwargs):
         raise ImportError('Rotations of space need lie_learn, which is not installed, or not for this NumPy.')

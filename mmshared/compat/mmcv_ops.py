@@ -1,11 +1,11 @@
 """mmcv's operators from torchvision, for an mmcv that was installed without its compiled ones.
 
-mmcv's Python layer calls its compiled extension ``mmcv._ext`` by name, with tensors to fill. Here the names that
-mmdet's detectors need are functions over torchvision's operators, which exist for every PyTorch on CPU and GPU. The
-arguments are those of the extension. float16 and bfloat16 are computed in float32.
+mmcv's Python layer calls functions of its compiled extension ``mmcv._ext`` by name, with tensors to fill. This module
+implements the functions that mmdet's detectors need with torchvision's operators, which exist for every PyTorch on CPU
+and GPU. The arguments are those of the extension. float16 and bfloat16 are computed in float32.
 
 One result differs from the compiled operator by more than rounding: ``roi_pool`` snaps a RoI to whole cells of the
-feature map as in Fast R-CNN, where mmcv's keeps its fraction.
+feature map as in Fast R-CNN, while mmcv's keeps its fraction.
 """
 
 import importlib.util
@@ -157,7 +157,7 @@ def roi_pool_backward(
 
 
 def _sigmoid_focal_loss(input: Tensor, target: Tensor, weight: Tensor, gamma: float, alpha: float) -> Tensor:
-    # A target of as many as there are classes is background: all zeros in one-hot form.
+    # A target equal to the number of classes is background: all zeros in one-hot form.
     one_hot = torch.nn.functional.one_hot(target, input.size(1) + 1)[:, :-1].to(input)  # (N, C)
     loss = torchvision.ops.sigmoid_focal_loss(input, one_hot, alpha, gamma)  # (N, C)
     return loss * torch.cat([weight, weight.new_ones(1)])[target, None] if weight.numel() else loss
@@ -310,14 +310,15 @@ def _geometry(
     dilation_h=None,
     dilation_w=None,
 ) -> tuple:
-    """The geometry of a deformable conv in torchvision's order, from the names of either of mmcv's two versions."""
+    """The geometry of a deformable conv in torchvision's order, from the argument names of either of mmcv's two
+    versions."""
     if kH is not None:
         return dH, dW, padH, padW, dilationH, dilationW, group, deformable_group
     return stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, group, deformable_group
 
 
 class _TorchvisionExtension(types.ModuleType):
-    """What takes the place of ``mmcv._ext``: mmcv asks for every operator at import, and calls few."""
+    """Replaces ``mmcv._ext``: mmcv looks up every operator at import, and calls only a few."""
 
     def __getattr__(self, name: str):
         if name.startswith('__'):
@@ -325,7 +326,7 @@ class _TorchvisionExtension(types.ModuleType):
 
         def missing(*args, **kwargs):
             raise NotImplementedError(
-                f'mmcv was installed without compiled operators, and {name!r} is none of those '
+                f'mmcv was installed without compiled operators, and {name!r} is not one of those '
                 f'that mmshared takes from torchvision: {BUILD_HINT}.'
             )
 

@@ -16,9 +16,9 @@ class Converted(NamedTuple):
 
     Attributes:
         state_dict (dict): The state dict of that model.
-        config (Path | Config): The config of that model: a file, or if there is none the config itself.
+        config (Path | Config): The config of that model: a file, or the config itself if no file exists.
         options (dict): The options that the config needs.
-        note (str): What else there is to tell about it.
+        note (str): Anything else to print about it.
     """
 
     state_dict: dict[str, Tensor]
@@ -28,7 +28,7 @@ class Converted(NamedTuple):
 
 
 def rename(key: str, rules: Sequence[tuple[str, str]]) -> str:
-    """Apply replacements of regular expressions to a key, one after the other."""
+    """Apply regular expression replacements to a key, in order."""
     for pattern, replacement in rules:
         key = re.sub(pattern, replacement, key)
     return key

@@ -1,4 +1,4 @@
-"""Checkpoints of plain networks as those of networks that share."""
+"""Converts checkpoints of plain networks to those of shared networks."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from ..sharing.state_dict import Conversion, share_state_dict
 
 
 def share_checkpoint(model: nn.Module, state_dict: dict[str, Tensor], name: str) -> list[Conversion]:
-    """Make the state dict of a plain network that of a model that shares, in place.
+    """Convert the state dict of a plain network to that of a shared model, in place.
 
     Args:
-        model (nn.Module): The model.
-        state_dict (dict): The state dict of the whole plain model, or of its backbone by itself.
+        model (nn.Module): The shared model.
+        state_dict (dict): The state dict of the whole plain model, or of only its backbone.
         name (str): The name of the checkpoint, for messages.
 
     Returns:
-        list[Conversion]: What became of each group.
+        list[Conversion]: The result for each group.
 
     Raises:
-        SharingError: If the model shares nothing, or if the state dict is shared already, or not of this network.
+        SharingError: If the model shares nothing, or if the state dict is already shared or not of this network.
     """
     if not banks(model):
         raise SharingError('The network of this config shares nothing: give a config of a network that shares.')
@@ -31,7 +31,7 @@ def share_checkpoint(model: nn.Module, state_dict: dict[str, Tensor], name: str)
         network = model.backbone
         if not banks(network):
             raise SharingError(
-                f'{name} is of a backbone, and what shares here is outside of it: give the whole network.'
+                f'{name} is of a backbone, and the shared layers here are outside of it: give the whole network.'
             )
     conversions = share_state_dict(network, state_dict)
     if not conversions:
@@ -41,14 +41,14 @@ def share_checkpoint(model: nn.Module, state_dict: dict[str, Tensor], name: str)
 
 
 def rank_for_energy(conversion: Conversion, energy: float) -> int:
-    """The least number of filters whose span holds a share of the energy of a group's kernels (Eckart and Young).
+    """The smallest number of filters that span this share of the energy of a group's kernels (Eckart and Young).
 
     Raises:
-        SharingError: If the kernels differ in shape: they span no space in common.
+        SharingError: If the kernels differ in shape, and so have no space in common.
     """
     if len({kernel[0].shape for kernel in conversion.kernels}) > 1:
         raise SharingError(
-            f'The kernels of {", ".join(conversion.layers)} of {conversion.name} differ in shape: they are filters of '
+            f'The kernels of {", ".join(conversion.layers)} of {conversion.name} differ in shape: their filters have '
             'no space in common.'
         )
     rows = torch.cat([kernel.flatten(1) for kernel in conversion.kernels])  # (N, I k k)

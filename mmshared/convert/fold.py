@@ -1,4 +1,4 @@
-"""Shared networks as plain ones: of the stock classes, and with the keys of torchvision."""
+"""Converts shared networks to plain ones: of the stock classes, and with the keys of torchvision."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TOLERANCE = 1e-4
 
 
 class Folded(NamedTuple):
-    """A shared network as a plain one.
+    """A shared network, folded into a plain one.
 
     Attributes:
         config (Config): The config of the plain network.
@@ -34,12 +34,12 @@ class Folded(NamedTuple):
 
 @torch.no_grad()
 def fold_model(cfg: Config, shared: nn.Module, images: Tensor) -> Folded:
-    """Fold a model into one of the stock classes, and compare their outputs.
+    """Fold a model into one of the stock classes and compare their outputs.
 
     Args:
         cfg (Config): The config of the shared model.
-        shared (nn.Module): The shared model, in eval mode. It stays as it is.
-        images (Tensor): Images to compare at, (N, C, H, W).
+        shared (nn.Module): The shared model, in eval mode. It is not changed.
+        images (Tensor): Images to compare the outputs on, (N, C, H, W).
 
     Raises:
         SharingError: If the model shares nothing, or if the outputs differ by more than a relative 1e-4.
@@ -59,8 +59,8 @@ def fold_model(cfg: Config, shared: nn.Module, images: Tensor) -> Folded:
 
 
 def stock_config(cfg: Config) -> Config:
-    """The config of the plain network: without sharing, without the hooks and the Runner of mmshared, and without its
-    import unless the plain network is one of its own."""
+    """The config of the plain network: without sharing, without the hooks and the Runner of mmshared, and without
+    importing mmshared unless the plain network is one of its own."""
     stock = drop_hooks(Config(copy.deepcopy(cfg.to_dict())))
     stock.model = plain_twin(stock.model)
     stock.pop('runner_type', None)
@@ -75,7 +75,7 @@ def stock_config(cfg: Config) -> Config:
 
 
 def to_torchvision(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict of a plain classifier of mmpretrain under the keys of the ResNet of torchvision that it is.
+    """The state dict of a plain classifier of mmpretrain with the keys of the same ResNet in torchvision.
 
     Raises:
         SharingError: If torchvision has no such network.
@@ -93,8 +93,8 @@ def to_torchvision(model: nn.Module) -> dict[str, Tensor]:
             break
     else:
         raise SharingError(
-            'Only classifiers whose layers are those of a ResNet, ResNeXt or wide ResNet of torchvision have its '
-            'keys, and this is none.'
+            'Only classifiers with the layers of a ResNet, ResNeXt or wide ResNet of torchvision have its keys, and '
+            'this is not one.'
         )
     twin.load_state_dict(state_dict, strict=True, assign=True)
     images = torch.randn(1, 3, 64, 64)
@@ -109,5 +109,5 @@ def save_safetensors(state_dict: dict[str, Tensor], path: Path) -> None:
     """Write a state dict as safetensors."""
     from safetensors.torch import save_file
 
-    # Clones: the heads of some detectors have layers in common too.
+    # Clones: the heads of some detectors also share layers.
     save_file({key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in state_dict.items()}, path)

@@ -1,4 +1,4 @@
-"""Template banks as loops: layers that are alike, the patterns they repeat, the network that runs them."""
+"""Folds template banks into loops: finds layers that are alike, their patterns, and the network that runs them."""
 
 import copy
 import re
@@ -21,14 +21,14 @@ from ..sharing.state_dict import Conversion, share_state_dict
 
 
 def similar_layers(similarity: Tensor, threshold: float) -> list[int]:
-    """Group layers by complete linkage: in a group every two are alike.
+    """Group layers by complete linkage: any two layers of a group are alike.
 
     Args:
         similarity (Tensor): The layer similarity matrix, (layers, layers).
-        threshold (float): The similarity that every two layers of a group exceed, from 0 up to below 1.
+        threshold (float): The similarity that any two layers of a group exceed, from 0 to below 1.
 
     Returns:
-        list[int]: For each layer the number of its group; groups are numbered in the order of their first layers.
+        list[int]: The number of each layer's group; groups are numbered in the order of their first layers.
     """
     if not similarity.isfinite().all():
         raise SharingError('The coefficients of a bank hold numbers that are not finite: take another checkpoint.')
@@ -44,8 +44,8 @@ class Loop(NamedTuple):
     """A part of a program.
 
     Attributes:
-        body (list): What is run in turn.
-        times (int): How often.
+        body (list): The items to run in order.
+        times (int): How often to run them.
     """
 
     body: list[Hashable]
@@ -53,13 +53,13 @@ class Loop(NamedTuple):
 
 
 def loop_program(sequence: Sequence[Hashable]) -> list[Loop]:
-    """The shortest program of loops, not nested, that runs a sequence.
+    """The shortest program of unnested loops that runs a sequence.
 
-    Shortest is what names the fewest items, and of such programs one of the fewest parts: a b a b a c is twice [a b],
+    The shortest program names the fewest items and, among those, has the fewest parts: a b a b a c is twice [a b],
     then a c. :func:`expand_program` is the inverse.
     """
     sequence = list(sequence)
-    best: list[tuple[int, int, list[Loop]]] = [(0, 0, [])]  # for each prefix: items named, parts, the program
+    best: list[tuple[int, int, list[Loop]]] = [(0, 0, [])]  # for each prefix: items named, parts, program
     for end in range(1, len(sequence) + 1):
         programs = []
         for start in range(end):
@@ -74,13 +74,13 @@ def loop_program(sequence: Sequence[Hashable]) -> list[Loop]:
 
 
 def expand_program(program: Sequence[Loop]) -> list:
-    """What a program runs, in order."""
+    """The sequence that a program runs."""
     return [item for loop in program for item in loop.body * loop.times]
 
 
 def stage_programs(model: nn.Module) -> dict[str, str]:
-    """What each stage of a network that shares runs, as a line of text: layers by their names in the stage, those
-    that run one kernel by the name of the first of them."""
+    """The program of each stage of a shared network as a line of text: layers by their names in the stage, and layers
+    that run the same kernel by the name of the first."""
     programs = {}
     for stage in dict.fromkeys(_stage_of(model, bank) for bank in banks(model)):
         names: dict[tuple, str] = {}
@@ -98,13 +98,12 @@ def stage_programs(model: nn.Module) -> dict[str, str]:
 
 
 class FoldedLoops(NamedTuple):
-    """A network whose layers that are alike run in loops.
+    """A network whose similar layers run in loops.
 
     Attributes:
         config (Config): Its config, without hooks of mmshared.
         model (nn.Module): The model, in eval mode.
-        conversions (list[Conversion]): What became of each group of kernels that was folded; empty if no layers are
-            alike.
+        conversions (list[Conversion]): The result for each folded group of kernels; empty if no layers are alike.
     """
 
     config: Config
@@ -114,14 +113,14 @@ class FoldedLoops(NamedTuple):
 
 @torch.no_grad()
 def fold_loops(cfg: Config, model: nn.Module, threshold: float) -> FoldedLoops:
-    """Let those layers of each template bank that are alike run one kernel.
+    """Make the similar layers of each template bank run one kernel.
 
-    The kernel and the scales of its layers are the best fit of rank one to the kernels that they had: the sum of the
-    squared changes of all kernels is the least there can be. (This is the leading singular vector of the stacked
-    coefficient vectors in the metric of the templates' Gram matrix.) A bank without two layers that are alike stays.
+    The kernel and the scales of its layers are the best rank-one fit to the layers' old kernels: it minimises the sum
+    of the squared changes of all kernels. (This is the leading singular vector of the stacked coefficient vectors in
+    the metric of the templates' Gram matrix.) A bank without two similar layers is not changed.
 
     Args:
-        cfg (Config): The config of the model, whose backbone shares.
+        cfg (Config): The config of the model, which has a shared backbone.
         model (nn.Module): The model.
         threshold (float): See :func:`similar_layers`.
 
@@ -139,7 +138,7 @@ def fold_loops(cfg: Config, model: nn.Module, threshold: float) -> FoldedLoops:
         _sharing_of(bank, model.backbone.sharing, kernels.get(bank)) for bank in banks(model.backbone)
     ]
     keys = folded_cfg.get('optim_wrapper', {}).get('paramwise_cfg', {}).get('custom_keys', {})
-    if 'coefficients' in keys:  # the factors of the layers are as little to be decayed as coefficients
+    if 'coefficients' in keys:  # like coefficients, scales must not be decayed
         keys['.scale'] = keys['coefficients']
 
     state_dict = _with_plain_kernels(model, kernels)
@@ -150,7 +149,7 @@ def fold_loops(cfg: Config, model: nn.Module, threshold: float) -> FoldedLoops:
 
 
 def _with_plain_kernels(model: nn.Module, folded: dict[Bank, list[int]]) -> dict[str, Tensor]:
-    """The state dict of a model with plain kernels for the layers of some banks: looped banks are fitted to it, as to
+    """The state dict of a model with plain kernels for the layers of some banks. Looped banks are fitted to it like to
     any plain checkpoint."""
     state_dict = model.state_dict()
     for name, layer in model.named_modules():
@@ -162,7 +161,7 @@ def _with_plain_kernels(model: nn.Module, folded: dict[Bank, list[int]]) -> dict
 
 
 def _sharing_of(bank: Bank, sharing: dict | Sequence[dict], kernels: list[int] | None) -> dict:
-    """The entry of a config's ``sharing`` for one bank: as a loop if there are numbers of kernels, else as it was."""
+    """The entry of a config's ``sharing`` for one bank: as a loop if ``kernels`` is given, otherwise unchanged."""
     entry = next(each for each in ([sharing] if isinstance(sharing, dict) else sharing) if _makes(each, bank))
     kind = _group_key(bank)
     if kernels is not None:
@@ -177,13 +176,13 @@ def _sharing_of(bank: Bank, sharing: dict | Sequence[dict], kernels: list[int] |
 
 
 def _makes(entry: dict, bank: Bank) -> bool:
-    """Whether an entry of a config's ``sharing`` is the one that a bank was made by."""
+    """Whether an entry of a config's ``sharing`` is the one that made a bank."""
     in_stage = bank.stage is None or re.fullmatch(entry.get('stages') or '.*', bank.stage)
     return bank.group in _patterns(entry, _group_key(bank)) and bool(in_stage)
 
 
 def _group_key(bank: Bank) -> str:
-    """Whether the group of a bank is found in the blocks of a stage, or named outright."""
+    """The key of a bank's group in the config: by names within the blocks of a stage, or by full names."""
     return 'layers' if bank.stage is None else 'groups'
 
 
@@ -199,7 +198,7 @@ def evaluate(cfg: Config, model: nn.Module) -> dict[str, Any]:
 
 
 def recalibrate(cfg: Config, model: nn.Module, batches: int) -> nn.Module:
-    """A copy of a model whose batch norms have the mean statistics of some batches of the training set."""
+    """A copy of a model whose batch norms have the mean statistics of several batches of the training set."""
     from mmpretrain.engine.hooks.precise_bn_hook import update_bn_stats
 
     with tempfile.TemporaryDirectory() as work_dir:
@@ -211,7 +210,7 @@ def recalibrate(cfg: Config, model: nn.Module, batches: int) -> nn.Module:
 
 
 def _runner(cfg: Config, model: nn.Module, work_dir: str) -> Runner:
-    """A runner of a config with the weights of a model, and no hooks but the default ones."""
+    """A runner for a config with the weights of a model and only the default hooks."""
     cfg = copy.deepcopy(cfg)
     cfg.merge_from_dict(
         dict(

@@ -1,4 +1,4 @@
-"""Deeply shared filter bases: checkpoints of the authors (https://github.com/ssregibility/Net_RL2) as ours."""
+"""Converts the authors' checkpoints of deeply shared filter bases (https://github.com/ssregibility/Net_RL2)."""
 
 from __future__ import annotations
 
@@ -25,13 +25,14 @@ RULES = [
 
 
 def our_key(key: str, bottleneck: bool) -> str | None:
-    """The key of a tensor of theirs in our model; None for what their checkpoints hold a second time.
+    """The key of their tensor in our model; None for the duplicates in their checkpoints.
 
-    A basis stands under the network and under every block that uses it; ours stands under its first conv.
+    Their checkpoints store a basis under the network and under every block that uses it, ours only under its first
+    conv.
 
     Args:
         key (str): The key, for example ``layer1.2.basis_conv1.weight``.
-        bottleneck (bool): Whether the network is of bottleneck blocks, whose bases are whole kernels.
+        bottleneck (bool): Whether the network has bottleneck blocks, whose bases are whole kernels.
     """
     shared = re.fullmatch(r'(?:(layer\d+\.)(\d+)\.)?shared_basis(?:_(\d))?(?:_\d)?\.weight', key)
     if shared:
@@ -42,17 +43,17 @@ def our_key(key: str, bottleneck: bool) -> str | None:
 
 
 def convert(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Convert a state dict of a ResNet of theirs.
+    """Convert a state dict of one of their ResNets.
 
     Raises:
         SharingError: If it is of another network.
     """
     theirs = {re.sub(r'^module\.', '', key): tensor for key, tensor in theirs.items()}
     if not any('shared_basis' in key for key in theirs):
-        raise SharingError('The checkpoint has no shared_basis: it is none of the shared networks of Net_RL2.')
+        raise SharingError('The checkpoint has no shared_basis: it is not of a shared network of Net_RL2.')
     if 'layer1.0.conv1.weight' not in theirs:
         raise SharingError(
-            'The checkpoint is of none of their ResNets. Their MobileNetV2 differs from the standard '
+            'The checkpoint is not of one of their ResNets. Their MobileNetV2 differs from the standard '
             'network (biases of stem and head, ReLU in the blocks, an expansion in the first), and '
             'their DenseNet and ResNeXt have other blocks: those are not converted.'
         )
@@ -66,7 +67,7 @@ def matching_config(state_dict: dict[str, Tensor], configs: Path) -> Path:
     """The file in a folder of configs whose model has exactly these tensors.
 
     Raises:
-        SharingError: If there is none.
+        SharingError: If there is no such file.
     """
     shapes = {key: tensor.shape for key, tensor in state_dict.items()}
     for path in tqdm(sorted(configs.glob('shared-*.py')), desc='looking for the config', disable=None, leave=False):

@@ -1,4 +1,4 @@
-"""Networks as ONNX."""
+"""Exports networks as ONNX."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from ..sharing import SharingError
 def export_onnx(
     shared: nn.Module, plain: nn.Module, out: Path, shape: Sequence[int], keep_shared: bool
 ) -> Iterator[str]:
-    """Write a network as ONNX with batch and size open, and run it by onnxruntime against PyTorch.
+    """Write a network as ONNX with dynamic batch and image size, and compare onnxruntime with PyTorch.
 
     Args:
         shared (nn.Module): The shared classifier or detector.
         plain (nn.Module): The plain one that it equals.
         out (Path): The file.
-        shape (Sequence[int]): Channels, height and width to export and to compare at; also compared at another size.
+        shape (Sequence[int]): Channels, height and width for the export and the comparison, which also uses a second
+            size.
         keep_shared (bool): Whether to write the form with shared filters instead, each stored once, if its file is
-            the smaller one.
+            smaller.
 
     Yields:
         str: Lines to print.
@@ -64,7 +65,7 @@ def export_onnx(
 
 def _write_onnx(module: nn.Module, out: Path, shape: Sequence[int]) -> None:
     open_axes = {0: torch.export.Dim('batch'), 2: torch.export.Dim('height'), 3: torch.export.Dim('width')}
-    module.eval()  # which returns nothing in mmdet
+    module.eval()  # a line of its own: it returns None in mmdet
     torch.onnx.export(
         module,
         (torch.randn(2, *shape),),

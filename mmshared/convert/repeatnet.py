@@ -1,4 +1,4 @@
-"""RepeatNet: checkpoints of the authors (https://github.com/transmuteAI/RepeatNet) as ours."""
+"""Converts the authors' checkpoints of RepeatNet (https://github.com/transmuteAI/RepeatNet)."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from .authors import Converted, rename
 
 
 class Callback:
-    """Stands for the class by which PyTorch Lightning keeps the state of its checkpoint callback."""
+    """Stands in for the class under which PyTorch Lightning stores the state of its checkpoint callback."""
 
 
-# What their checkpoints hold beside weights and plain data: their arguments, and the name of a class.
+# What their checkpoints hold besides weights and plain data: their arguments, and the name of a class.
 SAFE = [argparse.Namespace, (Callback, 'pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint')]
 
 TRANSFORM = 'model.backbone.sharing.bank.transform.type'
 RESNET = [(r'^fc\.', 'head.fc.'), (r'^(?!head)', 'backbone.')]
-# VGG's batch norms are numbered through.
+# VGG's batch norms are numbered consecutively.
 VGG = [
     *[(rf'^bn{2 * stage + i - 2}\.', f'bn{stage}_{i}.') for stage in range(1, 6) for i in (1, 2)],
     (r'^(fc|classifier)\.', 'head.fc.'),
@@ -40,7 +40,7 @@ CNN = [
 ]
 
 
-# How the tiles of a network of theirs are transformed, as the names of our configs say it, by what only it has.
+# The transform of their networks' tiles, as in the names of our configs, by a key that only this transform has.
 TRANSFORMS = {
     'alphas': 'swish',
     'random_weights': 'random-bireal',
@@ -50,12 +50,12 @@ TRANSFORMS = {
 
 
 class Recognised(NamedTuple):
-    """A network of theirs.
+    """One of their networks.
 
     Attributes:
-        config (Path): The config of ours.
-        options (dict): What has to be changed in it.
-        state_dict (dict): The tensors of theirs under the names that their modules have in our model.
+        config (Path): Our config for it.
+        options (dict): The options that the config needs.
+        state_dict (dict): Their tensors under the names of the modules in our model.
     """
 
     config: Path
@@ -64,10 +64,10 @@ class Recognised(NamedTuple):
 
 
 def recognise(theirs: dict[str, Tensor], configs: Path) -> Recognised:
-    """Recognise a network of theirs by its tensors.
+    """Recognise one of their networks by its tensors.
 
     Raises:
-        SharingError: If it is none of their networks that are converted.
+        SharingError: If it is not one of their networks that can be converted.
     """
     nearest, size = '', {}
     if 'layer1.0.conv1.weight' in theirs:
@@ -93,26 +93,26 @@ def recognise(theirs: dict[str, Tensor], configs: Path) -> Recognised:
         repeated = 'conv1.bias' in theirs
     else:
         raise SharingError(
-            'The checkpoint is of none of their ResNets, VGGs and CNNs for rotated MNIST of plain or '
+            'The checkpoint is not of one of their ResNets, VGGs and CNNs for rotated MNIST with plain or '
             'repeated convs (the steerable networks are of another library).'
         )
     renamed = {rename(key, rules): tensor for key, tensor in theirs.items()}
     transform = next(
         (name for part, name in TRANSFORMS.items() if any(key.endswith(part) for key in theirs)), 'linear'
     )
-    # The config of the network itself, or else one of which its size or its transform is an option.
+    # The config of the network itself, otherwise one for which its size or its transform is an option.
     for name, sizes in ((network, {}), (nearest, size)):
         for each in (transform, 'linear', 'swish') if repeated else ('',):
             path = configs / f'{f"repeat-{name}-{each}" if repeated else name}_{data}.py'
             if path.is_file():
                 kind = {} if each in (transform, '') else {TRANSFORM: transform.replace('-', '_')}
                 return Recognised(path, {**sizes, **kind}, renamed)
-    raise SharingError(f'The checkpoint is of the network {network}, and there is no config of it in {configs}.')
+    raise SharingError(f'The checkpoint is of the network {network}, and there is no config for it in {configs}.')
 
 
 def number_layers(theirs: dict[str, Tensor]) -> tuple[dict[str, Tensor], int]:
-    """The tensors of a plain VGG, whose layers are numbered through, named as in the repeated one; and its depth."""
-    # Convs and batch norms in turn.
+    """The tensors of a plain VGG, whose layers are numbered consecutively, named as in the repeated one; its depth."""
+    # Convs and batch norms alternate.
     layers = list(dict.fromkeys(key.split('.')[1] for key in theirs if key.startswith('features.')))
     names = {}
     for position, layer in enumerate(layers):
@@ -125,7 +125,7 @@ def number_layers(theirs: dict[str, Tensor]) -> tuple[dict[str, Tensor], int]:
 
 
 def transform_state(parts: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state of a kernel's transform from theirs: numbers of tiles, rows and columns, masks that are in parts."""
+    """The state of a kernel's transform from theirs, which splits values and masks into tiles, rows and columns."""
     state = {}
     for name in ('alpha', 'beta'):
         if f'{name}s' in parts:
@@ -135,7 +135,7 @@ def transform_state(parts: dict[str, Tensor]) -> dict[str, Tensor]:
                 state[f'rest_{name}'] = torch.cat(rest)
     if 'binary_activation.weight' in parts:
         mask = parts['binary_activation.weight']
-        for axis in (0, 1):  # the rows that remain, then the columns
+        for axis in (0, 1):  # the remaining rows, then the remaining columns
             if f'binary_activation{axis}.weight' in parts:
                 mask = torch.cat([mask, parts[f'binary_activation{axis}.weight']], axis)
         state['mask'] = mask
@@ -147,21 +147,21 @@ def transform_state(parts: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def convert(theirs: dict[str, Tensor], configs: Path) -> Converted:
-    """Convert a state dict of theirs.
+    """Convert a state dict of one of their networks.
 
     Args:
         theirs (dict): The state dict.
         configs (Path): The folder of the configs of mmshared.
 
     Raises:
-        SharingError: If it is none of their networks, or a damaged one.
+        SharingError: If it is not of one of their networks, or damaged.
     """
     theirs = {re.sub(r'^model\.', '', key): tensor for key, tensor in theirs.items()}
     _check(theirs)
     try:
         config, options, renamed = recognise(theirs, configs / 'repeatnet')
     except (IndexError, KeyError, TypeError) as error:
-        raise SharingError(f'The checkpoint is no whole one of a network of theirs: {error}.') from None
+        raise SharingError(f'The checkpoint is not of a whole network of theirs: {error}.') from None
     cfg = Config.fromfile(config)
     fc = 'head.fc.weight' if 'head.fc.weight' in renamed else 'head.layers.1.fc.weight'
     if fc in renamed and len(renamed[fc]) != cfg.model.head.num_classes:
@@ -170,15 +170,15 @@ def convert(theirs: dict[str, Tensor], configs: Path) -> Converted:
     state_dict, used = {}, set()
     for key, own in build_empty(cfg).state_dict().items():
         tensor, sources = _find(key, renamed)
-        in_a_row = key.endswith(('.transform.alpha', '.transform.beta'))  # theirs, and ours in two dimensions
+        in_a_row = key.endswith(('.transform.alpha', '.transform.beta'))  # in theirs; ours have two dimensions
         if tensor is None or (tensor.numel() != own.numel() if in_a_row else tensor.shape != own.shape):
             raise SharingError(
-                f'The checkpoint is no whole one of the network of {config.name}: it has nothing that '
+                f'The checkpoint is not of the whole network of {config.name}: it has nothing that '
                 f'becomes {key}, {tuple(own.shape)}.'
             )
         state_dict[key] = tensor.view(own.shape)
         used |= sources
-    # The masks of kernels that are not repeated take part in nothing.
+    # The masks of kernels that are not repeated are unused.
     idle = ('.binary_activation.weight', '.drop_mask')
     alien = next((key for key in renamed if key not in used and not key.endswith(idle)), None)
     if alien is not None:
@@ -187,7 +187,7 @@ def convert(theirs: dict[str, Tensor], configs: Path) -> Converted:
 
 
 def _check(theirs: dict[str, Tensor]) -> None:
-    """Raise if a state dict has what cannot be converted, whatever its network."""
+    """Raise if a state dict holds something that cannot be converted for any network."""
     for key, tensor in theirs.items():
         if not tensor.numel() and key.endswith('.random_weights'):
             raise SharingError(
@@ -199,8 +199,7 @@ def _check(theirs: dict[str, Tensor]) -> None:
 
 
 def _find(key: str, renamed: dict[str, Tensor]) -> tuple[Tensor | None, set[str]]:
-    """What becomes a tensor of ours, None if nothing does, and the names of the tensors of theirs that it is made
-    of."""
+    """The tensor for a key of ours, or None, and the names of their tensors that it is made from."""
     layer, inside, part = key.partition('.transform.')
     if inside:
         sources = {name for name in renamed if name.startswith(f'{layer}.')}

@@ -1,12 +1,11 @@
-"""Networks of repeated kernels that start from a trained small one: the kernels of the small network become those that
-are repeated.
+"""Starts networks of repeated kernels from a trained small network, whose kernels become the repeated ones.
 
-Repeated within each layer, the batch norms and the linear layer of the small network are repeated with them: with
-plain copies (linear), and with signs that are all plus as at the start (bireal), the large network computes what the
-small one does, in eval mode. Plain copies get equal gradients: training does not tell them apart. A network of plain
-copies becomes one of the same width with another transform in the same way.
+If kernels repeat within each layer, the batch norms and the linear layer of the small network are repeated too. With
+plain copies (linear), and with signs that all start as plus (bireal), the large network computes the same as the small
+one in eval mode. Plain copies get equal gradients, so training does not tell them apart. A network of plain copies
+becomes one of the same width with another transform in the same way.
 
-Repeated between layers, as in the VGGs, the layers that the small network does not have begin as the config has them.
+If kernels repeat between layers, as in the VGGs, the layers that the small network lacks start as in the config.
 """
 
 from __future__ import annotations
@@ -22,14 +21,14 @@ from ..sharing.surgery import following_norm
 
 
 def share_inputs(weight: Tensor, in_channels: int) -> Tensor:
-    """Divide a weight, (O, i, ...), by the number of copies of each input among ``in_channels``: on copies the sum is
-    what it was."""
+    """Divide a weight, (O, i, ...), by the number of copies of each input among ``in_channels``, so that the sum over
+    copies does not change."""
     copies = torch.bincount(torch.arange(in_channels) % weight.shape[1])  # (i, )
     return weight / copies.view(-1, *[1] * (weight.dim() - 2))
 
 
 def widen(tensor: Tensor, shape: Sequence[int]) -> Tensor:
-    """Repeat a tensor to a shape: outputs as they are, inputs divided by the number of their copies."""
+    """Repeat a tensor to a shape: outputs unchanged, inputs divided by the number of their copies."""
     if tensor.dim() > 1:
         tensor = share_inputs(tensor, shape[1])
     for axis, size in enumerate(shape):
@@ -42,13 +41,13 @@ def rescale(model: nn.Module, small: dict[str, Tensor]) -> tuple[dict[str, Tenso
 
     Args:
         model (nn.Module): The large model.
-        small (dict): The state dict of the plain small network, or of a repeated one of width 1 or that of the model.
+        small (dict): The state dict of the plain small network, or of a repeated one of width 1 or the model's width.
 
     Returns:
-        tuple[dict, list[str]]: The state dict; the layers that begin as they are in the model.
+        tuple[dict, list[str]]: The state dict, and the layers that keep their values from the model.
 
     Raises:
-        SharingError: If the model has no such kernels, or if the small network is another.
+        SharingError: If the model has no such kernels, or if the small network does not match.
     """
     modes = {bank.mode if isinstance(bank, RepeatedKernel) else None for bank in banks(model)}
     if len(modes) != 1 or not modes <= {'intra', 'inter'}:
@@ -69,13 +68,13 @@ def rescale(model: nn.Module, small: dict[str, Tensor]) -> tuple[dict[str, Tenso
 def _between_layers(
     model: nn.Module, small: dict[str, Tensor], head: str | None
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """The kernels that are passed on are those of the small network's convs, and what it lacks begins afresh."""
+    """The repeated kernels are those of the small network's convs; what it lacks keeps the values of the model."""
     state_dict, taken = model.state_dict(), set()
     for key, tensor in small.items():
         name, _, part = key.rpartition('.')
         own = f'{name}.bank.kernel' if part == 'weight' and f'{name}.bank.kernel' in state_dict else key
         if own == f'{head}.weight' and own in state_dict and tensor.shape != state_dict[own].shape:
-            continue  # it is of the features of another layer
+            continue  # it takes the features of another layer
         if own not in state_dict or tensor.shape != state_dict[own].shape:
             raise SharingError(
                 f'The checkpoint is not of the network whose kernels are repeated: it has {key} of the '
@@ -100,7 +99,7 @@ def _between_layers(
 
 
 def _within_layers(model: nn.Module, small: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Everything is repeated as the kernels are. What transforms the copies stays as it is in the model."""
+    """Everything is repeated like the kernels. The transforms of the copies keep the values of the model."""
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, RepeatedLayer)}
     left = _with_our_names(layers, small)
     state_dict = {key: tensor for key, tensor in model.state_dict().items() if '.transform.' in key}
@@ -127,13 +126,13 @@ def _within_layers(model: nn.Module, small: dict[str, Tensor]) -> dict[str, Tens
 
 
 def _with_our_names(layers: dict[str, RepeatedLayer], small: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of the small network, with the weights of what is repeated as kernels."""
+    """The tensors of the small network, with the weights of the repeated layers renamed to kernels."""
     kernels = {f'{name}.weight': f'{name}.kernel' for name in layers if f'{name}.kernel' not in small}
     return {kernels.get(key, key): tensor for key, tensor in small.items()}
 
 
 def _identity_norm(model: nn.Module, name: str) -> dict[str, Tensor]:
-    """The state of the batch norm behind a layer as the identity: a shortcut that the small network does not have."""
+    """The state of the batch norm after a layer as the identity, for a shortcut that the small network lacks."""
     parent, _, child = name.rpartition('.')
     norm = following_norm(model.get_submodule(parent), child)
     if norm is None:
@@ -154,8 +153,8 @@ def _fits_into(tensor: Tensor, own: Tensor) -> bool:
 
 
 def _kernel(name: str, layer: RepeatedLayer, kernel: Tensor, small: dict[str, Tensor]) -> Tensor:
-    """The kernel of a layer from that of the small network, which is plain, or repeats it as often as the model does:
-    its bias tells."""
+    """The kernel of a layer from that of the small network. The length of its bias tells whether that network is
+    plain or repeats the kernel as often as the model."""
     bias = small.get(f'{name}.{"bias" if layer.added_bias is None else "added_bias"}')
     if bias is None or len(bias) == len(kernel):
         return share_inputs(kernel, layer.in_channels)

@@ -1,7 +1,7 @@
-"""Implicitly recurrent CNNs: checkpoints of the authors (https://github.com/lolemacs/soft-sharing) as ours.
+"""Converts the authors' checkpoints of implicitly recurrent CNNs (https://github.com/lolemacs/soft-sharing).
 
-Depth, width, templates and classes are read off the tensors. Nothing is read except weights and the numbers of their
-RecorderMeter. A checkpoint that Python 2 wrote has to be reduced to dict(state_dict=...) first.
+Depth, width, templates and classes are inferred from the tensors. Nothing is read except weights and the numbers of
+their RecorderMeter. A checkpoint written by Python 2 must be reduced to dict(state_dict=...) first.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ RULES = [
 
 
 class Recorder:
-    """Stands for the object that their checkpoints keep their curves in."""
+    """Stands in for the object that holds the curves in their checkpoints."""
 
 
-# Its arrays are made by a function that NumPy 1 and 2 have at different places.
+# Its arrays are made by a function that NumPy 1 and 2 have in different places.
 SAFE = [
     (Recorder, 'utils.RecorderMeter'),
     type(np.dtype(np.float32)),
@@ -45,16 +45,16 @@ SAFE = [
 
 
 def convert(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Convert a state dict of theirs.
+    """Convert a state dict of one of their networks.
 
-    They hold a bank under the network and under every block and conv that uses it; ours stands under its first conv.
+    Theirs stores a bank under the network and under every block and conv that uses it, ours only under its first conv.
 
     Raises:
         SharingError: If it is of another network.
     """
     theirs = {re.sub(r'^module\.', '', key): tensor for key, tensor in theirs.items()}
     if not {'conv_3x3.weight', 'bank_1.templates'} <= set(theirs):
-        raise SharingError('The checkpoint has no conv_3x3 or no bank_1: it is none of the networks of soft-sharing.')
+        raise SharingError('The checkpoint has no conv_3x3 or no bank_1: it is not of a network of soft-sharing.')
     shares = any(key.endswith('.coefficients') for key in theirs)
     ours = {}
     for key, tensor in theirs.items():
@@ -69,15 +69,15 @@ def convert(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def model_config(state_dict: dict[str, Tensor], base: Path) -> Config:
-    """The config of the model that a converted state dict is of. A network of depth 10, whose stages are of one block
-    that keeps its own convs, is the plain one.
+    """The config for a converted state dict. A network of depth 10 is plain: its stages have one block, which keeps
+    its own convs.
 
     Args:
         state_dict (dict): The converted state dict.
         base (Path): The config of a network of the family.
 
     Raises:
-        SharingError: If there is no network of that depth.
+        SharingError: If there is no network of this depth.
     """
     depth = 6 * sum(key.startswith('backbone.layer1.') and key.endswith('.norm1.weight') for key in state_dict) + 4
     if depth not in WideResNet_CIFAR.arch_settings:
@@ -124,7 +124,7 @@ def convert_checkpoint(file: str, configs: Path) -> Converted:
         build_empty(cfg).load_state_dict(state_dict, strict=True, assign=True)
     except (IndexError, KeyError, RuntimeError, TypeError) as error:
         reason = str(error).split('\n\t')[-1].strip()
-        raise SharingError(f'The checkpoint is of another network than those of soft-sharing: {reason}') from None
+        raise SharingError(f'The checkpoint is not of a network of soft-sharing: {reason}') from None
     backbone, sharing = cfg.model.backbone, cfg.model.backbone.get('sharing')
     told = f'{sharing.bank.num_templates} templates a stage' if sharing else 'no shared conv'
     note = (

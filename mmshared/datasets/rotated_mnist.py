@@ -1,4 +1,4 @@
-"""Rotated MNIST (Larochelle et al., 2007): handwritten digits, each turned by an angle of its own."""
+"""Rotated MNIST (Larochelle et al., 2007): handwritten digits, each rotated by its own angle."""
 
 import warnings
 import zlib
@@ -20,13 +20,13 @@ IDX_FILES = [(f'{part}-images-idx3-ubyte', f'{part}-labels-idx1-ubyte') for part
 
 @DATASETS.register_module()
 class RotatedMNIST(BaseDataset):
-    """12,000 training and 50,000 test images of 28x28 pixels, made of MNIST or read from the original files.
+    """12,000 training and 50,000 test images of 28x28 pixels, made from MNIST or read from the original files.
 
-    Where ``data_root`` has the original files, they are read: in each line 784 values from 0 to 1, row after row, and
-    the label. Otherwise the 70,000 images of MNIST, its training images before its test images, are shuffled and
-    each of them gets an angle, uniform over the circle, all by one seed. The first 12,000 train, the next 50,000
-    test, turned counterclockwise about their centre by bilinear interpolation. A part of a split is the ``indices``
-    of mmengine's data sets.
+    If ``data_root`` has the original files, they are read: each line has 784 values from 0 to 1, row by row, and the
+    label. Otherwise the 70,000 images of MNIST, its training images before its test images, are shuffled, and each
+    gets an angle, uniform over the circle, all with one fixed seed. The first 12,000 are for training, the next 50,000
+    for test. They are rotated counterclockwise about their centre with bilinear interpolation. For a part of a split
+    use ``indices`` of mmengine's data sets.
 
     Args:
         data_root (str): The folder of ``train-images-idx3-ubyte`` and the other three files of MNIST, gzipped (.gz)
@@ -35,7 +35,7 @@ class RotatedMNIST(BaseDataset):
         **kwargs: Further arguments of mmpretrain's ``BaseDataset``.
 
     Raises:
-        SharingError: If a file is missing or is not what its name says, or if there is no such split.
+        SharingError: If a file is missing or does not match its name, or if there is no such split.
     """
 
     METAINFO = {'classes': MNIST_CATEGORITES}
@@ -55,9 +55,9 @@ class RotatedMNIST(BaseDataset):
         root = Path(self.data_root).expanduser()
         there = [name for name in self.originals.values() if (root / name).is_file()]
         if len(there) == 1:
-            # Made of MNIST, the other split would show the same digits.
+            # A split made from MNIST would have some of the same digits.
             raise SharingError(
-                f'{root} has {there[0]} and not the other file of the original rotated MNIST: put both '
+                f'{root} has {there[0]} but not the other file of the original rotated MNIST: put both '
                 'there, or remove it.'
             )
         images, labels = self._read_original(root) if there else self._rotate(root)
@@ -80,7 +80,7 @@ class RotatedMNIST(BaseDataset):
         if not ((images >= 0) & (images <= 255)).all():
             raise SharingError(f'{path} has values of images that are not from 0 to 1.')
         if not np.isin(labels, range(10)).all():
-            raise SharingError(f'{path} has labels that are no digits.')
+            raise SharingError(f'{path} has labels that are not digits.')
         return images.astype(np.uint8), labels
 
     def _rotate(self, root: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -110,15 +110,15 @@ def _read_idx(root: Path, name: str) -> Tensor:
                     warnings.filterwarnings('ignore', message='The given NumPy array is not writable')
                     return read_sn3_pascalvincent_tensor(str(path))
             except (AssertionError, EOFError, KeyError, OSError, RuntimeError, ValueError, zlib.error):
-                raise SharingError(f'{path} is damaged, or no file of MNIST: copy or download it again.') from None
+                raise SharingError(f'{path} is damaged or not a file of MNIST: copy or download it again.') from None
     raise SharingError(
-        f'Rotated MNIST is made of the four files of MNIST, and {root} has no {name} or {name}.gz: put '
-        'them there, or name their folder by the option data_root=FOLDER.'
+        f'Rotated MNIST is made from the four files of MNIST, and {root} has no {name} or {name}.gz: put '
+        'them there, or name their folder with the option data_root=FOLDER.'
     )
 
 
 def rotate(images: Tensor, angles: Tensor) -> Tensor:
-    """Turn each image about its centre, bilinear, black where there was nothing.
+    """Rotate each image about its centre with bilinear interpolation, filled with black.
 
     Args:
         images (Tensor): (N, H, W) of uint8; H = W.
@@ -127,7 +127,7 @@ def rotate(images: Tensor, angles: Tensor) -> Tensor:
     turned = []
     for some, radians in zip(images.split(1000), angles.deg2rad().float().split(1000)):
         cos, sin, zero = radians.cos(), radians.sin(), torch.zeros_like(radians)
-        # The pixel at (x, y), y downwards, shows what was at the matrix times (x, y, 1).
+        # The pixel at (x, y), y downwards, is read from the matrix times (x, y, 1).
         matrices = torch.stack([cos, -sin, zero, sin, cos, zero], 1).view(-1, 2, 3)
         grid = F.affine_grid(matrices, (len(some), 1, *some.shape[1:]), align_corners=False)
         turned.append(F.grid_sample(some[:, None].float(), grid, align_corners=False)[:, 0].round().byte())

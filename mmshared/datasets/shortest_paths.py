@@ -1,4 +1,4 @@
-"""Shortest paths between two cells of a grid with obstacles: a data set that makes itself, and its score."""
+"""Shortest paths between two cells of a grid with obstacles: a generated data set, and its score."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ ATTEMPTS = 1000
 
 
 def grid_graph(free: np.ndarray) -> csr_array:
-    """The graph of a grid's free cells, each joined to those above, below and beside it.
+    """The graph of a grid's free cells, each connected to its neighbours above, below, left and right.
 
     Args:
         free (np.ndarray): Which cells have no obstacle, (H, W), bool.
@@ -36,24 +36,24 @@ def grid_graph(free: np.ndarray) -> csr_array:
 class ShortestPaths(BaseDataset):
     """Grids with obstacles, two free cells in each, and the cells on the shortest paths between the two.
 
-    A path goes from a free cell to one of its four neighbours, and its distance is its number of steps. The distance
-    of a sample is drawn uniformly from its range, then grids and starts are drawn until there is a cell at that
-    distance; the end is drawn from these. The target is every cell on any shortest path, both ends among them.
+    Each step of a path goes from a free cell to one of its four neighbours; the distance is the number of steps. The
+    distance of a sample is drawn uniformly from its range, then grids and starts are drawn until some cells are at
+    that distance; the end is drawn from these. The target is every cell on any shortest path, including both ends.
 
-    A sample depends only on the seed and its index. It is made when it is asked for, so a data set can be as long as
-    a training, which then sees no grid twice; read in order, ranges that grow are a curriculum.
+    A sample depends only on the seed and its index. It is made when it is read, so the data set can be as long as the
+    training, which then never sees a grid twice. Read in order, growing ranges are a curriculum.
 
     Args:
         num_samples (int): Number of samples.
-        distances (Sequence[tuple[int, int]]): Ranges of distances, lowest and highest. Each of them is that of an
-            equal part of the data set, in this order.
+        distances (Sequence[tuple[int, int]]): Ranges of distances, lowest and highest. Each range is used for an equal
+            part of the data set, in this order.
         seed (int): Seed of all samples.
         size (int): Height and width of a grid. Defaults to 32.
         density (float): The probability of an obstacle. Defaults to 0.3.
 
     Raises:
-        SharingError: If there is no sample or no range, if a range or the density is none, or if no grid with a path
-            of some distance is found.
+        SharingError: If there is no sample or no range, if a range or the density is invalid, or if no grid with a
+            path of some distance is found.
     """
 
     def __init__(self, num_samples: int, distances: Sequence[Range], seed: int, size: int = 32, density: float = 0.3):
@@ -66,7 +66,7 @@ class ShortestPaths(BaseDataset):
         for low, high in distances:
             if not 0 < low <= high:
                 raise SharingError(
-                    f'({low}, {high}) is no range of distances: give the lowest, 1 or more, and the highest.'
+                    f'({low}, {high}) is not a range of distances: give the lowest, 1 or more, and the highest.'
                 )
         self.num_samples = num_samples
         self.distances = distances
@@ -116,7 +116,7 @@ class ShortestPaths(BaseDataset):
 @METRICS.register_module()
 class PathScore(BaseMetric):
     """How well the cells on shortest paths are found, by distance: ``exact``, the share of grids without a wrong cell,
-    and ``f1``, the mean F1 score of a grid's cells, each for every range, such as ``paths/exact/5-8``.
+    and ``f1``, the mean F1 score of a grid's cells. Each has a value per range, such as ``paths/exact/5-8``.
 
     Args:
         distances (Sequence[tuple[int, int]]): Ranges of distances, lowest and highest.

@@ -1,4 +1,4 @@
-"""The models of configs, without a runner."""
+"""Builds the models of configs, without a runner."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def build_model(cfg: Config) -> nn.Module:
 
 
 def build_empty(cfg: Config, build: Callable[[Config], nn.Module] = build_model) -> nn.Module:
-    """Build a config's model, or what another function makes of it, on the meta device: without numbers, to count, and
-    whatever its size in no time."""
+    """Build a config's model, or what another function makes of it, on the meta device: without values, for counting,
+    and instantly whatever its size."""
     try:
-        # Backbones read their drop path rates out of a linspace.
+        # Backbones read their drop path rates from a linspace.
         with patch('torch.linspace', partial(torch.linspace, device='cpu')), torch.device('meta'):
             return build(cfg)
-    except NotImplementedError:  # escnn reads the numbers of its filters
+    except NotImplementedError:  # escnn reads the values of its filters
         return build(cfg)
 
 
@@ -44,7 +44,7 @@ def build_plain(cfg: Config) -> nn.Module:
 
 
 def load_whole(module: nn.Module, state_dict: dict[str, Tensor], checkpoint: str, network: str) -> None:
-    """Load the state dict of a checkpoint into a module: all of it, and no other; or say that it is not of a network.
+    """Load the state dict of a checkpoint into a module, with exactly its keys, or say that it is not of ``network``.
 
     Raises:
         SharingError: If it does not fit.
@@ -57,17 +57,17 @@ def load_whole(module: nn.Module, state_dict: dict[str, Tensor], checkpoint: str
 
 
 def load_model(cfg: Config, checkpoint: str) -> nn.Module:
-    """A config's model in eval mode, with the weights of a checkpoint: all of them, and no others.
+    """Load a config's model in eval mode, with exactly the weights of a checkpoint.
 
     Raises:
-        SharingError: If the checkpoint cannot be read, or is not one of this model.
+        SharingError: If the checkpoint cannot be read or is not of this model.
     """
     model = build_model(cfg)
     state_dict = state_dict_of(load_checkpoint_file(checkpoint))
     if share_state_dict(model, dict(state_dict)):
         raise SharingError(
             f'The checkpoint {checkpoint} is of the plain network, and that of this config shares: '
-            'tools/model_converters/dense_to_shared.py makes one of it.'
+            'convert it with tools/model_converters/dense_to_shared.py.'
         )
     load_whole(model, state_dict, checkpoint, 'the model of this config')
     model.eval()
@@ -75,11 +75,11 @@ def load_model(cfg: Config, checkpoint: str) -> nn.Module:
 
 
 def check_sharing(cfg: Config) -> None:
-    """Build the model of a config that shares, without numbers, so that what cannot be shared is said before anything
-    else is done.
+    """Build the model of a config that shares, without values, so that sharing errors are raised before anything else
+    is done.
 
     Raises:
-        SharingError: If the model cannot share so. What else is wrong with it is told when it is built.
+        SharingError: If the model cannot share in this way. Other errors are raised when the model is really built.
     """
     if any('.sharing.' in f'.{key}.' for key, _ in dotted(cfg.model)):
         with warnings.catch_warnings():
@@ -93,17 +93,17 @@ def check_sharing(cfg: Config) -> None:
 
 
 def is_detector(model: nn.Module) -> TypeGuard[Any]:
-    """Whether a model is one of mmdet's detectors. Where there is one, mmdet has been imported."""
+    """Whether a model is one of mmdet's detectors. If it is, mmdet has been imported already."""
     detectors = sys.modules.get('mmdet.models.detectors')
     return detectors is not None and isinstance(model, detectors.BaseDetector)
 
 
 def feature_maps(model: nn.Module, images: Tensor) -> tuple[Tensor, ...]:
-    """What a classifier or a detector makes of images, (N, 3, H, W), without its boxes: logits, or the maps of the
-    neck.
+    """The output of a model for images, (N, 3, H, W): the logits of a classifier, or the neck's feature maps of a
+    detector.
 
     Raises:
-        SharingError: If it takes no images of this size, or of so many channels.
+        SharingError: If it takes no images of this size or with this number of channels.
     """
     features: Any = getattr(model, 'extract_feat', None) if is_detector(model) else model
     try:
@@ -116,10 +116,10 @@ def feature_maps(model: nn.Module, images: Tensor) -> tuple[Tensor, ...]:
 
 
 def inner(model: nn.Module) -> nn.Module:
-    """The backbone of a detector; a classifier as it is."""
+    """The backbone of a detector; a classifier itself."""
     return model.get_submodule('backbone') if is_detector(model) else model
 
 
 def relative_difference(found: Iterable[Tensor], expected: Iterable[Tensor]) -> float:
-    """The largest difference of tensors, relative to the largest value of each; not a number if one holds such."""
+    """The largest difference between tensors, relative to the largest value of each; NaN if one holds NaN."""
     return torch.stack([(a - b).abs().max() / b.abs().max() for a, b in zip(found, expected)]).max().item()

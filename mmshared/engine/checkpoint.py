@@ -1,4 +1,4 @@
-"""Checkpoints as files: read without running any code that they may carry, written whole or not at all."""
+"""Checkpoint files: read without running any code in them, written completely or not at all."""
 
 import os
 import os.path as osp
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..sharing import SharingError
 
-# Both keep functions of their own class in their state: a checkpoint asks for them by getattr.
+# Both keep functions of their own class in their state, which a checkpoint gets by getattr.
 _FUNCTIONS = {
     HistoryBuffer: ('min', 'max', 'current', 'mean'),
     OneCycleParamScheduler: ('_annealing_cos', '_annealing_linear'),
@@ -25,18 +25,18 @@ _FUNCTIONS = {
 
 
 def _function_of(owner: Any, name: str) -> Any:
-    """What a checkpoint gets that calls getattr. By getattr itself it could reach every function there is."""
+    """Replaces getattr in a checkpoint. With the real getattr it could reach any function."""
     if not isinstance(owner, type) or name not in _FUNCTIONS.get(owner, ()):
         raise UnpicklingError(f'it asks for {name!r:.80} of {owner!r:.80}')
     return getattr(owner, name)
 
 
 def load_checkpoint_file(filename: str, map_location: Any = 'cpu') -> dict:
-    """Load a checkpoint from a file without running any code that it may carry.
+    """Load a checkpoint from a file without running any code in it.
 
     Raises:
-        SharingError: If there is no such file, or if it is damaged, or if it holds more than weights and plain data,
-            or if its state dict is none that :func:`check_state_dict` lets pass.
+        SharingError: If there is no such file, if it is damaged, if it holds more than weights and plain data, or if
+            :func:`check_state_dict` refuses its state dict.
     """
     filename = osp.expanduser(filename)
     if not osp.isfile(filename):
@@ -44,7 +44,7 @@ def load_checkpoint_file(filename: str, map_location: Any = 'cpu') -> dict:
     try:
         _check_archive(filename)
         checkpoint = torch.load(filename, map_location=map_location, weights_only=True)
-    except Exception as error:  # torch.load and zipfile have many ways to say so
+    except Exception as error:  # torch.load and zipfile raise many types
         reason = re.split(r'[.\n]\s', str(error).strip())[0] or type(error).__name__
         raise SharingError(
             f'The checkpoint {filename} cannot be loaded: it is damaged or cut off, or it holds more '
@@ -61,7 +61,7 @@ def load_checkpoint_file(filename: str, map_location: Any = 'cpu') -> dict:
 
 
 def _is_state_dict(checkpoint: dict) -> bool:
-    """Whether a checkpoint is meant as a state dict itself, and not to hold one, under whatever key."""
+    """Whether a checkpoint is a state dict itself, and does not hold one under some key."""
     values = checkpoint.values()
     return (
         not {'state_dict', 'meta'} & set(checkpoint)
@@ -71,9 +71,9 @@ def _is_state_dict(checkpoint: dict) -> bool:
 
 
 def _check_archive(filename: str) -> None:
-    """Raise if a part of a zip archive is not what its checksum says: torch.load does not look at it."""
+    """Raise if a part of a zip archive does not match its checksum: torch.load does not check it."""
     with open(filename, 'rb') as file:
-        is_archive = file.read(4) == b'PK\x03\x04'  # what torch.load goes by
+        is_archive = file.read(4) == b'PK\x03\x04'  # as torch.load decides
     if is_archive:
         with ZipFile(filename) as archive:
             damaged = archive.testzip()
@@ -82,14 +82,14 @@ def _check_archive(filename: str) -> None:
 
 
 def check_state_dict(state_dict: Any, source: str) -> None:
-    """Check that a state dict is one: dense tensors by their names, and all their numbers finite.
+    """Check that a state dict holds only dense tensors by name, with finite values.
 
     Args:
         state_dict (dict): The state dict.
-        source (str): What it is of, as the error begins: ``'The checkpoint a.pth'``.
+        source (str): Where it comes from, as the start of the error message: ``'The checkpoint a.pth'``.
 
     Raises:
-        SharingError: If it is something else.
+        SharingError: If it holds anything else.
     """
     wanted = f'{source} has no state dict: tensors by their names are expected, and'
     if not isinstance(state_dict, dict):
@@ -103,7 +103,7 @@ def check_state_dict(state_dict: Any, source: str) -> None:
             raise SharingError(f'{source} holds {key} as a sparse or nested tensor: save it as a dense one.')
         try:
             finite = _is_finite(tensor)
-        except RuntimeError as error:  # it has no numbers, or some that torch cannot compare
+        except RuntimeError as error:  # it has no values, or values that torch cannot compare
             raise SharingError(
                 f'{source} holds {key} in a form that cannot be read ({str(error).splitlines()[0]}): '
                 'save it as ordinary numbers.'
@@ -118,15 +118,15 @@ def check_state_dict(state_dict: Any, source: str) -> None:
 def _is_finite(tensor: Tensor) -> bool:
     if not tensor.is_floating_point() and not tensor.is_complex():
         return True
-    # There is no isfinite for the formats of 8 bits.
+    # There is no isfinite for 8-bit formats.
     return bool((tensor.float() if tensor.dtype.itemsize == 1 else tensor).isfinite().all())
 
 
 def state_dict_of(checkpoint: dict, key: str = 'state_dict') -> dict[str, Tensor]:
-    """The tensors by name that a checkpoint has under a key, or that it is itself.
+    """The state dict that a checkpoint has under a key, or the checkpoint itself if it is one.
 
     Raises:
-        SharingError: If that is something else, or if :func:`check_state_dict` refuses it.
+        SharingError: If :func:`check_state_dict` refuses it.
     """
     state_dict = checkpoint.get(key, checkpoint)
     check_state_dict(state_dict, 'The checkpoint')
@@ -134,13 +134,13 @@ def state_dict_of(checkpoint: dict, key: str = 'state_dict') -> dict[str, Tensor
 
 
 def converted(state_dict: dict[str, Tensor], checkpoint: str) -> dict:
-    """A checkpoint of weights that were made of those of another one, with the class names that it has."""
+    """A checkpoint of weights converted from another checkpoint, with the class names of that one."""
     meta = load_checkpoint_file(checkpoint).get('meta') or {}
     return dict(state_dict=state_dict, meta={key: meta[key] for key in ('dataset_meta',) if key in meta})
 
 
 def save_checkpoint(checkpoint: dict, path: Path) -> None:
-    """Write a checkpoint, whole or not at all: what was there before stays until then.
+    """Write a checkpoint completely or not at all: an existing file is replaced only at the end.
 
     Raises:
         SharingError: If it cannot be written.
@@ -159,18 +159,18 @@ def refuse_pickles() -> None:
 
     From then on:
 
-    - ``torch.load`` loads weights and plain data only, whoever calls it: also with ``weights_only=False``, which
+    - ``torch.load`` loads only weights and plain data, whoever calls it: also with ``weights_only=False``, which
       mmengine falls back to, and whatever the environment said before.
-    - A checkpoint may name what mmengine lets it name, wherever it is loaded, except ``getattr``: by that it gets the
-      few functions that mmengine itself saves, and nothing else.
-    - mmengine loads local files by :func:`load_checkpoint_file`.
+    - A checkpoint may name what mmengine lets it name, wherever it is loaded, except ``getattr``: that gives it only
+      the few functions that mmengine itself saves.
+    - mmengine loads local files with :func:`load_checkpoint_file`.
 
-    It is about ``torch.load``: what reads a pickle by ``pickle.load``, as some data sets do, is left as it is.
+    This is about ``torch.load``. Code that reads a pickle with ``pickle.load``, as some data sets do, is not affected.
     """
     os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
     os.environ.pop('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', None)  # torch.load refuses to load if both are set
     named = [each for each in mmengine_checkpoint.get_torch_safe_globals() if each is not getattr]
     torch.serialization.add_safe_globals([*named, *_FUNCTIONS, (_function_of, 'builtins.getattr')])
-    # Its own list has getattr, and would take the rest away after each checkpoint.
+    # mmengine's own list has getattr, and would be removed again after each checkpoint with all that it holds.
     mmengine_checkpoint.get_torch_safe_globals = list
     CheckpointLoader.register_scheme('', load_checkpoint_file, force=True)

@@ -1,4 +1,4 @@
-"""Configs: by path or by name, with options, and what can be told of them before anything is built."""
+"""Configs: found by path or by name, with options, and checked before anything is built."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LIBRARIES = ('mmdet', 'mmpretrain', *filter(find_spec, ['mmseg']))
 
 
 def config_path(name: str) -> str:
-    """The file of a config, from a path or from the name that a library gives it, such as ``mmdet::dcn/....py``."""
+    """The file of a config, from a path or from its name in a library, such as ``mmdet::dcn/....py``."""
     library, _, inner = name.rpartition('::')
     if not library:
         path = name
@@ -36,12 +36,12 @@ def config_path(name: str) -> str:
 
 
 def load_config(name: str) -> Config:
-    """The config of a model, from a path or from the name that a library gives it.
+    """Load the config of a model, from a path or from its name in a library.
 
-    Its ``custom_imports`` may name modules that lie beside it.
+    Its ``custom_imports`` may name modules in its own folder.
 
     Raises:
-        SharingError: If there is no such file, or if it is none.
+        SharingError: If there is no such file, or if it is not a config of a model.
     """
     path = config_path(name)
     _find_modules_in(osp.dirname(osp.abspath(path)))
@@ -52,13 +52,13 @@ def load_config(name: str) -> Config:
         raise SharingError(f'The config {name} cannot be read: {reason.splitlines()[-1]}') from None
     if not {'model', 'default_scope'} <= set(cfg):
         raise SharingError(
-            f'{name} is no config of a model: it has no {"model" if "model" not in cfg else "default_scope"}.'
+            f'{name} is not a config of a model: it has no {"model" if "model" not in cfg else "default_scope"}.'
         )
     return cfg
 
 
 def _find_modules_in(folder: str) -> None:
-    """Let this process, and those that it starts, import the modules of a folder that have no other's name."""
+    """Let this process, and those that it starts, import the modules of a folder. Others of the same name win."""
     if folder not in sys.path:
         sys.path.append(folder)
     inherited = os.environ.get('PYTHONPATH')
@@ -77,7 +77,7 @@ def dotted(cfg: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:
 
 
 def moved_root(cfg: Config, root: str) -> dict[str, str]:
-    """The options that move a config's data set to another root, wherever the config has its ``data_root``."""
+    """The options that move a config's data set to another root, wherever the config names its ``data_root``."""
     places = '(train|val|test)_(dataloader|evaluator)'
     leaves = dict(dotted({key: value for key, value in cfg.items() if re.fullmatch(places, key)}))
     roots = {value.rstrip('/') for key, value in leaves.items() if key.endswith('.data_root') and value}
@@ -95,7 +95,7 @@ def moved_root(cfg: Config, root: str) -> dict[str, str]:
 
 
 def merge_options(cfg: Config, options: dict[str, Any]) -> dict[str, Any]:
-    """Merge options into a config, where ``data_root`` moves the data set. Returns the options that were merged."""
+    """Merge options into a config; ``data_root`` moves the data set. Returns the options that were merged."""
     options = dict(options)
     if 'data_root' in options:
         options = {**moved_root(cfg, options.pop('data_root')), **options}
@@ -104,7 +104,7 @@ def merge_options(cfg: Config, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def plain_twin(cfg: Any) -> Any:
-    """A model config without sharing: each type that shares becomes the plain one that it is made of."""
+    """A model config without sharing: each type that shares becomes its plain one."""
     if isinstance(cfg, dict):
         twin = type(cfg)({key: plain_twin(value) for key, value in cfg.items() if key != 'sharing'})
         if 'sharing' in cfg:
@@ -115,7 +115,7 @@ def plain_twin(cfg: Any) -> Any:
 
 
 def drop_hooks(cfg: Config) -> Config:
-    """Take the hooks of mmshared out of a config, in place; returns it."""
+    """Remove the hooks of mmshared from a config, in place, and return it."""
     hooks = [
         hook
         for hook in cfg.pop('custom_hooks', None) or []
@@ -127,8 +127,8 @@ def drop_hooks(cfg: Config) -> Config:
 
 
 def check_twins(cfg: Config) -> None:
-    """Stop with one sentence if the model of a config names a shared network that there is not, or gives ``sharing``
-    to one that does not share."""
+    """Raise a :class:`SharingError` if the model of a config names a shared network that does not exist, or gives
+    ``sharing`` to one that does not take it."""
     _check_twins(cfg.model, cfg.get('default_scope', 'mmengine'))
 
 
@@ -166,17 +166,17 @@ def _check_twin(cfg: dict, scope: str) -> None:
 
 
 def _takes_sharing(kind: Any) -> bool:
-    """Whether a class, or one that it is made of, has an argument ``sharing``."""
+    """Whether a class, or one of its bases, has an argument ``sharing``."""
     return any('sharing' in inspect.signature(base.__init__).parameters for base in getattr(kind, '__mro__', ()))
 
 
 def check_data(cfg: Config, loaders: Sequence[str], download: bool = True) -> None:
-    """Stop with one sentence if a data set of the config is not where it is expected.
+    """Raise a :class:`SharingError` if a data set of the config is not where it is expected.
 
     Args:
         cfg (Config): The config.
         loaders (Sequence[str]): The data loaders whose data must be there.
-        download (bool): Whether a data set that fetches itself need not be there. Defaults to True.
+        download (bool): Whether to skip data sets that download themselves. Defaults to True.
     """
     for loader in loaders:
         for dataset in _datasets((cfg.get(loader) or {}).get('dataset')):
@@ -193,12 +193,12 @@ def check_data(cfg: Config, loaders: Sequence[str], download: bool = True) -> No
                 lack = 'is not there' if '' in missing else f'has no {" and no ".join(missing)}'
                 raise SharingError(
                     f'The data set of {loader} is expected in {root}, which {lack}: put the data set '
-                    'there, or name its folder by the option data_root=FOLDER.'
+                    'there, or name its folder with the option data_root=FOLDER.'
                 )
 
 
 def _downloads(dataset: dict, scope: str) -> bool:
-    """Whether a data set fetches itself where it is missing, as mmpretrain's CIFAR-10 does."""
+    """Whether a data set downloads itself if it is missing, as mmpretrain's CIFAR-10 does."""
     kind = dataset['type']
     if isinstance(kind, str):
         kind = DATASETS.get(kind if '.' in kind else f'{scope}.{kind}')

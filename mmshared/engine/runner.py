@@ -1,4 +1,4 @@
-"""mmengine's Runner with what mmshared promises, under whatever tool it runs."""
+"""mmengine's Runner with the checks that mmshared promises, whichever tool runs it."""
 
 import atexit
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ DDP = 'MMDistributedDataParallel'
 
 
 def check_config(cfg: Config, loaders: Sequence[str] = ()) -> None:
-    """Stop with one sentence if the network of a config cannot be shared so, or if its data are not there.
+    """Raise a :class:`SharingError` if the network of a config cannot share in this way, or if its data are missing.
 
     Args:
         cfg (Config): The config.
@@ -37,12 +37,11 @@ def check_config(cfg: Config, loaders: Sequence[str] = ()) -> None:
 class SharingRunner(Runner):
     """Trains and tests networks that share. It differs from mmengine's Runner in four ways:
 
-    - A network that cannot share so is refused before anything is built, and data that are not there before any are
+    - It refuses a network that cannot share as configured before anything is built, and missing data before any are
       read.
-    - What is tested or resumed needs a checkpoint of the whole network. A training may start from one with another
-      head.
-    - A run whose note of its last checkpoint is wrong resumes from the newest that there is.
-    - Processes that pytorch's launcher starts train without GPUs too, and part in the end.
+    - Testing and resuming need a checkpoint of the whole network. Training may start from one with another head.
+    - If the note of a run's last checkpoint is wrong, the run resumes from the newest checkpoint.
+    - Processes of pytorch's launcher also train without GPUs, and leave their group at the end.
     """
 
     _needs_whole = False  # whether the checkpoint has to be of the whole network
@@ -110,7 +109,7 @@ class SharingRunner(Runner):
             lacks = [line for line in lines if line.startswith(('size mismatch', 'missing keys'))]
             if lacks:
                 raise SharingError(f'The checkpoint {filename} is not of the network of this config: {lacks[0][:200]}')
-        return super().load_checkpoint(filename, *args, **kwargs)  # if it holds more, that is left out
+        return super().load_checkpoint(filename, *args, **kwargs)  # extra keys are ignored
 
 
 def _leave_group() -> None:
@@ -119,8 +118,8 @@ def _leave_group() -> None:
 
 
 def mend_last_checkpoint(work_dir: Path) -> None:
-    """Point a run's note of its last checkpoint at the newest there is, where it names one that is not there: the
-    folder was moved, or the run was killed when it had removed the old one and not yet noted the new one."""
+    """Point a run's note of its last checkpoint at the newest one, if the note names a file that does not exist: the
+    folder was moved, or the run was killed after it removed the old one and before it noted the new one."""
     note = work_dir / 'last_checkpoint'
     if note.is_file() and not Path(note.read_text().strip()).is_file():
         there = sorted(work_dir.glob('*_[0-9]*.pth'), key=lambda path: path.stat().st_mtime)

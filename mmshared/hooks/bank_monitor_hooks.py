@@ -1,4 +1,4 @@
-"""What becomes of the shared parameters while a model trains: hooks that write it down."""
+"""Hooks that log how the shared parameters of a model change during training."""
 
 import math
 
@@ -16,13 +16,13 @@ from .recurrence_loss_hook import layer_similarity, template_banks
 
 
 class BankMonitorHook(Hook):
-    """Writes figures of the banks of a model into the log and the visualizer's scalars.
+    """Writes figures about the banks of a model to the log and to the visualizer's scalars.
 
     Args:
-        interval (int): Number of iterations from one record to the next.
+        interval (int): Number of iterations between records.
     """
 
-    #: What the names of the scalars begin with.
+    #: The prefix of the scalars' names.
     title: str
 
     def __init__(self, interval: int):
@@ -43,11 +43,11 @@ class BankMonitorHook(Hook):
             )
 
     def write(self, runner, figures: dict[str, dict[str, float]]) -> None:
-        """Write the figures of one moment.
+        """Write the figures of one iteration.
 
         Args:
             runner (Runner): The runner.
-            figures (dict): For each bank or stage, by its name, its figures by theirs.
+            figures (dict): The figures by name, for each bank or stage by name.
         """
         scalars = {f'{self.title}/{name}/{key}': value for name, row in figures.items() for key, value in row.items()}
         runner.visualizer.add_scalars(scalars, step=runner.iter + 1)
@@ -58,13 +58,13 @@ class BankMonitorHook(Hook):
 
 
 class IterationMonitorHook(BankMonitorHook):
-    """Writes figures of what it finds in a model every so many iterations."""
+    """Writes figures about what it finds in a model every ``interval`` iterations."""
 
-    #: What a model without it is said to lack.
+    #: What a model lacks if nothing is found, for the error message.
     wanted: str
 
     def find(self, model: nn.Module) -> dict:
-        """Find in a model what is watched, by name."""
+        """Find what to watch in a model, by name."""
         raise NotImplementedError
 
     def record(self, runner, found: dict) -> None:
@@ -83,7 +83,7 @@ class IterationMonitorHook(BankMonitorHook):
 
 
 def basis_spaces(model: nn.Module) -> dict[str, Tensor]:
-    """The filters that are to be orthogonal to each other, by stage and groups: (N, ...) for each space."""
+    """The filters that should be orthogonal to each other, by stage and groups: (N, ...) for each space."""
     spaces = {}
     for space in bases_by_space(named_banks(model)):
         first, *others = space
@@ -94,15 +94,15 @@ def basis_spaces(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def basis_health(filters: Tensor) -> dict[str, float]:
-    """How far filters are from orthonormal: of orthonormal ones the first figure is 0 and the others are 1.
+    """How far filters are from orthonormal: for orthonormal ones the first figure is 0 and the others are 1.
 
     Args:
         filters (Tensor): N filters of M values each, (N, ...).
 
     Returns:
         dict: ``cosine``, the largest absolute cosine of the angle between two filters; ``min_norm`` and
-        ``max_norm``; ``condition``, the largest over the smallest of the min(N, M) singular values. Not a number where
-        a filter is not finite.
+        ``max_norm``; ``condition``, the largest over the smallest of the min(N, M) singular values. All are NaN if a
+        filter is not finite.
     """
     rows = filters.flatten(1).float()  # (N, M)
     if not rows.isfinite().all():
@@ -123,7 +123,7 @@ class BasisHealthHook(IterationMonitorHook):
     """Writes how far the bases of each stage are from orthonormal: see :func:`basis_health`.
 
     Args:
-        interval (int): Number of iterations from one record to the next. Defaults to 100.
+        interval (int): Number of iterations between records. Defaults to 100.
     """
 
     title = 'basis'
@@ -141,12 +141,12 @@ class BasisHealthHook(IterationMonitorHook):
 
 @HOOKS.register_module()
 class LayerSimilarityHook(IterationMonitorHook):
-    """Writes how alike the layers of each template bank are: the ``mean`` and the ``max`` of their pairs'
-    similarities, and the layer similarity matrix as an image, white where layers are one. See
+    """Writes how alike the layers of each template bank are: the ``mean`` and the ``max`` of their pairwise
+    similarities, and the layer similarity matrix as an image, white where layers are the same. See
     :func:`layer_similarity`.
 
     Args:
-        interval (int): Number of iterations from one record to the next. Defaults to 500.
+        interval (int): Number of iterations between records. Defaults to 500.
     """
 
     title = 'similarity'
@@ -164,7 +164,7 @@ class LayerSimilarityHook(IterationMonitorHook):
             matrix = layer_similarity(bank).clamp(0, 1).cpu()
             pairs = matrix[tuple(torch.triu_indices(*matrix.shape, 1))]
             figures[name] = dict(mean=pairs.mean().item(), max=pairs.max().item())
-            # A grey square of 16 pixels for each pair; no slash in the name, of which files are made.
+            # A grey square of 16x16 pixels for each pair; no slash in the name, because it becomes a file name.
             image = (255 * matrix).byte().repeat_interleave(16, 0).repeat_interleave(16, 1)
             image = image[..., None].expand(-1, -1, 3).numpy()  # (16 layers, 16 layers, 3)
             runner.visualizer.add_image(f'{self.title}_{name}', image, runner.iter + 1)
@@ -176,11 +176,11 @@ class GradientFlowHook(BankMonitorHook):
     """Writes the mean and the largest absolute gradient of each bank's parameters.
 
     The gradients are those of the optimizer's step: reduced over all processes, unscaled, accumulated, and clipped
-    where the optimizer wrapper clips.
+    if the optimizer wrapper clips.
 
     Args:
-        interval (int): Number of steps of the optimizer from one record to the next, counted anew in a resumed run.
-            Defaults to 10, as in the paper's code (train_gradflow in train_cifar100.py).
+        interval (int): Number of optimizer steps between records, counted from 0 again in a resumed run. Defaults to
+            10, as in the paper's code (train_gradflow in train_cifar100.py).
     """
 
     title = 'grad'
@@ -212,7 +212,7 @@ class GradientFlowHook(BankMonitorHook):
         self._handle = runner.optim_wrapper.optimizer.register_step_pre_hook(record)
 
     def figures(self, scale: float) -> dict[str, dict[str, float]]:
-        """``mean`` and ``max`` of the absolute gradients of each bank over a scale, frozen ones left out."""
+        """``mean`` and ``max`` of the absolute gradients of each bank, divided by a scale, without frozen ones."""
         figures = {}
         for name, bank in named_banks(self.model).items():
             grads = [p.grad.abs().flatten() for p in bank.parameters() if p.grad is not None]

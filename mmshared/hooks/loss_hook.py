@@ -1,4 +1,4 @@
-"""Losses of the banks of a model as hooks, for any detector or classifier."""
+"""Losses on the banks of a model as hooks, for any detector or classifier."""
 
 from typing import Any
 
@@ -11,10 +11,10 @@ from ..sharing.bank import SharingError, check_units
 
 
 class BankLossHook(Hook):
-    """Adds a loss of the banks to the losses of a model while it trains.
+    """Adds a loss on the banks to the losses of a model during training.
 
-    It hooks the forward of the model itself, inside any wrapper, so that the model's wrapper reduces its gradients
-    and mmengine sums, scales, accumulates and logs it like every other loss.
+    It hooks the forward of the model itself, inside any wrapper, so that the wrapper reduces its gradients and
+    mmengine sums, scales, accumulates and logs it like every other loss.
 
     Args:
         loss_weight (float): Factor of :meth:`loss`.
@@ -29,11 +29,11 @@ class BankLossHook(Hook):
         self.loss_weight = loss_weight
 
     def find(self, model: nn.Module) -> Any:
-        """Find in a model what the loss is of."""
+        """Find what the loss needs in a model."""
         raise NotImplementedError
 
     def check(self, found: Any) -> str:
-        """Raise a :class:`SharingError` if the loss cannot be had of this. Returns what the log is to say of it."""
+        """Raise a :class:`SharingError` if the loss cannot be computed from this. Returns a text for the log."""
         raise NotImplementedError
 
     def loss(self, found: Any) -> Tensor:

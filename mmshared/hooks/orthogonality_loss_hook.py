@@ -13,7 +13,7 @@ from .loss_hook import BankLossHook
 
 
 class Space(NamedTuple):
-    """Banks of one stage whose filters have the same shape: all of them are to be orthogonal to each other.
+    """Banks of one stage whose filters have the same shape: all of them should be orthogonal to each other.
 
     Attributes:
         group (str): The pattern of the first bank. Spaces of one group, in all stages, share one mean of the loss.
@@ -25,7 +25,7 @@ class Space(NamedTuple):
 
 
 def orthogonality_spaces(model: nn.Module) -> list[Space]:
-    """Sort the banks of a model that have a basis by what the orthogonality loss treats together."""
+    """Group the banks of a model that have a basis into the spaces that the orthogonality loss treats together."""
     spaces = [list(space.values()) for space in bases_by_space(named_banks(model))]
     return [Space(banks[0].group, banks) for banks in spaces]
 
@@ -34,12 +34,12 @@ def gram_error(filters: Tensor) -> Tensor:
     r"""The squared distances of Gram matrices from the identity, :math:`\|B B^T - I\|_F^2`, summed.
 
     Args:
-        filters (Tensor): N filters of M values each as the rows of B, (..., N, M). Where N > M the distance is
+        filters (Tensor): N filters of M values each as the rows of B, (..., N, M). If N > M, the distance is
             computed from the smaller matrix: :math:`\|B B^T - I_N\|_F^2 = \|B^T B - I_M\|_F^2 + N - M`.
     """
     *batch, n, m = filters.shape
     rows = filters if n <= m else filters.mT
-    # Both sides of the product have the same gradient: it is computed for one of them, and counted twice.
+    # Both factors of the product have the same gradient: it is computed for one of them and counted twice.
     gram = rows @ rows.detach().mT  # (..., min(N, M), min(N, M))
     error = (gram - torch.eye(min(n, m), device=gram.device, dtype=gram.dtype)).square().sum()
     return 2 * error - error.detach() + max(n - m, 0) * math.prod(batch)
@@ -54,16 +54,16 @@ def orthogonality_loss(spaces: list[Space], include_unique: bool = False) -> Ten
     https://github.com/ssregibility/Net_RL2 (train_ilsvrc.py) for its single, double and separate bases. Computed in
     float32 or better, also under autocast; frozen banks take no part.
 
-    With the own filters :math:`U_i` of conv i, and all of them stacked as :math:`U`, ``include_unique`` adds for each
-    space (train_cifar10.py)
+    Let :math:`U_i` be the own filters of conv i, and :math:`U` all of them stacked. For each space ``include_unique``
+    adds (train_cifar10.py)
 
     .. math:: \|B_k U^T\|_F^2 + \sum_i \|U_i U_i^T - I\|_F^2
 
-    to the numerator and the numbers of their terms to the denominator. Own filters of different convs may be alike.
+    to the numerator, and the numbers of their terms to the denominator. Own filters of different convs may be alike.
 
     Args:
         spaces (list[Space]): What :func:`orthogonality_spaces` returns.
-        include_unique (bool): Whether the filters that convs have of their own take part.
+        include_unique (bool): Whether the convs' own filters take part.
     """
     errors, counts = {}, {}
     for group, banks in spaces:
@@ -79,7 +79,7 @@ def orthogonality_loss(spaces: list[Space], include_unique: bool = False) -> Ten
 
 
 def _error_of(banks: list[Bank], include_unique: bool) -> tuple[Tensor, int]:
-    """What the banks of a space add to the numerator and the denominator of their mean."""
+    """The part of a space's banks in the numerator and the denominator of their mean."""
     basis = _in_float([bank.basis().flatten(1) for bank in banks])  # (N, M)
     with torch.autocast(basis.device.type, enabled=False):
         error, count = gram_error(basis), len(basis) ** 2
@@ -91,20 +91,20 @@ def _error_of(banks: list[Bank], include_unique: bool) -> tuple[Tensor, int]:
 
 
 def _in_float(tensors: list[Tensor]) -> Tensor:
-    """The tensors stacked, in float32 where they are of half precision."""
+    """The tensors stacked, in float32 if they have half precision."""
     joined = torch.cat(tensors)
     return joined.float() if joined.dtype in (torch.half, torch.bfloat16) else joined
 
 
 @HOOKS.register_module()
 class OrthogonalityLossHook(BankLossHook):
-    """Adds ``loss_orth`` to the losses of a model while it trains: see :func:`orthogonality_loss`.
+    """Adds ``loss_orth`` to the losses of a model during training: see :func:`orthogonality_loss`.
 
     Args:
-        loss_weight (float): Factor of the loss. Defaults to 10.0, the value of all of the paper's experiments (lambdaR
+        loss_weight (float): Factor of the loss. Defaults to 10.0, the value in all of the paper's experiments (lambdaR
             in its code).
-        include_unique (bool): Whether the filters that convs have of their own take part, as in the paper's
-            experiments on CIFAR-10. Defaults to False, as in all of its others.
+        include_unique (bool): Whether the convs' own filters take part, as in the paper's experiments on CIFAR-10.
+            Defaults to False, as in all its other experiments.
     """
 
     name = 'loss_orth'

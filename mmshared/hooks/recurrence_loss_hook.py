@@ -19,7 +19,7 @@ def layer_similarity(bank: TemplateBank) -> Tensor:
 
     .. math:: S_{ij} = \frac{|\langle \alpha_i, \alpha_j \rangle|}{\|\alpha_i\| \|\alpha_j\|}
 
-    and 0 where a conv has no coefficient but 0. In float32 or better, also under autocast.
+    and 0 if all coefficients of a conv are 0. Computed in float32 or better, also under autocast.
 
     Returns:
         Tensor: The matrix, (convs, convs).
@@ -30,12 +30,12 @@ def layer_similarity(bank: TemplateBank) -> Tensor:
 
 
 def recurrence_loss(banks: dict[str, TemplateBank]) -> Tensor:
-    r"""How far the layers of each bank are from being one, before weighting.
+    r"""How far the layers of each bank are from being the same, before weighting.
 
     .. math:: \sum_{banks} \sum_{i < j} (1 - S_{ij})
 
-    with the layer similarity matrix S. Up to a constant, which makes it 0 where all layers are alike, this is the
-    negative sum of similarities that the paper rewards. Frozen banks take no part.
+    with the layer similarity matrix S. Up to a constant, which makes it 0 if all layers are alike, this is the
+    negative of the sum of similarities that the paper rewards. Frozen banks take no part.
     """
     total = torch.zeros(())
     for bank in banks.values():
@@ -47,9 +47,9 @@ def recurrence_loss(banks: dict[str, TemplateBank]) -> Tensor:
 
 @HOOKS.register_module()
 class RecurrenceLossHook(BankLossHook):
-    """Adds ``loss_recurrence`` to the losses of a model while it trains: see :func:`recurrence_loss`.
+    """Adds ``loss_recurrence`` to the losses of a model during training: see :func:`recurrence_loss`.
 
-    It draws the coefficients of a bank's layers into one direction each, so that more of them fold into loops.
+    It pulls the coefficients of a bank's layers toward one direction, so that more of the layers fold into loops.
 
     Args:
         loss_weight (float): Factor of the loss.

@@ -12,19 +12,19 @@ from ..sharing import SharingError
 
 @HOOKS.register_module()
 class TrainOnlyHook(Hook):
-    """Freezes all parameters of a model but some, as training begins. The statistics of batch norms go on.
+    """Freezes all except some parameters of a model when training starts. Batch norms still update their statistics.
 
-    With several processes the config has to have ``find_unused_parameters=True``.
+    With several processes the config must have ``find_unused_parameters=True``.
 
     Args:
         keys (Sequence[str]): Parts of names, as in ``custom_keys`` of ``paramwise_cfg``: the parameters whose names
-            have one of them in them are trained.
+            contain one of them are trained.
     """
 
     def __init__(self, keys: Sequence[str]):
         if isinstance(keys, str) or not keys:
             raise SharingError(
-                f'keys={keys!r} is no list of parts of names: write for example keys=[{keys or "bn"!r}].'
+                f'keys={keys!r} is not a list of parts of names: write for example keys=[{keys or "bn"!r}].'
             )
         self.keys = keys
 

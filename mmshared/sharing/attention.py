@@ -1,4 +1,4 @@
-"""The input projection of ``nn.MultiheadAttention``, a bare parameter of three weights in one, as a layer."""
+"""The packed input projection of ``nn.MultiheadAttention``, three weights in one bare parameter, as a layer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PROJECTION = 'in_proj'
 
 
 class SharedMultiheadAttention(nn.MultiheadAttention):
-    """An ``nn.MultiheadAttention`` whose packed input projection is the shared layer ``in_proj``, without its bias."""
+    """An ``nn.MultiheadAttention`` whose packed input projection, without bias, is the shared layer ``in_proj``."""
 
     in_proj: SharedLayer
 
@@ -22,7 +22,7 @@ class SharedMultiheadAttention(nn.MultiheadAttention):
 
 
 def packed_projection(attention: nn.MultiheadAttention) -> nn.Linear:
-    """The packed input projection of an attention as a linear without bias. They have the weight in common."""
+    """The packed input projection of an attention as a linear without bias. Both use the same weight."""
     outputs, inputs = attention.in_proj_weight.shape
     linear = nn.Linear(inputs, outputs, bias=False, device='meta')
     linear.weight = attention.in_proj_weight
@@ -34,7 +34,7 @@ def is_packed(parent: nn.Module, name: str) -> bool:
 
 
 def put(parent: Any, name: str, layer: nn.Module) -> None:
-    """Put a layer, shared or plain, in the place of the child ``name`` of a module."""
+    """Replace the child ``name`` of a module by a layer, shared or plain."""
     if not is_packed(parent, name):
         setattr(parent, name, layer)
     elif isinstance(layer, SharedLayer):

@@ -11,29 +11,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-#: What can share.
+#: The layers that can share.
 Layer: TypeAlias = nn.Conv2d | nn.Linear
 
 
 class SharingError(ValueError):
-    """What the user asked for cannot be shared, or loaded into what is shared."""
+    """What the user asked for cannot be shared, or cannot be loaded into a shared network."""
 
 
 class SharedLayer(nn.Module):
-    """One layer of a group, a conv or a linear, made of the group's bank and of what is its own.
+    """One layer of a group, a conv or a linear, made of the group's bank and its own parameters.
 
-    A subclass has one law to keep: :meth:`dense` returns the weight and the bias of a plain layer, and in eval mode
+    A subclass must keep one law: :meth:`dense` returns the weight and the bias of a plain layer, and in eval mode
     the module computes exactly that layer. A subclass that computes it in another way (through a basis, for example)
     overrides :meth:`forward` too.
 
-    It is no ``nn.Conv2d`` or ``nn.Linear``, so that the ``init_cfg`` of a library leaves it as it is, but it has the
-    geometry of one under the same names, and a ``weight`` to read.
+    It is not an ``nn.Conv2d`` or ``nn.Linear``, so the ``init_cfg`` of a library leaves it alone, but it has the same
+    attributes for its geometry, and a ``weight`` to read.
 
     Args:
-        layer (nn.Conv2d | nn.Linear): The plain layer that this one stands for. Its geometry is taken over, and its
-            bias (the parameter itself) where it has one.
+        layer (nn.Conv2d | nn.Linear): The plain layer that this one replaces. It takes over the layer's geometry and,
+            if it has one, its bias (the parameter itself).
         bank (Bank): The bank of the group.
-        norm (nn.Module, optional): The batch norm behind the layer, where there seems to be one: its kind.
+        norm (nn.Module, optional): The batch norm that seems to follow the layer. Only its kind is used.
 
     Attributes:
         shape (torch.Size): The shape of the weight.
@@ -84,7 +84,7 @@ class SharedLayer(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The weight of the plain layer, for code that reads it; made once in a forward pass."""
+        """The weight of the plain layer, for code that reads it; made once per forward pass."""
         return self.bank.once(lambda: self.dense()[0], self)
 
     def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -97,7 +97,7 @@ class SharedLayer(nn.Module):
         return self.compute(x, *self.dense())
 
     def plain(self, weight: Tensor, bias: Tensor | None) -> Layer:
-        """Make a plain layer of this geometry, and of the class that this one stands for."""
+        """Make a plain layer of this geometry and of the class of the replaced layer."""
         arguments = inspect.signature(self.kind).parameters
         options = {name: getattr(self, name) for name in self.kind.__constants__ if name in arguments}
         layer = nn.utils.skip_init(
@@ -114,8 +114,8 @@ class SharedLayer(nn.Module):
         return layer.train(self.training).requires_grad_(trained)
 
     def forms(self) -> list[nn.Sequential]:
-        """The chains of modules that this one equals in eval mode: :meth:`fold`, and what may be faster. Norms are
-        fused only into a last ``nn.Conv2d``."""
+        """The chains of modules that this one equals in eval mode: :meth:`fold`, and forms that may be faster. A norm
+        is fused only if the last module is an ``nn.Conv2d``."""
         return [nn.Sequential(self.fold())]
 
     def extra_repr(self) -> str:
@@ -127,18 +127,18 @@ class SharedLayer(nn.Module):
 class Bank(nn.Module):
     """The parameters that a group of layers has in common.
 
-    A new method of sharing is a subclass of this and one of :class:`SharedLayer`. The bank is registered in mmengine's
-    ``MODELS`` and chosen by config; its constructor gets the plain layers of the group as ``layers``. The shared
-    layers get what :meth:`generate` makes of its parameters by ``bank()``: made once in a forward pass of the network.
+    A new method of sharing is a subclass of this class and one of :class:`SharedLayer`. The bank is registered in
+    mmengine's ``MODELS`` and chosen by config; its constructor gets the plain layers of the group as ``layers``. The
+    shared layers call ``bank()`` to get what :meth:`generate` makes, once per forward pass of the network.
 
     Attributes:
-        layer_class (type): The class of the layers that it makes.
-        same_shape (bool): Whether the layers of a group have to be alike. If they need not be, a group may be of one
-            layer, and the first blocks of a stage share too.
+        layer_class (type): The class of its layers.
+        same_shape (bool): Whether the layers of a group must be alike. If not, a group may consist of one layer, and
+            the first blocks of a stage share too.
         orthogonal_start (bool): Whether :meth:`basis` is a parameter that starts orthogonal, also to the bases of the
             same space in its stage.
         layers (list[SharedLayer]): Its layers, in the order of the network. The first of them is its parent module.
-        stage (str | None): The name of the stage, of the network that was shared; None of a group named outright.
+        stage (str | None): The name of the stage in the network that was shared; None for a group of full names.
         group (str): The pattern of the group.
         names (tuple[str, ...]): The names of the layers in the network that was shared.
         loaded (bool): Whether a checkpoint was loaded into it.
@@ -159,24 +159,24 @@ class Bank(nn.Module):
         self._pass: object = None
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, '_made': None, '_pass': None}  # what is made in a pass is neither copied nor kept
+        return {**self.__dict__, '_made': None, '_pass': None}  # results of a pass are not copied or pickled
 
     def generate(self) -> Any:
-        """Make what the layers of the group take from the bank: a kernel, a basis, the kernels of all of them."""
+        """Make what the layers of the group take from the bank: a kernel, a basis or the kernels of all layers."""
         raise NotImplementedError
 
     @property
     def generates_once(self) -> bool:
-        """Whether what :meth:`generate` makes is kept for the other layers, as within a forward pass."""
+        """Whether the result of :meth:`generate` is kept for the other layers, as within a forward pass."""
         return self._made is not None and not torch.compiler.is_compiling()
 
     def once(self, make: Callable[[], Any], *key: object) -> Any:
-        """What ``make()`` gives, called once for a key in a forward pass, and each time outside of one."""
+        """The result of ``make()``, called once per key within a forward pass and every time outside of one."""
         made = self._made
-        # A compiler makes one of equal products itself, and traces no dict.
+        # A compiler merges equal products itself and does not trace the dict.
         if made is None or torch.compiler.is_compiling():
             return make()
-        # Reentrant checkpointing runs a forward pass without gradients within one with them; losses leave autocast.
+        # Reentrant checkpointing nests passes with and without gradients; losses are computed outside autocast.
         key = (*key, torch.is_grad_enabled(), torch.is_autocast_enabled('cpu'), torch.is_autocast_enabled('cuda'))
         if key not in made:
             made[key] = make()
@@ -186,7 +186,7 @@ class Bank(nn.Module):
         return self.once(self.generate)
 
     def begin(self, owner: object) -> None:
-        """Begin a forward pass of an owner, unless another's is going on. (An interrupted one begins anew.)"""
+        """Begin a forward pass of an owner, unless another owner's is running. (An interrupted one starts again.)"""
         if self._pass is None or self._pass is owner:
             self._made, self._pass = {}, owner
 
@@ -196,15 +196,14 @@ class Bank(nn.Module):
             self._made = self._pass = None
 
     def make_layer(self, layer: Layer, norm: nn.Module | None = None) -> SharedLayer:
-        """Make the layer that takes the place of ``layer``, which the batch norm ``norm`` seems to follow."""
+        """Make the layer that replaces ``layer``, which the batch norm ``norm`` seems to follow."""
         return self.layer_class(layer, self, norm)
 
     def fit(self, kernels: Sequence[Tensor]) -> None:
-        """Set the bank and its layers so that their weights come as close to given ones as they can.
+        """Fit the bank and its layers to given weights, as closely as possible in the sum of squares.
 
         Args:
-            kernels (Sequence[Tensor]): For each of :attr:`layers` a weight of its shape. Close is meant in the sum of
-                squares.
+            kernels (Sequence[Tensor]): For each of :attr:`layers` a weight of its shape.
         """
         raise SharingError(
             f'{type(self).__name__} cannot be started from the weights of a plain network: load a '
@@ -212,21 +211,21 @@ class Bank(nn.Module):
         )
 
     def basis(self) -> Tensor | None:
-        """The filters that are to be orthogonal to each other, (N, ...), or None where the method has none."""
+        """The filters that should be orthogonal to each other, (N, ...), or None if the method has none."""
         return None
 
     def own_filters(self) -> Tensor | None:
-        """The filters of the same space that each layer has of its own, (layers, U, ...), or None."""
+        """Each layer's own filters in the same space, (layers, U, ...), or None."""
         return None
 
 
 def banks(network: nn.Module) -> list[Bank]:
-    """The banks of a network, in its order."""
+    """The banks of a network, in the order of its modules."""
     return [module for module in network.modules() if isinstance(module, Bank)]
 
 
 def named_banks(network: nn.Module) -> dict[str, Bank]:
-    """The banks of a network by names like ``backbone.layer1.conv2``: stage and group, in this network."""
+    """The banks of a network by names like ``backbone.layer1.conv2``: their stage and group in this network."""
     named = {}
     for place, bank in network.named_modules():
         if isinstance(bank, Bank):
@@ -236,13 +235,13 @@ def named_banks(network: nn.Module) -> dict[str, Bank]:
 
 
 def bases_by_space(banks: dict[str, Bank]) -> list[dict[str, Bank]]:
-    """Sort banks with a basis by the space that their filters are of: filters of one shape in one stage.
+    """Sort banks with a basis by the space of their filters: filters of one shape in one stage.
 
     Args:
         banks (dict[str, Bank]): What :func:`named_banks` returns.
 
     Returns:
-        list[dict[str, Bank]]: For each space its banks by name.
+        list[dict[str, Bank]]: The banks of each space by name.
     """
     spaces: dict[tuple, dict[str, Bank]] = {}
     for name, bank in banks.items():
@@ -255,7 +254,7 @@ def bases_by_space(banks: dict[str, Bank]) -> list[dict[str, Bank]]:
 
 @contextmanager
 def generate_once(network: nn.Module) -> Iterator[None]:
-    """Within this context each bank of a network generates once what its layers take from it."""
+    """Within this context each bank of a network generates only once."""
     owner, found = object(), banks(network)
     for bank in found:
         bank.begin(owner)
@@ -267,10 +266,11 @@ def generate_once(network: nn.Module) -> Iterator[None]:
 
 
 class ForwardPass:
-    """The hooks by which the forward passes of a network begin and end for its banks.
+    """The hooks that tell the banks when a forward pass of their network begins and ends.
 
-    The recomputation of checkpointed blocks, outside of a pass, generates for each layer. It is to be reentrant then,
-    as ``with_cp`` is in mmdet and mmpretrain: the other kind wants the recomputation to save what the first pass did.
+    The recomputation of checkpointed blocks runs outside of a pass, so banks generate for each layer there. Such
+    checkpointing must be reentrant, as ``with_cp`` is in mmdet and mmpretrain: the other kind expects the
+    recomputation to save the same tensors as the first pass.
 
     Args:
         banks (Iterable[Bank]): The banks.
@@ -297,8 +297,8 @@ class ForwardPass:
 
 
 def check_units(network: nn.Module) -> None:
-    """Raise a :class:`SharingError` if FSDP holds a bank or a shared layer of a network in a unit of its own: the bank
-    is not there while another unit is computed."""
+    """Raise a :class:`SharingError` if FSDP puts a bank or a shared layer of a network into a unit of its own: other
+    units could not reach the bank."""
     from torch.distributed.fsdp import FullyShardedDataParallel
 
     for name, unit in network.named_modules():

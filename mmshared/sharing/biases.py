@@ -1,4 +1,4 @@
-"""Biases that folding brings into convs: moved into the batch norms that see them."""
+"""Moves the biases that folding adds to convs into the batch norms behind them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 
 def move_biases(network: nn.Module, layers: list[Any]) -> None:
-    """Move the biases of convs into the norms that see them, in the smallest modules where that can be done."""
+    """Move the biases of convs into the norms that see them, within the smallest modules where this is possible."""
     left = [layer for layer in layers if not layer.weight.is_meta]
     for module in reversed(list(network.modules())):  # children before their parents
         there = set(module.modules())
@@ -23,18 +23,18 @@ def move_biases(network: nn.Module, layers: list[Any]) -> None:
 
 
 def _move_together(module: nn.Module, layers: list[Any]) -> bool:
-    """Move the biases of layers of a module into the norms that see them, if its output is the same then.
+    """Move the biases of layers of a module into the norms that see them, if this keeps its output.
 
-    It is tried on a copy in float64. A bias reaches a norm as a constant of each channel, by whatever way: what the
-    mean of the norm has to become is the difference of its inputs with the bias and without.
+    It is tried on a copy in float64. A bias reaches a norm as a constant per channel, whatever the path: the running
+    mean changes by the difference between the norm's inputs without and with the bias.
     """
     twin = copy.deepcopy(module).double()
-    twin.eval()  # which returns nothing in mmdet
+    twin.eval()  # a line of its own: it returns None in mmdet
     twins: dict[Any, nn.Module] = dict(zip(module.modules(), twin.modules()))
     for size in (8, 64):
         try:
             shifts = _shifts(twin, [twins[layer] for layer in layers], size)
-        except Exception:  # a module that is not called with one image, or not of this size
+        except Exception:  # the module takes no single image, or none of this size
             continue
         if shifts is not None:
             for layer in layers:
@@ -47,8 +47,7 @@ def _move_together(module: nn.Module, layers: list[Any]) -> bool:
 
 
 def _shifts(module: nn.Module, layers: list[Any], size: int) -> dict[nn.Module, Tensor] | None:
-    """By how much the running mean of each norm has to change if layers are to lose their biases; None if that cannot
-    be done."""
+    """The change of each norm's running mean that makes up for the removed biases of layers; None if there is none."""
     norms: list[Any] = [
         each for each in module.modules() if isinstance(each, _BatchNorm) and each.running_mean is not None
     ]

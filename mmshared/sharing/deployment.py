@@ -1,4 +1,4 @@
-"""A trained network as one for inference."""
+"""Turns a trained network into one for inference."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from .attention import put
 from .bank import SharedLayer, SharingError, generate_once
 from .surgery import memory_format_of, take_hooks, to_format
 
-#: The largest relative difference that rounding may bring, by the type of the outputs.
+#: The largest relative difference to expect from rounding, by the type of the outputs.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.half: 0.05, torch.bfloat16: 0.1}
 
 
 @torch.no_grad()
 def deploy(model: nn.Module, images: Tensor) -> nn.Module:
-    """Make a network for inference: plain layers in place of shared ones, batch norms fused into the convs before them
-    where these are plain.
+    """Make a network for inference: shared layers become plain ones, and batch norms are fused into the plain convs
+    before them.
 
-    Each shared layer becomes the fastest of its :meth:`SharedLayer.forms` for an input of the size that these images
-    give it, on their device. So the choice is made once, here, and not in a forward pass. It is made by the clock:
-    another call may choose other forms, whose state dict has other keys. Keep the module (``torch.save`` of a trusted
-    file, ``torch.export``), or the state dict of the shared network, not that of a deployed one.
+    Each shared layer becomes the fastest of its :meth:`SharedLayer.forms` for the input size that these images give
+    it, on their device. The choice is made once, here, and not in a forward pass. It depends on timings: another call
+    may choose other forms, whose state dict has other keys. So save the module (``torch.save`` as a trusted file,
+    ``torch.export``) or the state dict of the shared network, not the state dict of the deployed one.
 
     Args:
-        model (nn.Module): A network of images: a backbone or a classifier. It stays as it is.
-        images (Tensor): Examples of its input, (N, 3, H, W).
+        model (nn.Module): A network that takes images: a backbone or a classifier. It is not changed.
+        images (Tensor): Example input, (N, 3, H, W).
 
     Returns:
         nn.Module: A copy of the network in eval mode.
 
     Raises:
-        SharingError: If the outputs for these images are not the same.
+        SharingError: If the outputs for these images differ.
     """
     network = copy.deepcopy(model)
     network.eval()
@@ -52,7 +52,7 @@ def deploy(model: nn.Module, images: Tensor) -> nn.Module:
         inputs[layer], outputs[layer] = args[0], (output, output._version)
 
     def see_norm(norm: nn.Module, args: tuple[Tensor]) -> None:
-        # The same tensor in the same module, and nothing written into it meanwhile, by an activation for example.
+        # The same tensor in the same module, not modified in between (by an in-place activation, for example).
         norms.update(
             {
                 layer: norm
@@ -98,7 +98,7 @@ def deploy(model: nn.Module, images: Tensor) -> nn.Module:
 
 
 def _remove(network: nn.Module, norm: nn.Module) -> None:
-    """Put the identity in the place of a norm."""
+    """Replace a norm by the identity."""
     for parent in list(network.modules()):
         for name, child in parent.named_children():
             if child is norm:
@@ -106,20 +106,20 @@ def _remove(network: nn.Module, norm: nn.Module) -> None:
 
 
 def _form(layer: SharedLayer, x: Tensor | None, norm: nn.Module | None, choice: dict[tuple, int]) -> nn.Sequential:
-    """The fastest form of a layer for an input, with the norm behind it where that cannot be fused; layers that are
-    alike have one choice. A layer without an input, which the network does not call, is folded."""
+    """The fastest form of a layer for an input, timed with the norm behind it if that cannot be fused. Layers that are
+    alike share one choice. A layer that the network does not call has no input and is folded."""
     forms = [form.eval() for form in layer.forms()]
     if x is None:
         return forms[0]
     whole = [form if norm is None or type(form[-1]) is nn.Conv2d else nn.Sequential(form, norm) for form in forms]
-    work = (x.shape, *map(str, whole))  # the repr of a module says all that its time depends on
+    work = (x.shape, *map(str, whole))  # the repr holds everything that affects the time
     if work not in choice:
         choice[work] = fastest(whole, x)
     return forms[choice[work]]
 
 
 def fastest(forms: Sequence[nn.Module], x: Tensor, rounds: int = 7) -> int:
-    """The position of the form that takes the least time, in the fastest of some rounds after one to warm up."""
+    """The index of the fastest form, by its best time over several rounds after one warm-up round."""
 
     def seconds(form: nn.Module) -> float:
         start = time.perf_counter()

@@ -16,11 +16,11 @@ from .normalised_product import normalised_product
 
 
 class BasisLayer(SharedLayer):
-    """A layer that combines the responses to its own and to the shared filters.
+    """A layer that combines the responses to its own filters and to the shared ones.
 
-    With B the U own filters stacked on the S shared ones a conv computes ``coefficients . BN(B * x)``: a convolution,
-    a batch norm of its own and a 1x1 convolution, with no non-linearity between. In eval mode, with the batch norm
-    as ``r -> scale r + shift``, this is the conv of kernel ``(coefficients scale) . B`` and bias
+    Let B be its U own filters stacked on the S shared ones. A conv computes ``coefficients . BN(B * x)``: a
+    convolution, a batch norm of its own and a 1x1 convolution, with no non-linearity between. In eval mode, with the
+    batch norm as ``r -> scale r + shift``, this is the conv with kernel ``(coefficients scale) . B`` and bias
     ``coefficients . shift``. A linear has no batch norm.
     """
 
@@ -31,7 +31,7 @@ class BasisLayer(SharedLayer):
         like: dict[str, Any] = dict(device=layer.weight.device, dtype=layer.weight.dtype)
         rank = bank.unique_rank + bank.shared_rank
         self.unique = nn.Parameter(torch.empty(bank.unique_rank, *self.shape[1:], **like))  # (U, I, k, k)
-        # The kind of norm that the network itself uses here, SyncBN for example, frozen where that one is.
+        # The kind of norm that the network itself uses here, SyncBN for example, frozen if that one is frozen.
         self.with_norm = bank.with_norm and self.is_conv
         if not self.with_norm:
             self.norm = nn.Identity()
@@ -54,7 +54,7 @@ class BasisLayer(SharedLayer):
         """The responses to all filters, (N, U + S, H, W) or (..., U + S)."""
         sets = self.unique, self.bank()
         if self.is_conv and self.training and all(map(len, sets)) and x[:, 0].numel() < sets[0][0].numel():
-            # Where the responses are smaller than the filters, they are what is concatenated.
+            # The responses are smaller than the filters: concatenate the responses.
             return torch.cat([self.compute(x, filters) for filters in sets], 1)
         return self.compute(x, torch.cat(sets))
 
@@ -67,7 +67,8 @@ class BasisLayer(SharedLayer):
         return normalised_product(x, norm, self.coefficients, self.bias)
 
     def combination(self) -> tuple[Tensor, Tensor | None]:
-        """What follows the filters in eval mode, the batch norm in it: weight (O, U + S, 1, 1) or (O, U + S), bias."""
+        """What follows the filters in eval mode, with the batch norm fused: weight (O, U + S, 1, 1) or (O, U + S),
+        and bias."""
         norm, bias = self.norm, self.bias
         coefficients: Tensor = self.coefficients
         if self.with_norm:
@@ -106,7 +107,7 @@ class BasisLayer(SharedLayer):
 
 
 def leading_directions(rows: Tensor, rank: int) -> Tensor:
-    """The first ``rank`` right singular vectors of a matrix: the orthonormal rows that keep most of its energy."""
+    """The first ``rank`` right singular vectors of a matrix: the orthonormal rows that keep the most of its energy."""
     return torch.linalg.svd(rows, full_matrices=rank > len(rows)).Vh[:rank]
 
 
@@ -114,21 +115,21 @@ def leading_directions(rows: Tensor, rank: int) -> Tensor:
 class FilterBasis(Bank):
     """A basis of filters; each conv of the group is a linear combination of it and of a few filters of its own.
 
-    The ranks are those of the names in the paper: S32U1 is ``shared_rank=32, unique_rank=1``, given at 64 channels,
-    and they grow with the width of the stage. The basis is initialised orthogonally.
+    The ranks are those in the paper's names: S32U1 is ``shared_rank=32, unique_rank=1``. They are given at 64 channels
+    and grow with the width of the stage. The basis is initialised orthogonally.
 
     Args:
         layers (Sequence[nn.Conv2d | nn.Linear]): The plain layers of the group.
         shared_rank (int): Number S of shared filters at ``base_channels`` input channels.
-        unique_rank (int): Number U of filters that each conv has of its own at ``base_channels`` input channels.
+        unique_rank (int): Number U of each conv's own filters at ``base_channels`` input channels.
         base_channels (int): The width at which the ranks are given: 64, and 16 for the CIFAR-10 networks.
         with_norm (bool): Whether each conv has a batch norm of its own between filters and coefficients. Defaults to
-            True. (Without it is an ablation of the paper, whose code takes the batch norm between the two convs of a
-            block away too.)
+            True. (False is an ablation of the paper, whose code also removes the batch norm between the two convs of
+            a block.)
 
     Raises:
-        SharingError: If a rank is no whole number of filters at the width of the group, if there are more filters
-            than the space they are to span has dimensions, or if the convs are grouped.
+        SharingError: If a rank is not a whole number of filters at the width of the group, if there are more filters
+            than their space has dimensions, or if the convs are grouped.
     """
 
     layer_class = BasisLayer
@@ -177,12 +178,12 @@ class FilterBasis(Bank):
 
     @torch.no_grad()
     def fit(self, kernels: Sequence[Tensor]) -> None:
-        """Take the leading right singular vectors of all kernels as the basis, and of what it leaves of each
-        kernel as that conv's own filters: the best orthonormal filters for the group, then for each conv.
+        """Take the leading right singular vectors of all kernels as the basis, and those of each kernel's residual
+        as that conv's own filters: the best orthonormal filters for the group, then for each conv.
 
-        The batch norm between filters and coefficients starts as the identity that it is in eval mode. So a
-        network that keeps its batch norms in eval mode (``norm_eval=True``, the rule in mmdet) starts from these
-        kernels; one that trains them starts from the same filters with their responses normalised.
+        In eval mode the batch norm between filters and coefficients starts as the identity. So a network that keeps
+        its batch norms in eval mode (``norm_eval=True``, the rule in mmdet) starts from these kernels; one that
+        trains them starts from the same filters with their responses normalised.
         """
         rows = [kernel.flatten(1) for kernel in kernels]  # (O, I k k) each
         shared = leading_directions(torch.cat(rows), self.shared_rank)  # (S, I k k)
@@ -198,7 +199,7 @@ class FilterBasis(Bank):
                 layer.norm.reset_running_stats()
                 nn.init.ones_(layer.norm.weight)
                 nn.init.zeros_(layer.norm.bias)
-                coefficients *= (1 + layer.norm.eps) ** 0.5  # by which a fresh batch norm divides in eval mode
+                coefficients *= (1 + layer.norm.eps) ** 0.5  # a fresh batch norm divides by it in eval mode
             layer.coefficients.copy_(coefficients.view_as(layer.coefficients))
 
     def basis(self) -> Tensor | None:
@@ -210,14 +211,13 @@ class FilterBasis(Bank):
 
 @MODELS.register_module()
 class OrthonormalFilterBasis(FilterBasis):
-    """A filter basis that is orthonormal by construction: what the orthogonality loss asks for, the hard way.
+    """A filter basis that is orthonormal by construction: a hard constraint in place of the orthogonality loss.
 
-    The filters that the convs get are the Gram-Schmidt orthonormalisation of the parameters, by a QR decomposition.
-    The length of the parameters does not matter to them: weight decay raises the step size, as before a batch norm,
-    and does no other harm. (It does to torch's own ``parametrizations.orthogonal``, whose Householder form keeps signs
-    in the parameter and cuts them to whole numbers: a 1 that has decayed to 0.9999 counts as 0.) Each basis is
-    orthonormal in itself; two bases of a stage need not be orthogonal to each other. It takes no part in the
-    orthogonality loss.
+    The convs get the Gram-Schmidt orthonormalisation of the parameters, by a QR decomposition. It does not depend on
+    the length of the parameters: weight decay raises the step size, as before a batch norm, and does no other harm.
+    (It does harm torch's own ``parametrizations.orthogonal``, whose Householder form keeps signs in the parameter and
+    truncates them to whole numbers: a 1 that has decayed to 0.9999 counts as 0.) Each basis is orthonormal in itself;
+    two bases of a stage need not be orthogonal to each other. It takes no part in the orthogonality loss.
 
     Args:
         **kwargs: The arguments of :class:`FilterBasis`.
@@ -225,7 +225,7 @@ class OrthonormalFilterBasis(FilterBasis):
 
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
-        # Under a name of its own: a checkpoint of a basis that is not orthonormal is no checkpoint of this one.
+        # Under another name: a checkpoint of a basis that is not orthonormal must not load into this one.
         self.directions = self.filters  # (S, I, k, k)
         del self.filters
 

@@ -1,4 +1,4 @@
-"""What RepeatNet makes of a small kernel (Chavan et al., ICIP 2021, https://github.com/transmuteAI/RepeatNet)."""
+"""RepeatNet's transforms of a small kernel (Chavan et al., ICIP 2021, https://github.com/transmuteAI/RepeatNet)."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ KERNEL_TRANSFORMS = Registry('kernel transform')
 
 
 class KernelTransform(nn.Module):
-    """Makes the kernel of a conv of a smaller one: tiles it, and transforms the tiles.
+    """Makes the kernel of a conv from a smaller one: tiles it and transforms the tiles.
 
-    As many whole tiles as there is room for are laid along outputs and inputs, and transformed. Output channels that
-    remain are a copy of the first ones of that, then input channels that remain are one of the first columns; each
-    copy is transformed by learned values of its own. A subclass overrides :meth:`transform`, or :meth:`forward`.
+    As many whole tiles as fit are laid along outputs and inputs, and transformed. The remaining output channels are a
+    copy of the first rows of the result, then the remaining input channels are a copy of its first columns; each copy
+    is transformed by its own learned values. A subclass overrides :meth:`transform` or :meth:`forward`.
 
     Args:
         small (Sequence[int]): Shape of the small kernel, (o, i, k, k).
         shape (Sequence[int]): Shape of the kernel to make, (O, I, k, k).
 
     Attributes:
-        affine (bool): Whether the kernel is an affine function of the small one, each of its values of one of them:
-            what fitting to given kernels takes. False unless a subclass says so.
+        affine (bool): Whether each value of the kernel is an affine function of one value of the small kernel, which
+            fitting to given kernels requires. Defaults to False.
     """
 
     affine = False
@@ -47,7 +47,7 @@ class KernelTransform(nn.Module):
         ]
 
     def transform(self, part: Tensor, region: int) -> Tensor:
-        """Transform the part of the kernel that comes to ``regions[region]``."""
+        """Transform the part of the kernel that goes to ``regions[region]``."""
         raise NotImplementedError
 
     def forward(self, kernel: Tensor) -> Tensor:
@@ -61,8 +61,8 @@ class KernelTransform(nn.Module):
         return kernel
 
     def compute(self, apply: Callable[..., Tensor], x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
-        """What a layer with the kernel that the small one makes gives for x; ``apply(x, weight, bias)`` computes a
-        layer of its geometry."""
+        """Apply a layer with the kernel made from the small one to x; ``apply(x, weight, bias)`` computes a layer of
+        its geometry."""
         return apply(x, self(kernel), bias)
 
     def extra_repr(self) -> str:
@@ -74,8 +74,8 @@ class KernelTransform(nn.Module):
 class Linear(KernelTransform):
     """All tiles are alike.
 
-    Such a kernel acts on the sum of its input tiles, and its output repeats: it is computed so, exactly, with the
-    multiply-adds of the small kernel.
+    Such a kernel acts on the sum of its input tiles, and its output repeats. Computing it that way is exact and costs
+    the multiply-adds of the small kernel.
     """
 
     affine = True
@@ -93,13 +93,13 @@ class Linear(KernelTransform):
         return y if bias is None else y.add_(bias.to(y.dtype).view(-1, *[1] * (-1 - axis)))
 
     def _add_tiles(self, x: Tensor, axis: int) -> Tensor:
-        """The sum of the parts of the channels that each tile of a row of tiles takes, (N, i, H, W)."""
+        """The sum over the slices of the channels, one for each tile of a row, (N, i, H, W)."""
         if self.r_in == 1 and not self.e_in:
             return x
         i = self.small[1]
         if self.e_in:
             x = F.pad(x, (0, 0) * (-1 - axis) + (0, -x.shape[axis] % i))
-        if x.dim() == 4 and axis == -3 and x.is_contiguous(memory_format=torch.channels_last):  # and stays so
+        if x.dim() == 4 and axis == -3 and x.is_contiguous(memory_format=torch.channels_last):  # keep it
             return x.movedim(1, 3).unflatten(3, (-1, i)).sum(3, dtype=x.dtype).movedim(3, 1)
         return x.unflatten(axis, (-1, i)).sum(axis - 1, dtype=x.dtype)
 
@@ -107,7 +107,7 @@ class Linear(KernelTransform):
 @KERNEL_TRANSFORMS.register_module('swish')
 class Swish(KernelTransform):
     r"""Tile W becomes :math:`\alpha W \sigma(-\beta W)`, with a pair of learned numbers for each tile, one for the
-    rows and one for the columns that remain."""
+    remaining rows and one for the remaining columns."""
 
     alpha: nn.Parameter  # (r_out, r_in)
     beta: nn.Parameter
@@ -151,13 +151,13 @@ class StraightThroughSign(torch.autograd.Function):
 
 
 def positive_mask(shape: Sequence[int]) -> nn.Parameter:
-    """What signs are learned by, all of them plus at the start."""
+    """The parameter that learns signs; all of them start as plus."""
     return nn.Parameter(torch.rand(tuple(shape)) * 0.001)
 
 
 @KERNEL_TRANSFORMS.register_module('bireal')
 class BiReal(KernelTransform):
-    """Each value of the tiled kernel has a learned sign, that of a parameter with a straight-through gradient."""
+    """Each value of the tiled kernel has a learned sign: the sign of a parameter with a straight-through gradient."""
 
     affine = True
 
@@ -171,12 +171,12 @@ class BiReal(KernelTransform):
 
 @KERNEL_TRANSFORMS.register_module('static_drop')
 class StaticDrop(KernelTransform):
-    """Each value of the tiled kernel is kept or zero for good, as drawn at the start.
+    """Each value of the tiled kernel is kept or zeroed for good, as drawn at the start.
 
     Args:
         small (Sequence[int]): Shape of the small kernel.
         shape (Sequence[int]): Shape of the kernel to make.
-        drop_rate (float): The probability of a zero. Defaults to 0.5. What is kept is not scaled up.
+        drop_rate (float): The probability of a zero. Defaults to 0.5. Kept values are not scaled up.
     """
 
     affine = True
@@ -186,7 +186,9 @@ class StaticDrop(KernelTransform):
     def __init__(self, small: Sequence[int], shape: Sequence[int], drop_rate: float = 0.5):
         super().__init__(small, shape)
         if not (isinstance(drop_rate, (int, float)) and 0 <= drop_rate < 1):
-            raise SharingError(f'drop_rate={drop_rate!r} is no share of a kernel to drop: give one from 0 to below 1.')
+            raise SharingError(
+                f'drop_rate={drop_rate!r} is not a share of a kernel to drop: give one from 0 to below 1.'
+            )
         self.register_buffer('kept', torch.rand(tuple(shape)) >= drop_rate)  # (O, I, k, k)
 
     def transform(self, part: Tensor, region: int) -> Tensor:
@@ -195,8 +197,8 @@ class StaticDrop(KernelTransform):
 
 @KERNEL_TRANSFORMS.register_module('random_bireal')
 class RandomBiReal(KernelTransform):
-    """No tiles: the small kernel's filters, k x k each, then as many random ones as there is room for, which stay as
-    they are drawn. Each value has a learned sign, as in :class:`BiReal`."""
+    """No tiles: the small kernel's filters, k x k each, then random ones, which stay as drawn, for the rest of the
+    kernel. Each value has a learned sign, as in :class:`BiReal`."""
 
     affine = True
     random: Tensor

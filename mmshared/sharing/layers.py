@@ -1,4 +1,4 @@
-"""Which layers of a network can share: plain ones, found by name in the stages of any network."""
+"""Finds the layers that can share: plain ones, by name, in the stages of any network."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from .attention import PROJECTION, packed_projection
 from .bank import SharedLayer, SharingError
 
-#: The classes of the layers that can share. (Subclasses compute something else, or more.)
+#: The classes of the layers that can share, without their subclasses, which compute something else or more.
 PLAIN = (nn.Conv2d, nn.Linear, NonDynamicallyQuantizableLinear, wrappers.Conv2d, wrappers.Linear)
 
 
 class RepeatedLayers(NamedTuple):
-    """Layers of one name and shape in the blocks of a stage: what could share.
+    """Layers of one name and shape in the blocks of a stage, which could share.
 
     Attributes:
         stage (str): The name of the stage.
@@ -39,7 +39,7 @@ class RepeatedLayers(NamedTuple):
 
 @dataclass
 class Place:
-    """A plain layer of a network: its name, itself, and the modules that it is a child of, with its name there."""
+    """A plain layer of a network: its name, the layer, and its parent modules, each with the layer's name in it."""
 
     name: str
     layer: Any  # nn.Conv2d or nn.Linear
@@ -60,16 +60,16 @@ class Place:
 def repeated_layers(network: nn.Module, own_blocks: int = 1) -> list[RepeatedLayers]:
     """List the layers that could share: those of one name and shape in the blocks of a stage.
 
-    A stage is an ``nn.Sequential`` or ``nn.ModuleList`` with two or more children of one class. A layer that is
-    repeated in several, one within the other, is listed for the innermost.
+    A stage is an ``nn.Sequential`` or ``nn.ModuleList`` with two or more children of one class. A layer that repeats
+    in several nested stages is listed for the innermost.
 
     Args:
         network (nn.Module): Any network.
-        own_blocks (int): Number of blocks at the start of a stage that are left out. Defaults to 1.
+        own_blocks (int): Number of blocks at the start of a stage to leave out. Defaults to 1.
 
     Returns:
-        list[RepeatedLayers]: The groups. Of each ``share_layers(network, stages=re.escape(stage),
-        groups=[re.escape(group)], own_blocks=own_blocks, bank=...)`` makes exactly that group.
+        list[RepeatedLayers]: The groups. ``share_layers(network, stages=re.escape(stage),
+        groups=[re.escape(group)], own_blocks=own_blocks, bank=...)`` makes exactly one of them.
     """
     places, found = plain_layers(network), []
     taken: set[str] = set()
@@ -86,7 +86,7 @@ def repeated_layers(network: nn.Module, own_blocks: int = 1) -> list[RepeatedLay
 
 
 def plain_layers(network: nn.Module) -> dict[str, Place]:
-    """The plain layers of a network that can share, by name. Weights that have several users are left out."""
+    """The plain layers of a network that can share, by name. Weights with several users are left out."""
     users = Counter(id(weight) for module in network.modules() for weight in module._parameters.values())
     modules: dict[str, nn.Module] = {}
     places: dict[int, Place] = {}
@@ -132,7 +132,7 @@ def stages_of(network: nn.Module) -> list[str]:
 def layers_by_name(
     network: nn.Module, stage: str, places: dict[str, Place], own_blocks: int
 ) -> dict[str, list[Place]]:
-    """The plain layers of a stage, behind its first blocks, by their names within the blocks."""
+    """The plain layers of a stage, after its first ``own_blocks`` blocks, by their names within the blocks."""
     kept = [name for name, _ in network.get_submodule(stage).named_children()][own_blocks:]
     inside = f'{stage}.' if stage else ''
     found: dict[str, list[Place]] = {}
@@ -144,7 +144,7 @@ def layers_by_name(
 
 
 def most_alike(members: list[Place]) -> list[Place]:
-    """The largest set of layers of one geometry."""
+    """The largest set of layers with one geometry."""
     geometry, _ = Counter(place.geometry for place in members).most_common(1)[0]
     return [place for place in members if place.geometry == geometry]
 
@@ -152,7 +152,7 @@ def most_alike(members: list[Place]) -> list[Place]:
 def members_of(
     network: nn.Module, stage: str | None, pattern: str, places: dict[str, Place], own_blocks: int, same_shape: bool
 ) -> list[Place]:
-    """The layers that a pattern names, of a stage or of the whole network."""
+    """The layers that a pattern matches in a stage or in the whole network."""
     if stage is None:
         return [place for name, place in places.items() if matches(pattern, name)]
     by_name = layers_by_name(network, stage, places, own_blocks if same_shape else 0)
@@ -169,4 +169,4 @@ def matches(pattern: str, name: str) -> bool:
     try:
         return re.fullmatch(pattern, name) is not None
     except re.error as error:
-        raise SharingError(f'The pattern {pattern!r} is no regular expression: {error}.') from None
+        raise SharingError(f'The pattern {pattern!r} is not a regular expression: {error}.') from None

@@ -16,8 +16,8 @@ from .template_bank import make_templates
 class LoopedLayer(SharedLayer):
     """A conv that runs one of the kernels of its group.
 
-    The first conv of a kernel runs it as it is. Each later one is a further pass of the loop, with a factor of its own
-    for the kernel, its ``scale``.
+    The first conv of a kernel runs it unchanged. Each later one is another pass of the loop and multiplies the kernel
+    by its own ``scale``.
     """
 
     def __init__(self, layer: Layer, bank: LoopedTemplates, norm: nn.Module | None = None):
@@ -34,22 +34,22 @@ class LoopedLayer(SharedLayer):
 
 @MODELS.register_module()
 class LoopedTemplates(Bank):
-    r"""Kernels that the convs of a group run again and again: a template bank whose similar layers have become one.
+    r"""Kernels that the convs of a group run repeatedly: a template bank whose similar layers are merged.
 
     Conv i has the kernel :math:`W_i = s_i K_{g(i)}`, with :math:`s_i = 1` for the first conv of each kernel. The
-    kernels are the templates themselves, or, where there are more of them than templates, linear combinations
-    :math:`K_g = \sum_k \alpha_{gk} T_k`. Scales and coefficients are to be trained without weight decay, as those of
+    kernels are the templates themselves or, if there are more kernels than templates, linear combinations
+    :math:`K_g = \sum_k \alpha_{gk} T_k`. Train scales and coefficients without weight decay, like those of
     :class:`TemplateBank`.
 
     Args:
         layers (Sequence[nn.Conv2d | nn.Linear]): The plain layers of the group.
-        kernels (Sequence[int]): For each conv the number of its kernel, from 0: ``[0, 1, 0, 1, 0, 1]`` is a loop over
-            two convs that is run three times.
-        num_templates (int): Number K of templates, of which no more are made than there are kernels.
+        kernels (Sequence[int]): The number of each conv's kernel, from 0: ``[0, 1, 0, 1, 0, 1]`` is a loop over
+            two convs that runs three times.
+        num_templates (int): Number K of templates; never more are made than there are kernels.
 
     Raises:
-        SharingError: If the kernels are not as many as the convs or not numbered from 0 without a gap, or if there is
-            to be less than one template.
+        SharingError: If ``kernels`` does not have one number for each conv, if the numbers do not run from 0 without
+            a gap, or if there would be less than one template.
     """
 
     layer_class = LoopedLayer
@@ -60,7 +60,7 @@ class LoopedTemplates(Bank):
         count = len(set(self.kernels))
         if len(self.kernels) != len(layers) or set(self.kernels) != set(range(count)):
             raise SharingError(
-                f'kernels={self.kernels} is no list of kernels for a group of {len(layers)} convs: give '
+                f'kernels={self.kernels} is not a list of kernels for a group of {len(layers)} convs: give '
                 'each conv the number of its kernel, and number the kernels from 0.'
             )
         if num_templates < 1:
@@ -80,9 +80,9 @@ class LoopedTemplates(Bank):
 
     @torch.no_grad()
     def fit(self, kernels: Sequence[Tensor]) -> None:
-        """Take, for all convs of one kernel, the best fit of rank one to their own: its leading right singular vector
-        is the direction of the kernel, their projections on it are its size and the scales. If there are more
-        kernels than templates, fit the templates to these as :meth:`TemplateBank.fit` does."""
+        """For all convs of one kernel, take the best rank-one fit to their weights: the leading right singular vector
+        is the direction of the kernel, and the projections on it give its size and the scales. If there are more
+        kernels than templates, fit the templates to the kernels as :meth:`TemplateBank.fit` does."""
         commons = []
         for index in range(max(self.kernels) + 1):
             members = [i for i, kernel in enumerate(self.kernels) if kernel == index]
@@ -100,8 +100,8 @@ class LoopedTemplates(Bank):
 
 
 def scaled_copies(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """The row, (M, ), and the factors, (N, ), whose products are nearest to the rows of a matrix, (N, M): its best fit
-    of rank one. The first factor is 1, except where the first row has next to nothing of the others."""
+    """The best rank-one fit to a matrix, (N, M): a row, (M, ), and the factors, (N, ), that scale it. The first factor
+    is 1, unless the first row has almost no part in the fit."""
     (direction,) = leading_directions(rows, 1)  # (M, )
     sizes = rows @ direction  # (N, )
     least = 1e-6 * sizes.abs().max()

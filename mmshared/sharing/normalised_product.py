@@ -11,8 +11,8 @@ from torch.autograd.function import once_differentiable
 
 
 def product(maps: Tensor, coefficients: Tensor, bias: Tensor | None) -> Tensor:
-    """A 1x1 conv. For contiguous maps on a CPU it is a matrix product for each image: convs of such maps copy them
-    into a format of their own and back."""
+    """A 1x1 conv. For contiguous maps on a CPU it is one matrix product per image: a conv would copy such maps into
+    a format of its own and back."""
     if not as_matrices(maps):
         return F.conv2d(maps, coefficients, bias)
     rows = coefficients.flatten(1).expand(len(maps), -1, -1)  # (N, O, R)
@@ -24,7 +24,7 @@ def product(maps: Tensor, coefficients: Tensor, bias: Tensor | None) -> Tensor:
 def gradients(grad: Tensor, maps: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor]:
     """The gradients of the coefficients (O, R) and of the bias (O, ) in :func:`product`."""
     if as_matrices(maps) and as_matrices(grad) and len(coefficients) <= maps[0, 0].numel():
-        # The products of the images are together no larger than the maps.
+        # All products together are no larger than the maps.
         return torch.bmm(grad.flatten(2), maps.flatten(2).mT).sum(0), grad.sum((0, 2, 3))
     _, grad_coefficients, grad_bias = torch.ops.aten.convolution_backward(
         grad, maps, coefficients, [len(coefficients)], [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [False, True, True]
@@ -37,15 +37,15 @@ def as_matrices(maps: Tensor) -> bool:
 
 
 class NormalisedProduct(torch.autograd.Function):
-    r"""A batch norm by the statistics of the batch and a 1x1 conv, as one 1x1 conv of scaled coefficients.
+    r"""A batch norm with the statistics of the batch and a 1x1 conv, as one 1x1 conv with scaled coefficients.
 
-    Of responses r with mean m and variance v in a channel, ``coefficients . (weight (r - m) / sqrt(v + eps) + bias)``
+    For responses r with mean m and variance v in a channel, ``coefficients . (weight (r - m) / sqrt(v + eps) + bias)``
     is ``(coefficients scale) . r + coefficients . shift`` with ``scale = weight / sqrt(v + eps)`` and
     ``shift = bias - m scale``. So no normalised copy of the responses is made, and the gradients of scale and shift
     come from those of the 1x1 conv, without a pass over the maps.
 
-    Where m is large compared with sqrt(v), rounding ruins ``v = E[r^2] - m^2`` and the sum with ``shift``. So the mean
-    of the middle rows is subtracted from the responses first, in place, and m and v are those of what is left.
+    If m is large compared with sqrt(v), rounding ruins ``v = E[r^2] - m^2`` and the sum with ``shift``. So the mean
+    of the middle rows is first subtracted from the responses, in place, and m and v are those of the remainder.
     """
 
     @staticmethod
@@ -85,7 +85,7 @@ class NormalisedProduct(torch.autograd.Function):
         grad_kernel, grad_sum = (each.to(rows) for each in gradients(grad, responses, kernel))  # (O, R), (O, )
         grad_shift = torch.mv(rows.T, grad_sum)  # (R, )
         grad_scale = (grad_kernel * rows).sum(0).addcmul_(mean, grad_shift, value=-1)
-        # Through mean and variance the responses r have the gradient -(slope * r + offset).
+        # The gradient of the responses r through mean and variance is -(slope * r + offset).
         slope = grad_scale * scale * inverse.square() / count
         offset = torch.addcmul(scale * grad_shift / count, slope, mean, value=-1)
         grad_responses = product(grad, kernel.transpose(0, 1), -offset.to(grad))
@@ -99,10 +99,9 @@ def normalised_product(responses: Tensor, norm: Any, coefficients: Tensor, bias:
     """Normalise responses and combine them: ``coefficients . norm(responses) + bias``, in training mode.
 
     Args:
-        responses (Tensor): The responses, (N, R, H, W). They are not to be used afterwards: they may be centred in
-            place.
-        norm (nn.Module): The norm in training mode. If it is an ``nn.BatchNorm2d``, its running statistics are updated
-            as it would update them.
+        responses (Tensor): The responses, (N, R, H, W). Do not use them afterwards: they may be centred in place.
+        norm (nn.Module): The norm in training mode. The running statistics of an ``nn.BatchNorm2d`` are updated as it
+            would update them.
         coefficients (Tensor): The weight of a 1x1 conv, (O, R, 1, 1).
         bias (Tensor, optional): Its bias, (O, ).
 
@@ -122,7 +121,7 @@ def normalised_product(responses: Tensor, norm: Any, coefficients: Tensor, bias:
 
 
 def _has_plain_statistics(norm: nn.Module) -> bool:
-    """Whether a norm normalises by the batch and keeps running means of what it sees, in float32 or better."""
+    """Whether a norm normalises by the batch and keeps running statistics, in float32 or better."""
     return (
         type(norm) is nn.BatchNorm2d
         and norm.training

@@ -13,7 +13,7 @@ from .bank import Bank, Layer, SharedLayer, SharingError
 
 
 class RelaxedLayer(SharedLayer):
-    """A layer whose weight is that of its group and a low-rank one of its own, 0 at the start."""
+    """A layer whose weight is the group's plus a low-rank one of its own, which starts at 0."""
 
     def __init__(self, layer: Layer, bank: RelaxedTie, norm: nn.Module | None = None):
         super().__init__(layer, bank, norm)
@@ -28,18 +28,17 @@ class RelaxedLayer(SharedLayer):
 
 @MODELS.register_module()
 class RelaxedTie(Bank):
-    r"""One weight that all layers of the group use, each with a low-rank weight of its own beside it.
+    r"""One weight for all layers of the group, to which each adds a low-rank weight of its own.
 
-    Layer i has the weight :math:`W_i = W + A_i B_i`, with :math:`A_i` of R columns, as in the paper's equation of a
-    relaxed recursive layer. W is initialised as weights are (Kaiming, fan in), the product as 0.
+    Layer i has the weight :math:`W_i = W + A_i B_i`, where :math:`A_i` has R columns, as in the paper's equation of a
+    relaxed recursive layer. W is initialised like a weight (Kaiming, fan in), the product as 0.
 
     Args:
         layers (Sequence[nn.Conv2d | nn.Linear]): The plain layers of the group.
-        rank (int): Rank R of the weights of their own, of at most the smaller side of a weight as a matrix
-            (O, I k k).
+        rank (int): Rank R of the layers' own weights, at most the smaller side of a weight as a matrix (O, I k k).
 
     Raises:
-        SharingError: If there is no weight of this rank.
+        SharingError: If no weight can have this rank.
     """
 
     layer_class = RelaxedLayer
@@ -50,7 +49,7 @@ class RelaxedTie(Bank):
         most = min(weight.flatten(1).shape)
         if not isinstance(rank, int) or not 0 < rank <= most:
             raise SharingError(
-                f'rank={rank!r} is the rank of no weight of the shape {tuple(weight.shape)}: give one '
+                f'rank={rank!r} is not a rank of weights of the shape {tuple(weight.shape)}: give one '
                 f'from 1 to {most}.'
             )
         self.rank = rank
@@ -61,8 +60,8 @@ class RelaxedTie(Bank):
 
     @torch.no_grad()
     def fit(self, kernels: Sequence[Tensor]) -> None:
-        """Take the mean of the weights as the shared one, and of what it leaves of each the truncated singular value
-        decomposition, its singular values halved between the two factors."""
+        """Take the mean of the weights as the shared one, and the truncated singular value decomposition of each
+        residual as the layer's own, with the square roots of the singular values in both factors."""
         mean = torch.stack(list(kernels)).mean(0)
         self.shared.copy_(mean)
         for layer, kernel in zip(self.layers, kernels):

@@ -18,10 +18,10 @@ from .kernel_transforms import KERNEL_TRANSFORMS, KernelTransform, Linear
 
 
 class RepeatedLayer(SharedLayer):
-    """A layer whose weight is made of a smaller one.
+    """A layer whose weight is made from a smaller one.
 
-    A conv has a bias, also where the plain one has none, as in the authors' code. Where the small kernel is as large
-    as the layer's, it is that kernel, and nothing is transformed.
+    A conv always has a bias, even if the plain one has none, as in the authors' code. If the small kernel has the
+    shape of the layer's, it is used without a transform.
     """
 
     kernel: nn.Parameter | None
@@ -44,7 +44,7 @@ class RepeatedLayer(SharedLayer):
         if small[2:] != shape[2:] or small[0] > shape[0] or small[1] > shape[1]:
             raise SharingError(
                 f'A kernel of the shape {tuple(small)} cannot be repeated to {tuple(shape)}: it has to '
-                'be of the same height and width, and of no more channels.'
+                'have the same height and width, and no more channels.'
             )
         kind, arguments = (bank.kind, bank.arguments) if small != shape else (Linear, {})
         self.transform = kind(small, shape, **arguments).to(**like)
@@ -89,10 +89,10 @@ class CopiedLayer(nn.Module):
 
 
 def _kind_of(transform: dict) -> tuple[type[KernelTransform], dict]:
-    """The class of a transform and its arguments, of its config."""
+    """The class of a transform and its arguments, from its config."""
     if not isinstance(transform, dict) or 'type' not in transform:
         raise SharingError(
-            f"transform={transform!r} is no config of a transform: write for example transform=dict(type='swish')."
+            f"transform={transform!r} is not a config of a transform: write for example transform=dict(type='swish')."
         )
     arguments = dict(transform)
     name = arguments.pop('type')
@@ -110,31 +110,31 @@ def _kind_of(transform: dict) -> tuple[type[KernelTransform], dict]:
 
 @MODELS.register_module()
 class RepeatedKernel(Bank):
-    """Kernels that are small ones, repeated to the size of their conv, each copy transformed by learned values.
+    """Small kernels, repeated to the size of their conv, each copy transformed by learned values.
 
     Repetition is within a layer or between layers:
 
     - ``'intra'``: each conv repeats a small kernel of its own, that of a network ``width`` times narrower.
-    - ``'inter'``: the convs behind the first repeat the kernel of the first.
-    - ``'hybrid'``: they repeat it and, beside it along the inputs, a kernel of their own, of its shape or narrower
-      where there is no room for two.
+    - ``'inter'``: the convs after the first repeat the kernel of the first.
+    - ``'hybrid'``: they repeat it and, beside it along the inputs, a kernel of their own, of its shape or narrower if
+      two do not fit.
 
-    The convs of a group may differ in shape. Small kernels of a conv's own are initialised by Xavier's uniform
-    distribution; the one that is passed on keeps the values that its plain conv was made with.
+    The convs of a group may differ in shape. A conv's own small kernel is initialised from Xavier's uniform
+    distribution; the kernel of the first conv that others repeat keeps its initial values.
 
     Args:
         layers (Sequence[nn.Conv2d | nn.Linear]): The plain layers of the group.
         transform (dict): ``type``, the name of a transform in ``KERNEL_TRANSFORMS``: linear, swish, bireal,
-            static_drop, random_bireal or one that you register, or its class; and its arguments.
+            static_drop, random_bireal or one that you register, or its class. The other keys are its arguments.
         mode (str): See above. Defaults to ``'intra'``.
         width (float, optional): For ``'intra'``, how many times wider each conv is than its small kernel; channels are
             rounded down.
         input_channels (int, optional): For ``'intra'``, the number of channels that come into the repeated layers from
-            the image or the stem, which are not widened: convs of so many input channels repeat along the outputs
-            only. A number that no conv of the group has changes nothing, as in stages behind the first.
+            the image or the stem, which are not widened: convs with this number of input channels repeat only along
+            the outputs. A number that no conv of the group has changes nothing, as in stages after the first.
 
     Raises:
-        SharingError: If the convs are grouped, if a kernel does not fit into a conv, or if the arguments do not fit
+        SharingError: If the convs are grouped, if a kernel does not fit into a conv, or if the arguments do not suit
             the mode.
     """
 
@@ -156,7 +156,7 @@ class RepeatedKernel(Bank):
                 'RepeatedKernel repeats only ungrouped convs: leave grouped and depthwise convs out of groups.'
             )
         if mode not in ('intra', 'inter', 'hybrid'):
-            raise SharingError(f"mode={mode!r} is none of 'intra', 'inter' and 'hybrid'.")
+            raise SharingError(f"mode={mode!r} is not one of 'intra', 'inter' and 'hybrid'.")
         self.kind, self.arguments = _kind_of(transform)
         self.passes = mode != 'intra'
         if self.passes != (width is None) or self.passes and input_channels is not None:
@@ -165,7 +165,7 @@ class RepeatedKernel(Bank):
                 'input_channels: their kernel is that of the first conv of the group.'
             )
         if width is not None and not (isinstance(width, (int, float)) and math.isfinite(width)):
-            raise SharingError(f'width={width!r} is no finite number: give 1 or more.')
+            raise SharingError(f'width={width!r} is not a finite number: give 1 or more.')
         if width is not None and width < 1:
             raise SharingError(f'width={width} makes kernels larger than their layers: give 1 or more.')
         if self.passes and len(layers) < 2:
@@ -179,11 +179,11 @@ class RepeatedKernel(Bank):
             self.kernel = nn.Parameter(layers[0].weight.detach().clone())  # (o, i, k, k)
 
     def own_shape(self, layer: Layer) -> tuple[int, ...] | None:
-        """The shape of the kernel that a layer is to have of its own; called as the layer is made."""
+        """The shape of a layer's own kernel, if it has one; called while the layer is made."""
         all_outputs, all_inputs, *size = layer.weight.shape
         if self.width is not None:
             fixed = all_inputs == self.input_channels
-            # Down, but not where an exact quotient is a little below its whole number: 33 / 1.1 is 29.999....
+            # Round down, but not a quotient that is only a rounding error below a whole number: 33 / 1.1 is 29.999....
             inputs = all_inputs if fixed else int(all_inputs / self.width + 1e-9)
             outputs = int(all_outputs / self.width + 1e-9)
             if not inputs or not outputs:
@@ -202,11 +202,11 @@ class RepeatedKernel(Bank):
 
     @torch.no_grad()
     def fit(self, kernels: Sequence[Tensor]) -> None:
-        """Take the least squares fit of the small kernels, with signs and masks as they are. For copies without a
-        transform it is the mean of the tiles."""
+        """Take the least squares fit of the small kernels, with signs and masks unchanged. Without a transform this
+        is the mean of the tiles."""
         if not all(layer.transform.affine for layer in self.layers):
             return super().fit(kernels)
-        # The whole kernels are A s + b of the values s of the small ones. Each row of A has one value that is not 0:
+        # The whole kernels are A s + b, with the values s of the small ones. Each row of A has one nonzero value, so
         # A'A is diagonal, its diagonal is A'A 1, and the fit to kernels w is s = A'(w - b) / A'A 1.
         small = [kernel for kernel in (self.kernel, *(layer.kernel for layer in self.layers)) if kernel is not None]
         for bias in (layer.added_bias for layer in self.layers):
@@ -230,5 +230,5 @@ class RepeatedKernel(Bank):
 
 
 def _joined(kernels: Sequence[Tensor]) -> Tensor:
-    """The values of kernels in a row."""
+    """The values of all kernels as one vector."""
     return torch.cat([kernel.flatten() for kernel in kernels])

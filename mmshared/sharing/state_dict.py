@@ -1,4 +1,4 @@
-"""A checkpoint of the plain network, loaded into the shared one; one that fits neither way, refused."""
+"""Loads a checkpoint of the plain network into the shared one, and refuses one that fits neither."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .bank import Bank, SharedLayer, SharingError
 
 _WANTED = (
     'Nothing of it was loaded into the shared network. Give a checkpoint of the same network, either plain or '
-    'shared by the same groups and bank; tools/model_converters has what makes others fit.'
+    'shared by the same groups and bank; tools/model_converters has tools that convert others.'
 )
 
 
@@ -44,7 +44,7 @@ class Conversion(NamedTuple):
 
 
 class _Group(NamedTuple):
-    """The layers of a bank in a module: their names there, the name of their stage, those of their plain weights."""
+    """The layers of a bank in a module: their names in it, their stage's name, the keys of their plain weights."""
 
     bank: Bank
     layers: dict[str, SharedLayer]
@@ -56,34 +56,35 @@ class _Group(NamedTuple):
         return f'{self.stage}.' if self.stage else ''
 
     def shared_keys(self) -> list[str]:
-        """What a shared checkpoint has for it."""
+        """The keys that a shared checkpoint has for it."""
         return [f'{name}.{key}' for name, layer in self.layers.items() for key in layer.state_dict()]
 
 
 def load_shared(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """The hook by which a network that shares loads a checkpoint: see :func:`share_state_dict`."""
+    """The hook that runs when a shared network loads a checkpoint: see :func:`share_state_dict`."""
     for conversion in share_state_dict(module, state_dict, prefix):
         print_log(str(conversion), logger='current')
 
 
 @torch.no_grad()
 def share_state_dict(module: nn.Module, state_dict: dict[str, Tensor], prefix: str = '') -> list[Conversion]:
-    """Make a state dict that is to be loaded into a shared network fit it, in place, or refuse it.
+    """Make a state dict fit a shared network before it is loaded, in place, or refuse it.
 
-    The weights of a plain network become the parameters of the shared one (:meth:`Bank.fit`). What is shared as the
-    network is stays as it is. A state dict that has nothing of any stage that shares is left to the loader.
+    The weights of a plain network become the parameters of the shared one (:meth:`Bank.fit`). Groups that the state
+    dict already shares in the same way are not changed. A state dict that has nothing of any shared stage is left to
+    the loader.
 
     Args:
         module (nn.Module): The shared network, or a part of it.
-        state_dict (dict): The state dict. What it holds or lacks outside the stages that share, and tensors that it
-            knows of no block at all, are as ever a matter of the loader.
-        prefix (str): What comes before the keys of the network in the state dict.
+        state_dict (dict): The state dict. The loader handles, as usual, what it has or lacks outside the shared
+            stages, and tensors that it lacks in every block.
+        prefix (str): The prefix of the network's keys in the state dict.
 
     Returns:
         list[Conversion]: The groups that were plain.
 
     Raises:
-        SharingError: If the shared stages fit neither way. Nothing is changed then.
+        SharingError: If the shared stages fit neither way. Then nothing is changed.
     """
     given = {
         key[len(prefix) :]: value
@@ -91,7 +92,7 @@ def share_state_dict(module: nn.Module, state_dict: dict[str, Tensor], prefix: s
         if isinstance(key, str) and key.startswith(prefix)
     }
     if len(given) < len(state_dict) and not all(isinstance(key, str) for key in state_dict):
-        raise SharingError(f'The checkpoint has names that are no strings. {_WANTED}')
+        raise SharingError(f'The checkpoint has names that are not strings. {_WANTED}')
     groups, parts = _groups(module)
     for name, plain in parts.items():
         if plain in given:
@@ -99,7 +100,7 @@ def share_state_dict(module: nn.Module, state_dict: dict[str, Tensor], prefix: s
                 f'{plain} is a weight of {name}, which shares with layers outside of what is loaded '
                 f'here: load it into the whole network. {_WANTED}'
             )
-    # What the checkpoint would be with each plain group as a shared one.
+    # The keys that the checkpoint would have with each plain group converted.
     plain_groups = [group for group in groups if all(key in given for key in group.plain)]
     theirs = (
         set(given)
@@ -140,8 +141,8 @@ def share_state_dict(module: nn.Module, state_dict: dict[str, Tensor], prefix: s
 
 
 def _groups(module: nn.Module) -> tuple[list[_Group], dict[str, str]]:
-    """The groups of a module whose layers are all in it; of the others the names of the layers in it, with those of
-    their plain weights."""
+    """The groups whose layers are all in a module. For the other groups, the names of their layers in it, with the
+    keys of their plain weights."""
     names, plain = {}, {}
     for parent_name, parent in module.named_modules():
         for child, layer in parent.named_children():
@@ -163,7 +164,7 @@ def _groups(module: nn.Module) -> tuple[list[_Group], dict[str, str]]:
 
 
 def _stage_in(bank: Bank, first: str) -> str | None:
-    """The name of a bank's stage in a module in which its first layer has a name; None if it has no stage there."""
+    """The name of a bank's stage in a module, given the name of its first layer there; None if it has none."""
     if bank.stage is None:
         return None
     there = bank.names[0]
@@ -180,7 +181,7 @@ class _Blocks:
         self.stages = sorted({group.inside for group in groups if group.stage is not None}, key=len, reverse=True)
 
     def within(self, key: str) -> str | None:
-        """The name of a tensor within its block of a stage that shares, or None outside of these."""
+        """The name of a tensor within its block of a shared stage, or None outside of them."""
         stage = next((inside for inside in self.stages if key.startswith(inside)), None)
         return None if stage is None else key[len(stage) :].partition('.')[2]
 
@@ -193,7 +194,7 @@ def _touches(group: _Group, given: dict[str, Any]) -> bool:
 
 
 def _check_values(group: _Group, given: dict[str, Any]) -> None:
-    """Raise if what a checkpoint has of a group's stage is no tensor of finite numbers."""
+    """Raise if a checkpoint holds anything but tensors of finite numbers for a group's stage."""
     keys = {*group.plain, *group.shared_keys()}
     for key, value in given.items():
         if key in keys or group.stage is not None and key.startswith(group.inside):
@@ -205,10 +206,10 @@ def _check_values(group: _Group, given: dict[str, Any]) -> None:
 
 
 def _check_stage(group: _Group, own: dict[str, Tensor], plain: list[str], given: dict[str, Tensor]) -> None:
-    """Raise if what a checkpoint has of the stage of a group is of another network."""
+    """Raise if a checkpoint's tensors for a group's stage belong to another network."""
     if group.stage is None:
         return
-    # Blocks of which a shared checkpoint has something, and those of which a plain one has.
+    # The blocks of this checkpoint, of a shared one and of a plain one.
     there, least, most = (
         {key[len(group.inside) :].partition('.')[0] for key in keys if key.startswith(group.inside)}
         for keys in (given, own, [*own, *plain])
@@ -224,7 +225,7 @@ def _check_stage(group: _Group, own: dict[str, Tensor], plain: list[str], given:
 
 
 def _check_layers(group: _Group, given: dict[str, Tensor]) -> None:
-    """Raise unless a checkpoint has what the layers of a group need, shared or plain, and nothing else of them."""
+    """Raise unless a checkpoint has what the layers of a group need, shared or plain, and nothing else for them."""
     missing = [key for key in group.shared_keys() if key not in given and not key.endswith('num_batches_tracked')]
     if missing and not all(key in given for key in group.plain):
         raise SharingError(
@@ -244,8 +245,8 @@ def _check_layers(group: _Group, given: dict[str, Tensor]) -> None:
 
 
 def _check_rest(groups: list[_Group], own: dict[str, Tensor], theirs: set[str], blocks: _Blocks) -> None:
-    """Raise if a checkpoint lacks a tensor in some of the blocks that share, and has it in others. One that it has in
-    no block it does not know: offsets of deformable convs, for example."""
+    """Raise if a checkpoint has a tensor in some blocks of the shared stages and lacks it in others. A tensor that it
+    lacks in every block is new to it: offsets of deformable convs, for example."""
     known = {blocks.within(key) for key in theirs}
     for key in own:
         name = blocks.within(key)

@@ -1,4 +1,4 @@
-"""From a plain network to a shared one and back."""
+"""Turns a plain network into a shared one and back."""
 
 from __future__ import annotations
 
@@ -29,26 +29,26 @@ def share_layers(
     layers: Sequence[str] | str | None = None,
     own_blocks: int = 1,
 ) -> list[Bank]:
-    """Make groups of layers of a network share a bank each, in place: convs (``nn.Conv2d``) and linears
-    (``nn.Linear``), mmcv's wrappers of both, and the packed input projections of ``nn.MultiheadAttention``
-    (``in_proj``).
+    """Make each group of layers of a network share a bank, in place. Layers that can share are convs (``nn.Conv2d``)
+    and linears (``nn.Linear``), mmcv's wrappers of both, and the packed input projections of
+    ``nn.MultiheadAttention`` (``in_proj``).
 
-    A group is the layers whose names within the blocks of a stage match a pattern, or all layers of the network whose
-    full names do. Of the layers of one name in a stage those that differ from most keep their own weights. A stage
-    with fewer than two layers of a pattern is left as it is; where layers may differ in shape
-    (:attr:`Bank.same_shape` is False) one is enough, and the first blocks share too.
+    A group is all layers of a stage whose names within their blocks match a pattern, or all layers of the network
+    whose full names do. Among the layers of one name in a stage, those that differ from the majority keep their own
+    weights. A stage with fewer than two layers of a pattern is not changed; if layers may differ in shape
+    (:attr:`Bank.same_shape` is False), one is enough, and the first blocks share too.
 
     From then on a plain checkpoint is fitted when it is loaded, and one that fits neither way is refused; each bank
-    generates once in a forward pass of the network.
+    generates once per forward pass of the network.
 
     Args:
         network (nn.Module): Any network.
-        groups (Sequence[str], optional): Regular expressions. Those layers of a stage whose whole name within their
+        groups (Sequence[str], optional): Regular expressions. The layers of a stage whose whole name within their
             block matches one of them are a group: ``['conv[12]']`` is one bank for both, ``['conv1', 'conv2']`` two.
-        bank (dict | Sequence[dict]): Config of the bank of each group: one for all, or a list of one for each.
+        bank (dict | Sequence[dict]): Config of the bank: one for all groups, or a list with one for each.
         stages (str, optional): A regular expression for the full names of the stages that share. Defaults to all.
         layers (Sequence[str] | str, optional): In place of ``groups`` and ``stages``, regular expressions for the full
-            names of layers: all that match one are a group. It may be of one layer if the bank makes that smaller.
+            names of layers: all that match one are a group. It may have only one layer if the bank makes that smaller.
         own_blocks (int): Number of blocks at the start of a stage that keep their own layers. Defaults to 1: the
             first block, which in a ResNet changes width or resolution.
 
@@ -56,8 +56,8 @@ def share_layers(
         list[Bank]: The banks that were made.
 
     Raises:
-        SharingError: If a pattern forms no group, or one of layers that differ and may not, or if a bank does not fit.
-            The network is as it was then.
+        SharingError: If a pattern forms no group, if the layers of a group differ and must not, or if a bank does not
+            fit. Then the network is not changed.
     """
     patterns = _check_patterns(groups, stages, layers, own_blocks)
     configs = list(bank) if isinstance(bank, (list, tuple)) else [bank] * len(patterns)
@@ -80,8 +80,7 @@ def share_layers(
 
 
 class _Group(NamedTuple):
-    """Layers that are to share: the stage that they are of, if they are of one, their pattern, the config of their
-    bank, and themselves."""
+    """Layers that are to share: their stage, if any, their pattern, the config of their bank, and their places."""
 
     stage: str | None
     pattern: str
@@ -92,14 +91,12 @@ class _Group(NamedTuple):
 def _find_groups(
     network: nn.Module, configs: dict[str, Any], stages: str | None, by_full_name: bool, own_blocks: int
 ) -> list[_Group]:
-    """The groups of a network by their patterns, of which each forms one at least."""
+    """The groups of a network for these patterns. Each pattern must form at least one."""
     kinds = {pattern: bank_class(config) for pattern, config in configs.items()}
     places = plain_layers(network)
     names = [name for name in stages_of(network) if stages is None or matches(stages, name)]
     if stages is not None and not names:
-        raise SharingError(
-            f'stages={stages!r} is the name of no stage: there are {_some(stages_of(network)) or "none"}.'
-        )
+        raise SharingError(f'stages={stages!r} matches no stage: there are {_some(stages_of(network)) or "none"}.')
     found: list[_Group] = []
     taken: set[str] = set()
     for stage in [None] if by_full_name else names:
@@ -121,7 +118,7 @@ def _find_groups(
 
 
 def _make_layers(group: _Group) -> Bank:
-    """Make the bank of a group, and its layers. What was frozen stays so."""
+    """Make the bank of a group and its layers. What was frozen stays frozen."""
     bank = make_bank(group.config, [place.layer for place in group.members])
     bank.stage, bank.group = group.stage, group.pattern
     bank.names = tuple(place.name for place in group.members)
@@ -136,7 +133,7 @@ def _make_layers(group: _Group) -> Bank:
 
 
 def _check_savings(made: dict[Bank, _Group], by_full_name: bool) -> None:
-    """Warn if sharing saves nothing; raise if a group is of one layer, for which there is no other reason."""
+    """Warn if sharing saves nothing; raise if a group then has only one layer: it has no other reason to share."""
     before = sum(place.layer.weight.numel() for group in made.values() for place in group.members)
     after = sum(p.numel() for bank in made for layer in bank.layers for p in layer.parameters() if p is not layer.bias)
     if after < before:
@@ -144,7 +141,7 @@ def _check_savings(made: dict[Bank, _Group], by_full_name: bool) -> None:
     patterns = list(dict.fromkeys(group.pattern for group in made.values()))
     if by_full_name and any(len(group.members) < 2 for group in made.values()):
         raise SharingError(
-            f'A group of one layer is allowed where the bank makes it smaller, and {patterns} would have '
+            f'A group of one layer is allowed if the bank makes it smaller, and {patterns} would have '
             f'{after:,} parameters for {before:,}: name more layers, or take a smaller bank.'
         )
     warnings.warn(
@@ -155,7 +152,7 @@ def _check_savings(made: dict[Bank, _Group], by_full_name: bool) -> None:
 
 
 def make_bank(config: dict, layers: Sequence[Layer]) -> Bank:
-    """Make the bank of a config for plain layers.
+    """Make a bank from its config for plain layers.
 
     Raises:
         SharingError: If its arguments do not fit.
@@ -170,13 +167,15 @@ def make_bank(config: dict, layers: Sequence[Layer]) -> Bank:
 
 
 def bank_class(config: Any) -> type[Bank]:
-    """The class of the bank of a config.
+    """The class of the bank that a config describes.
 
     Raises:
-        SharingError: If there is none.
+        SharingError: If there is no such bank.
     """
     if not isinstance(config, dict) or 'type' not in config:
-        raise SharingError(f"bank={config!r} is no config of a bank: write for example bank=dict(type='TiedFilters').")
+        raise SharingError(
+            f"bank={config!r} is not a config of a bank: write for example bank=dict(type='TiedFilters')."
+        )
     kind = config['type']
     if isinstance(kind, str):
         with MODELS.switch_scope_and_registry(None) as registry:
@@ -191,7 +190,7 @@ def bank_class(config: Any) -> type[Bank]:
                 'has to be imported first: custom_imports.)'
             )
     if not (inspect.isclass(kind) and issubclass(kind, Bank)):
-        raise SharingError(f'{config["type"]} is no bank.')
+        raise SharingError(f'{config["type"]} is not a bank.')
     return kind
 
 
@@ -199,15 +198,15 @@ def fold_layers(network: nn.Module) -> nn.Module:
     """Replace each shared layer by the plain one that it equals in eval mode, in place: the inverse of
     :func:`share_layers`.
 
-    A bias that the fold brings into a layer without one goes into the running means of the batch norms that see it, so
-    that the state dict gets the keys of the plain network. This is tried on random inputs of the modules around; where
-    it changes the output the bias stays.
+    If folding adds a bias to a layer that had none, it is moved into the running means of the batch norms that see it,
+    so that the state dict has the keys of the plain network. The move is tested on random inputs of the surrounding
+    modules; if it changes the output, the bias stays.
 
     Returns:
         nn.Module: The module itself.
 
     Raises:
-        SharingError: If layers outside of the module share with layers in it. Nothing is changed then.
+        SharingError: If layers outside the module share with layers in it. Then nothing is changed.
     """
     inside = {module for module in network.modules() if isinstance(module, SharedLayer)}
     outside = [
@@ -215,7 +214,7 @@ def fold_layers(network: nn.Module) -> nn.Module:
     ]
     if outside:
         raise SharingError(
-            f'{outside[0]} shares with layers of this module and is no part of it: fold the whole network.'
+            f'{outside[0]} shares with layers of this module and is not part of it: fold the whole network.'
         )
     last = memory_format_of(network)
     with torch.no_grad():
@@ -234,8 +233,8 @@ def fold_layers(network: nn.Module) -> nn.Module:
 
 
 def following_norm(parent: nn.Module, name: str) -> _BatchNorm | None:
-    """The batch norm that is registered right behind the child ``name`` of a module, or is that of a ``ConvModule``:
-    a guess, good enough for its kind."""
+    """The batch norm that is registered right after the child ``name`` of a module, or that of a ``ConvModule``: a
+    guess, good enough to know its kind."""
     children = list(parent._modules.items())
     names = [child for child, _ in children]
     if name not in names:
@@ -262,7 +261,7 @@ def memory_format_of(network: nn.Module) -> torch.memory_format:
 
 
 def _start_orthogonal(banks: list[Bank]) -> None:
-    """Let bases of one space start orthogonal to each other too: what the orthogonality loss asks of them."""
+    """Make bases of one space start orthogonal to each other too, as the orthogonality loss requires."""
     named = {f'{bank.stage}.{bank.group}': bank for bank in banks if bank.orthogonal_start}
     for space in bases_by_space(named):
         if len(space) > 1:
@@ -273,7 +272,7 @@ def _start_orthogonal(banks: list[Bank]) -> None:
 
 
 def _leave_hooks(network: nn.Module, made: list[Bank]) -> None:
-    """Leave on a network what keeps the promises of :func:`share_layers`."""
+    """Register the hooks on a network that keep the promises of :func:`share_layers`."""
     owners = (getattr(hook, '__self__', None) for hook in network._forward_pre_hooks.values())
     passes = [owner for owner in owners if isinstance(owner, ForwardPass)]
     if passes:
@@ -284,7 +283,7 @@ def _leave_hooks(network: nn.Module, made: list[Bank]) -> None:
         network.register_forward_hook(each.end, always_call=True)
     names = {name for bank in made for name in bank.names}
     for name, module in network.named_modules():
-        # Each module around a shared layer: what is loaded into a part of the network is looked at too.
+        # Every module around a shared layer, so that loading into a part of the network is checked too.
         around = not name or any(each.startswith(f'{name}.') for each in names)
         if (
             around
@@ -299,7 +298,7 @@ def _is_load_hook(hook: Any) -> bool:
 
 
 def take_hooks(network: nn.Module) -> None:
-    """Take away what :func:`_leave_hooks` left."""
+    """Remove the hooks of :func:`_leave_hooks`."""
     for module in network.modules():
         for hooks in (module._forward_pre_hooks, module._forward_hooks):
             for key in [
@@ -315,7 +314,7 @@ def take_hooks(network: nn.Module) -> None:
 def _check_patterns(
     groups: Sequence[str] | None, stages: str | None, layers: Sequence[str] | str | None, own_blocks: int
 ) -> list[str]:
-    """The patterns of the groups that are asked for, if they are asked for well."""
+    """The patterns of the groups. Raises if the arguments do not fit together."""
     if (groups is None) == (layers is None):
         raise SharingError(
             'Say which layers are to share: either by groups, patterns of names within the blocks of '
@@ -331,7 +330,7 @@ def _check_patterns(
             f'{"groups" if layers is None else "layers"}={patterns} has no pattern or one twice: name each group once.'
         )
     if not isinstance(own_blocks, int) or own_blocks < 0:
-        raise SharingError(f'own_blocks={own_blocks!r} is no number of blocks: give 0 or more.')
+        raise SharingError(f'own_blocks={own_blocks!r} is not a number of blocks: give 0 or more.')
     return patterns
 
 
@@ -352,7 +351,7 @@ def _check_members(pattern: str, members: list[Place], kind: type[Bank]) -> None
 
 
 def _no_layer(pattern: str, places: dict[str, Place]) -> str:
-    """Why a pattern of full names names no layer, and what there is."""
+    """Why a pattern of full names matches no layer, and what layers there are."""
     nearest = difflib.get_close_matches(pattern, places, n=5, cutoff=0)
     return (
         f'The pattern {pattern!r} in layers matches the whole name of no layer that can share (or only those of '
@@ -363,7 +362,7 @@ def _no_layer(pattern: str, places: dict[str, Place]) -> str:
 def _no_group(
     network: nn.Module, pattern: str, stages: list[str], places: dict[str, Place], own_blocks: int, same_shape: bool
 ) -> str:
-    """Why a pattern forms no group in the stages, and what there is."""
+    """Why a pattern forms no group in the stages, and what layers there are."""
     there: dict[str, int] = {}
     for stage in stages:
         for name, members in layers_by_name(network, stage, places, own_blocks).items():

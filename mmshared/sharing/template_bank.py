@@ -13,9 +13,9 @@ from .filter_basis import leading_directions
 
 
 def make_templates(number: int, kernel: Tensor) -> nn.Parameter:
-    """Templates like a kernel, (O, I / groups, k, k), with filters as rows: (K, O, I k k). Initialised as kernels are.
+    """Templates for a kernel, (O, I / groups, k, k), with filters as rows: (K, O, I k k). Initialised like kernels.
 
-    (Channels-last, which PyTorch gives to all parameters of four or five dimensions, does not change them.)
+    (Channels-last, which PyTorch applies to all parameters of four or five dimensions, does not change them.)
     """
     templates = nn.Parameter(kernel.new_empty(number, len(kernel), kernel[0].numel()))
     for template in templates:
@@ -34,7 +34,7 @@ class TemplateLayer(SharedLayer):
     def dense(self) -> tuple[Tensor, Tensor | None]:
         if self.bank.generates_once:
             return self.bank()[self.position], self.bias
-        # Only its own kernel, for example where blocks are recomputed.
+        # Only its own kernel, for example when blocks are recomputed.
         kernel = self.coefficients @ self.bank.templates.flatten(1)  # (O I k k, )
         return kernel.view(self.bank.shape), self.bias
 
@@ -43,17 +43,17 @@ class TemplateLayer(SharedLayer):
 class TemplateBank(Bank):
     r"""Templates whose linear combinations are the kernels of the convs.
 
-    With the templates :math:`T_k` conv i has the kernel :math:`W_i = \sum_k \alpha_{ik} T_k`. The coefficients are
-    the rows of a matrix (convs, K) that is initialised orthogonally, and are to be trained without weight decay:
+    With the templates :math:`T_k`, conv i has the kernel :math:`W_i = \sum_k \alpha_{ik} T_k`. The coefficients are
+    the rows of a matrix (convs, K) that is initialised orthogonally. Train them without weight decay:
     ``optim_wrapper.paramwise_cfg=dict(custom_keys={'coefficients': dict(decay_mult=0)})``. The templates are
-    initialised as kernels are, from a normal distribution (Kaiming, fan in).
+    initialised like kernels, from a normal distribution (Kaiming, fan in).
 
     Args:
         layers (Sequence[nn.Conv2d | nn.Linear]): The plain layers of the group.
         num_templates (int): Number K of templates.
 
     Raises:
-        SharingError: If there is to be less than one template.
+        SharingError: If there would be less than one template.
     """
 
     layer_class = TemplateLayer
@@ -71,14 +71,14 @@ class TemplateBank(Bank):
         return torch.stack([layer.coefficients for layer in self.layers])
 
     def generate(self) -> tuple[Tensor, ...]:
-        # One product for all convs; unbound, so that the gradients of all kernels are stacked once.
+        # One product for all convs; unbound, so that the gradients of all kernels are stacked only once.
         kernels = self.coefficients() @ self.templates.flatten(1)  # (convs, O I k k)
         return kernels.view(-1, *self.shape).unbind()
 
     @torch.no_grad()
     def fit(self, kernels: Sequence[Tensor]) -> None:
         """Take the leading right singular vectors of the kernels, a row each, as templates, and the projections on
-        them as coefficients: the least squares of all linear combinations of K templates."""
+        them as coefficients: the least squares fit among all linear combinations of K templates."""
         rows = torch.stack([kernel.flatten() for kernel in kernels])  # (convs, O I k k)
         templates = leading_directions(rows, min(len(self.templates), len(rows)))
         self.templates[: len(templates)] = templates.view(-1, *self.templates.shape[1:])

@@ -22,8 +22,8 @@ class TiedLayer(SharedLayer):
 class TiedFilters(Bank):
     """One weight that all layers of the group use as it is.
 
-    The sharing of the paper's ResNet-50, ResNet-101 and MobileNetV2: the convs that stay unshared before and
-    behind take the part of the coefficients. The weight is initialised orthogonally.
+    The paper shares its ResNet-50, ResNet-101 and MobileNetV2 this way: the unshared convs before and after take the
+    role of the coefficients. The weight is initialised orthogonally.
 
     Args:
         layers (Sequence[nn.Conv2d | nn.Linear]): The plain layers of the group.

@@ -1,5 +1,5 @@
-"""Time the fast form of plain copies (linear) against the direct one: multiply-adds, training step and inference, both
-forms of each network in one process and in turn. Ratios are medians over the rounds, with their quartiles.
+"""Time the fast form of plain copies (linear) against the direct one: multiply-adds, training step and inference, with
+both forms of each network alternating in one process. Ratios are medians over the rounds, with their quartiles.
 """
 
 import argparse
@@ -21,13 +21,13 @@ from mmshared.sharing.kernel_transforms import Linear
 @errors_in_a_sentence()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('configs', nargs='+', metavar='config', help='configs of networks of plain copies')
-    parser.add_argument('--batch', type=int, default=8, help='number of images (default: 8)')
-    parser.add_argument('--rounds', type=int, default=7, help='default: 7')
+    parser.add_argument('configs', nargs='+', metavar='config', help='configs of networks with plain copies')
+    parser.add_argument('--batch', type=int, default=8, help='batch size (default: 8)')
+    parser.add_argument('--rounds', type=int, default=7, help='number of rounds (default: 7)')
     add_shape(parser)
     args = parser.parse_args()
     if min(args.batch, args.rounds) < 1:
-        parser.error('--batch and --rounds are 1 or more')
+        parser.error('--batch and --rounds must be 1 or more')
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     images = torch.randn(args.batch, *args.shape, device=device)
     for config in args.configs:

@@ -1,8 +1,8 @@
-"""Time a config's shared network against the plain one, in one process and in turn.
+"""Time a config's shared network against the plain one, alternating in one process.
 
-A training step with and without the orthogonality loss, inference as trained and as shipped (plain convs, the fastest
-form of each, batch norms fused into them), the loss by itself, the memory of a training step and the size of the
-weights. Ratios are medians over the rounds of the ratios within a round, with their quartiles.
+Measures a training step with and without the orthogonality loss, inference as trained and as shipped (plain convs in
+their fastest form, with fused batch norms), the loss by itself, the memory of a training step and the size of the
+weights. Ratios are taken within a round; their median and quartiles over the rounds are printed.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from mmshared.engine.config import load_config
 
 
 def usable_device(name: str) -> torch.device:
-    """The type of an argument that names a device: one that computes here."""
+    """Argument type for a device that works on this machine."""
     try:
         torch.ones(1, device=name).cpu()
         return torch.device(name)
@@ -35,34 +35,36 @@ def parse_args() -> argparse.Namespace:
         '--reference',
         nargs=2,
         metavar=('FILE', 'CALL'),
-        help="a network of an author's repository to time too: a file of a checkout and a call, "
+        help="also time a network from an author's repository: a file of a checkout and a call, "
         "Net_RL2/models/ilsvrc/resnet.py 'ResNet34_DoubleShared(48, 1)'",
     )
-    parser.add_argument('--batch', type=int, default=8, help='images of a training step (default: 8)')
-    parser.add_argument('--inference-batch', type=int, nargs='+', default=[1, 32], help='default: 1 32')
+    parser.add_argument('--batch', type=int, default=8, help='batch size of a training step (default: 8)')
+    parser.add_argument(
+        '--inference-batch', type=int, nargs='+', default=[1, 32], help='batch sizes of inference (default: 1 32)'
+    )
     add_shape(parser)
-    parser.add_argument('--rounds', type=int, default=10, help='default: 10')
+    parser.add_argument('--rounds', type=int, default=10, help='number of rounds (default: 10)')
     parser.add_argument(
         '--device',
         type=usable_device,
         default='cuda' if torch.cuda.is_available() else 'cpu',
         help='default: cuda if there is one',
     )
-    parser.add_argument('--autocast', choices=['bfloat16', 'float16'], help='mixed precision')
-    parser.add_argument('--channels-last', action='store_true', help='memory format')
+    parser.add_argument('--autocast', choices=['bfloat16', 'float16'], help='use mixed precision')
+    parser.add_argument('--channels-last', action='store_true', help='use the channels-last memory format')
     parser.add_argument('--compile', action='store_true', help='compile all networks with torch.compile')
-    parser.add_argument('--json', type=output_file, help='a file to write the same to')
+    parser.add_argument('--json', type=output_file, help='also write the results to this file')
     parser.add_argument(
-        '--plot', type=output_image, help='instead of the table, draw how time and memory grow with what these name:'
+        '--plot', type=output_image, help='instead of the table, draw how time and memory grow with these options:'
     )
-    parser.add_argument('--batches', type=int, nargs='+', default=[], help='sizes of a batch')
+    parser.add_argument('--batches', type=int, nargs='+', default=[], help='batch sizes')
     parser.add_argument('--depths', type=int, nargs='+', default=[], help='depths of the backbone')
     parser.add_argument('--ranks', type=int, nargs='+', default=[], help='shared ranks of its bank')
     args = parser.parse_args()
     if min(args.batch, args.rounds, *args.inference_batch, *args.batches) < 1:
-        parser.error('--batch, --batches, --inference-batch and --rounds are 1 or more')
+        parser.error('--batch, --batches, --inference-batch and --rounds must be 1 or more')
     if bool(args.plot) != bool(args.batches or args.depths or args.ranks):
-        parser.error('--plot and what it is to be over (--batches, --depths, --ranks) are given together')
+        parser.error('--plot needs --batches, --depths or --ranks, and they need --plot')
     return args
 
 

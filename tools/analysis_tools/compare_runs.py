@@ -1,7 +1,7 @@
-"""Draw the logged scalars of several runs over each other.
+"""Draw the logged scalars of several runs in the same axes.
 
-What a GradientFlowHook has written, unless told otherwise: for example the gradients of the banks with and without the
-orthogonality loss.
+By default these are the scalars of GradientFlowHook, to compare for example the gradients of the banks with and
+without the orthogonality loss.
 """
 
 import argparse
@@ -21,15 +21,15 @@ def main() -> None:
         '--scalars',
         default='grad/.*',
         metavar='PATTERN',
-        help="regular expression of the scalars' names, for example 'basis/.*' or 'loss' (default: grad/.*)",
+        help="regular expression for the scalars' names, for example 'basis/.*' or 'loss' (default: grad/.*)",
     )
-    parser.add_argument('--linear', action='store_true', help='linear, not logarithmic')
+    parser.add_argument('--linear', action='store_true', help='use a linear scale instead of a logarithmic one')
     args = parser.parse_args()
     work_dirs = named_runs(parser, args)
     runs = {name: read_scalars(path) for name, path in work_dirs.items()}
     for name, path in work_dirs.items():
         if not runs[name]:
-            raise SharingError(f'{path} is no work dir of a run: it has no vis_data/scalars.json.')
+            raise SharingError(f'{path} is not the work dir of a run: it has no vis_data/scalars.json.')
     drawn = draw_runs(runs, args.scalars, args.out, 'linear' if args.linear else 'log')
     print(f'wrote {args.out}: {", ".join(drawn)}')
 

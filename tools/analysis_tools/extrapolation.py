@@ -1,5 +1,5 @@
-"""Draw the scores of shortest paths by distance, several runs over each other, inside and beyond the distances of
-their training, and print them as tables."""
+"""Draw the shortest path scores of several runs by distance, within and beyond the distances they were trained on, and
+print them as tables."""
 
 import argparse
 
@@ -26,7 +26,7 @@ def main() -> None:
         for score, title in TITLES.items():
             panels[title][name] = last_scores(scalars, score)
             if not configs or not panels[title][name]:
-                raise SharingError(f'{path} is no work dir of a run that was scored by PathScore.')
+                raise SharingError(f'{path} is not the work dir of a run that was scored by PathScore.')
         longest.add(max(high for _, high in Config.fromfile(configs[-1]).train_dataloader.dataset.distances))
     if len({tuple(scores) for runs in panels.values() for scores in runs.values()}) > 1:
         raise SharingError('The runs were scored over different ranges of distances: compare those of one set.')

@@ -1,8 +1,8 @@
-"""Print how much of the gain of one model over a baseline other models reach: for example how much of the gain of
+"""Print how much of one model's gain over a baseline other models reach: for example, how much of the gain from
 equivariance on rotated MNIST learned repetition reaches.
 
-The share of a model is (its accuracy - the baseline's) / (the better model's - the baseline's), of the means over the
-seeds. In brackets is its 95 % interval by the spread of the seeds, if each model has several.
+The share of a model is (its accuracy - the baseline's) / (the better model's - the baseline's), with means over the
+seeds. Its 95 % interval from the spread of the seeds is in brackets, if each model has several seeds.
 """
 
 import argparse
@@ -21,11 +21,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('work_dir', type=Path, help='the work dir of a suite that tools/benchmark.py ran')
     parser.add_argument('models', nargs='+', metavar='model', help='names of models of the suite')
-    parser.add_argument('--baseline', required=True, metavar='MODEL', help='the model that the gain is over')
-    parser.add_argument('--better', required=True, metavar='MODEL', help='the model whose gain is shared out')
+    parser.add_argument('--baseline', required=True, metavar='MODEL', help='the model to measure the gain from')
+    parser.add_argument('--better', required=True, metavar='MODEL', help='the model whose gain counts as 1')
     args = parser.parse_args()
     if args.baseline == args.better:
-        parser.error('--baseline and --better are two models')
+        parser.error('--baseline and --better must be two models')
     runs = {name: read_accuracies(args.work_dir / name, METRIC) for name in (args.baseline, *args.models, args.better)}
     lines = [['model', 'runs', METRIC, 'share of the gain'], ['---', '---:', '---:', '---:']]
     for name, accuracies in runs.items():
@@ -35,7 +35,7 @@ def main() -> None:
     print('\n'.join(f'| {" | ".join(line)} |' for line in lines))
     print(f'\ngain of {args.better} over {args.baseline}: {found.gain} percentage points')
     if found.share is None:
-        print('It may be none at all: the shares are not defined.')
+        print('There may be no gain at all: the shares are not defined.')
 
 
 if __name__ == '__main__':

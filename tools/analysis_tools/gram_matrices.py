@@ -1,4 +1,4 @@
-"""Draw the Gram matrices of the filter bases in a checkpoint: heat maps, for orthonormal bases the identity."""
+"""Draw the Gram matrices of the filter bases in a checkpoint as heat maps. Orthonormal bases give the identity."""
 
 import argparse
 
@@ -14,7 +14,7 @@ from mmshared.hooks import basis_health, basis_spaces
 @own_files()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='the config that the checkpoint is of')
+    parser.add_argument('config', help='the config of the checkpoint')
     parser.add_argument('checkpoint', help='the checkpoint')
     parser.add_argument('--out', type=output_image, default='gram_matrices.png', help='default: gram_matrices.png')
     args = parser.parse_args()

@@ -18,7 +18,7 @@ from mmshared.hooks import template_banks
 @own_files()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='the config that the checkpoint is of')
+    parser.add_argument('config', help='the config of the checkpoint')
     parser.add_argument('checkpoint', help='the checkpoint')
     parser.add_argument(
         '--out', type=output_image, default='layer_similarity.png', help='default: layer_similarity.png'
@@ -27,11 +27,11 @@ def main() -> None:
         '--threshold',
         type=float,
         default=0.95,
-        help='the similarity that every two layers of a group exceed, below 1 (default: 0.95)',
+        help='the similarity that any two layers of a group exceed, below 1 (default: 0.95)',
     )
     args = parser.parse_args()
     if not 0 <= args.threshold < 1:
-        parser.error(f'--threshold {args.threshold}: give a similarity from 0 up to below 1')
+        parser.error(f'--threshold {args.threshold}: give a similarity from 0 to below 1')
     model = load_model(load_config(args.config), args.checkpoint)
     if not template_banks(model):
         raise SharingError('The model of this config has no TemplateBank.')

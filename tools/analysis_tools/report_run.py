@@ -1,6 +1,6 @@
-"""Draw and print what a detector's training run came to.
+"""Draw and print the results of a detector's training run.
 
-Writes detections.png (what its last checkpoint finds in images of the validation set) and curves.png (loss,
+Writes detections.png (the detections of its last checkpoint in images of the validation set) and curves.png (loss,
 orthogonality loss and AP over training) into the run's folder, and prints its AP and its parameter counts.
 """
 
@@ -40,9 +40,10 @@ def main() -> None:
     configs, checkpoint = sorted(args.work_dir.glob('*.py')), find_latest_checkpoint(str(args.work_dir))
     if not configs or checkpoint is None:
         raise SharingError(
-            f'{args.work_dir} is no work dir of a finished run: it has no {"config" if not configs else "checkpoint"}.'
+            f'{args.work_dir} is not the work dir of a finished run: '
+            f'it has no {"config" if not configs else "checkpoint"}.'
         )
-    # The run has noted the path that the checkpoint had then: the folder may have been moved since.
+    # The run noted the path of the checkpoint at that time: the folder may have been moved since.
     checkpoint = args.work_dir / Path(checkpoint).name
     cfg = load_config(str(configs[-1]))
     if cfg.default_scope != 'mmdet':

@@ -1,5 +1,5 @@
-"""Print which layers of a config's model share what: parameters and multiply-adds by group, and against the plain
-network. Of a plain network, which layers could share."""
+"""Print which layers of a config's model share what: parameters and multiply-adds by group, and compared with the
+plain network. For a plain network, print which layers could share."""
 
 import argparse
 import json
@@ -31,10 +31,10 @@ def print_table(title: str, caption: str, names: list[str], numbers: list[str], 
 @own_files()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='a config file, or the name of one of mmdet or mmpretrain')
+    parser.add_argument('config', help='a config file, or the name of a config of mmdet or mmpretrain')
     add_shape(parser)
-    parser.add_argument('--json', type=output_file, help='a file to write the same to')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, help='changes of the config')
+    parser.add_argument('--json', type=output_file, help='also write the report to this file')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, help='changes to the config')
     args = parser.parse_args()
     cfg = load_config(args.config)
     merge_options(cfg, args.cfg_options)

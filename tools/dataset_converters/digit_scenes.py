@@ -1,7 +1,7 @@
 """Write a small detection data set of handwritten digits, in COCO and in VOC layout.
 
-The digits are the real ones that scikit-learn carries (8x8 pixels, 1,797 of them), enlarged to several sizes and
-pasted on shaded, noisy grounds. Train and validation scenes use different digits. The same seed gives the same bytes.
+The digits are the real ones in scikit-learn (8x8 pixels, 1,797 of them), enlarged to several sizes and pasted on
+shaded, noisy backgrounds. Training and validation scenes use different digits. The same seed gives the same bytes.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from sklearn.datasets import load_digits
 from tqdm import tqdm
 
 CLASSES = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
-VAL_SHARE = 0.2  # of the digits, only for the validation scenes
+VAL_SHARE = 0.2  # of the digits, used only for the validation scenes
 
 Box = tuple[int, int, int, int]  # x, y, width, height in pixels
 
@@ -28,15 +28,17 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--train', type=int, default=200, help='number of training scenes')
     parser.add_argument('--val', type=int, default=50, help='number of validation scenes')
     parser.add_argument('--size', type=int, default=160, help='width and height of a scene in pixels')
-    parser.add_argument('--digits', type=int, nargs=2, default=(3, 6), metavar=('FEWEST', 'MOST'), help='per scene')
     parser.add_argument(
-        '--digit-size', type=int, nargs=2, default=(24, 64), metavar=('LEAST', 'MOST'), help='of a digit, in pixels'
+        '--digits', type=int, nargs=2, default=(3, 6), metavar=('FEWEST', 'MOST'), help='digits per scene'
+    )
+    parser.add_argument(
+        '--digit-size', type=int, nargs=2, default=(24, 64), metavar=('LEAST', 'MOST'), help='digit size in pixels'
     )
     parser.add_argument('--seed', type=int, default=0)
     args = parser.parse_args()
     if args.digit_size[1] > args.size or args.digit_size[0] < 8 or args.digit_size[0] > args.digit_size[1]:
         parser.error(
-            f'--digit-size {args.digit_size[0]} {args.digit_size[1]}: give two sizes in rising order '
+            f'--digit-size {args.digit_size[0]} {args.digit_size[1]}: give two sizes in increasing order '
             f'between 8 and the {args.size} pixels of a scene'
         )
     if args.digits[0] < 1 or args.digits[0] > args.digits[1] or min(args.train, args.val) < 1 or args.seed < 0:
@@ -48,7 +50,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def ground(size: int, rng: np.random.Generator) -> np.ndarray:
-    """A shaded, noisy ground, (size, size, 3) in 0..1."""
+    """A shaded, noisy background, (size, size, 3) in 0..1."""
     y, x = np.mgrid[:size, :size] / size
     corners = rng.uniform(0.3, 0.8, (4, 3))
     shade = sum(
@@ -86,7 +88,7 @@ def scene(
 
 
 def voc_annotation(name: str, size: int, boxes: list[tuple[int, Box]]) -> ElementTree.Element:
-    """A scene's annotation in VOC's XML, with its corners counted from 1 and inclusive."""
+    """A scene's annotation in VOC's XML, with inclusive corners counted from 1."""
     root = ElementTree.Element('annotation')
     ElementTree.SubElement(root, 'filename').text = name
     for key, value in dict(width=size, height=size, depth=3).items():
@@ -145,12 +147,12 @@ def main() -> None:
     settings = json.dumps({key: value for key, value in vars(args).items() if key != 'out'}, indent=1)
     record = args.out / 'settings.json'
     if record.is_file() and record.read_text() == settings:
-        print(f'{args.out} is there already, made with the same settings.')
+        print(f'{args.out} exists already, made with the same settings.')
         return
     if args.out.exists():
-        sys.exit(f'{args.out} is there already, and not made with these settings: name another folder or remove it.')
+        sys.exit(f'{args.out} exists already, made with other settings: name another folder or remove it.')
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=args.out.parent) as folder:  # an interrupted run leaves nothing that looks whole
+    with TemporaryDirectory(dir=args.out.parent) as folder:  # an interrupted run leaves nothing that looks complete
         partial = Path(folder) / 'digits'
         write(partial, args)
         (partial / 'settings.json').write_text(settings)

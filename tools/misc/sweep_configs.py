@@ -1,8 +1,8 @@
 """Build every stock config of mmdet and mmpretrain with the repeated layers of its backbone tied.
 
-The whole model is built without numbers; each distinct backbone once with numbers, run forward and backward, folded
-and run again. Prints, config by config, whether it was built, has no repeated layer, cannot be built here even as it
-is, or failed; then the totals. Fails if a config failed.
+The whole model is built without values. Each distinct backbone is built once with values, run forward and backward,
+folded and run again. Prints for each config whether it was built, has no repeated layer, cannot be built here even
+unchanged, or failed; then the totals. Fails if a config failed.
 """
 
 import argparse
@@ -31,10 +31,12 @@ def main() -> None:
         nargs='*',
         default=LIBRARIES,
         metavar='library',
-        help=f'of {" and ".join(LIBRARIES)} (default: all)',
+        help=f'one or more of {" and ".join(LIBRARIES)} (default: all)',
     )
-    parser.add_argument('--match', default='', metavar='PATTERN', help="regular expression that a config's name has")
-    parser.add_argument('--json', type=output_file, help='a file to write the same to')
+    parser.add_argument(
+        '--match', default='', metavar='PATTERN', help='regular expression to find in the names of configs'
+    )
+    parser.add_argument('--json', type=output_file, help='also write the results to this file')
     args = parser.parse_args()
     alien = set(args.libraries) - set(LIBRARIES)
     if alien:
@@ -55,7 +57,7 @@ def main() -> None:
     if not configs:
         raise SharingError(f'No config of {" and ".join(args.libraries)} has {args.match!r} in its name.')
 
-    # mmcv's synchronised batch norms ask for a process group when they are made.
+    # mmcv's synchronised batch norms need a process group when they are built.
     torch.distributed.init_process_group('gloo', store=torch.distributed.HashStore(), rank=0, world_size=1)
     start, outcomes, sweep = time.perf_counter(), {}, Sweep()
     for name, path in tqdm(configs.items(), unit='config', disable=None):

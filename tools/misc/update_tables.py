@@ -1,4 +1,4 @@
-"""Build every model of the metafiles, put its parameters and multiply-adds there, and the tables into the READMEs."""
+"""Build every model of the metafiles, and update its parameters and multiply-adds and the tables in the READMEs."""
 
 import argparse
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""Turn a checkpoint of a plain network into one of the network of a config that shares, and print what it loses.
+"""Convert a checkpoint of a plain network to one of a config's shared network, and print what it loses.
 
-A network that shares does the same when such a checkpoint is loaded: this shows it, and keeps the result.
+A shared network does the same when such a checkpoint is loaded. This tool shows the loss and saves the result.
 """
 
 import argparse
@@ -20,16 +20,16 @@ from mmshared.engine.config import load_config, merge_options
 @errors_in_a_sentence()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', help='the config of a network that shares')
+    parser.add_argument('config', help='the config of a shared network')
     parser.add_argument('src', help='a checkpoint of the whole plain network, or of its backbone')
     parser.add_argument('dst', type=output_file, help='the checkpoint to write')
     parser.add_argument(
         '--rank-for-energy',
         type=float,
         metavar='SHARE',
-        help='also tell how many filters would keep this share of the energy, for example 0.95',
+        help='also print how many filters would keep this share of the energy, for example 0.95',
     )
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, help='changes of the config')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, help='changes to the config')
     args = parser.parse_args()
     if args.rank_for_energy is not None and not 0 < args.rank_for_energy <= 1:
         parser.error(f'--rank-for-energy {args.rank_for_energy}: give a share above 0 and up to 1')

@@ -1,6 +1,6 @@
-"""Turn a checkpoint of a shared network into one of the plain network that it equals, for the stock classes.
+"""Convert a checkpoint of a shared network to one of the plain network that it equals, for the stock classes.
 
-Writes the checkpoint, and beside it the stock config that it loads into with strict=True: no mmshared needed. The
+Writes the checkpoint and, beside it, the stock config that it loads into with strict=True, without mmshared. The
 outputs of both networks on random images are compared first; if they differ, nothing is written.
 """
 
@@ -32,20 +32,20 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--keep-shared',
         action='store_true',
-        help='write the ONNX model with its filters shared, stored once, if that is the smaller one',
+        help='write the ONNX model with its filters shared, stored once, if its file is smaller',
     )
     parser.add_argument('--safetensors', action='store_true', help='write the checkpoint as safetensors')
     parser.add_argument('--torchvision', action='store_true', help="write the keys of torchvision's ResNets")
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, help='changes of the config')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, help='changes to the config')
     add_shape(parser)
     args = parser.parse_args()
     if args.keep_shared and not args.onnx:
-        parser.error('--keep-shared is about --onnx')
+        parser.error('--keep-shared needs --onnx')
     args.out_config = args.out.with_suffix('.py')
     check_files(parser, args.config, args.checkpoint, args.out, args.out_config, args.onnx)
     for name, packages in dict(onnx=('onnx', 'onnxruntime', 'onnxscript'), safetensors=('safetensors',)).items():
         if getattr(args, name) and not all(map(find_spec, packages)):
-            parser.error(f"--{name} needs packages that are not here: pip install 'mmshared[export]'")
+            parser.error(f"--{name} needs packages that are not installed: pip install 'mmshared[export]'")
     return args
 
 

@@ -1,9 +1,9 @@
-"""Fold the layers of a network with template banks that are alike into loops.
+"""Fold the similar layers of a network with template banks into loops.
 
-Those layers of a bank whose coefficient vectors agree share one kernel from then on, each with a factor of its own:
-the changes of all kernels are the least, in the sum of squares, that this can do with. Every two layers that share a
-kernel are more alike than the threshold (complete linkage). Prints what each stage runs, as a program of loops, and
-writes the checkpoint and beside it its config. A network without layers that are alike is left as it is.
+Layers of a bank whose coefficient vectors agree then share one kernel, each with its own factor. This changes the
+kernels as little as possible in the sum of squares. Any two layers that share a kernel are more alike than the
+threshold (complete linkage). Prints what each stage runs, as a program of loops, and writes the checkpoint and, beside
+it, its config. A network without similar layers is not changed.
 """
 
 import argparse
@@ -30,13 +30,13 @@ def parse_args() -> argparse.Namespace:
         '--threshold',
         type=float,
         default=0.95,
-        help='the similarity that layers of one kernel exceed, below 1 (default: 0.95)',
+        help='the similarity that any two layers of one kernel exceed, below 1 (default: 0.95)',
     )
     parser.add_argument(
         '--recalibrate',
         type=int,
         metavar='N',
-        help='estimate the statistics of the batch norms anew, on N batches of the training set',
+        help='estimate the statistics of the batch norms again, on N batches of the training set',
     )
     parser.add_argument('--no-test', action='store_true', help='do not evaluate on the test set before and after')
     parser.add_argument(
@@ -48,7 +48,7 @@ def parse_args() -> argparse.Namespace:
     )
     args = parser.parse_args()
     if not 0 <= args.threshold < 1:
-        parser.error(f'--threshold {args.threshold}: give a similarity from 0 up to below 1')
+        parser.error(f'--threshold {args.threshold}: give a similarity from 0 to below 1')
     if args.recalibrate is not None and args.recalibrate < 1:
         parser.error(f'--recalibrate {args.recalibrate}: give a number of batches above 0')
     args.out_config = args.out.with_suffix('.py')
@@ -57,7 +57,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def can_test(cfg: Config) -> bool:
-    """Whether a config has a test set, and it is there; says so if not."""
+    """Whether a config has a test set and its data are there. Prints a line if not."""
     if not cfg.get('test_dataloader'):
         print('The config has no test set: nothing is evaluated.')
         return False
@@ -80,7 +80,7 @@ def main() -> None:
     folded_cfg, folded, conversions = fold_loops(cfg, model, args.threshold)
     if not conversions:
         print(
-            f'No two layers of a bank have a similarity above {args.threshold:g}: the network is left as it is, and '
+            f'No two layers of a bank have a similarity above {args.threshold:g}: the network is not changed, and '
             'nothing was written.'
         )
         return

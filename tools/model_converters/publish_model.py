@@ -1,5 +1,5 @@
-"""Make a checkpoint of training one to publish, as mmdet's tool of this name does: only weights and meta data, and
-the first digits of the SHA-256 of the file in its name."""
+"""Prepare a training checkpoint for publishing, like mmdet's tool of this name: keep only weights and meta data, and
+put the first digits of the file's SHA-256 into its name."""
 
 import argparse
 import hashlib
@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument('in_file', help='the checkpoint')
     parser.add_argument('out_file', type=output_file, help='the name of the checkpoint to write, without the digits')
     parser.add_argument(
-        '--save-keys', nargs='+', default=['meta', 'state_dict'], help='what to keep of it (default: meta state_dict)'
+        '--save-keys', nargs='+', default=['meta', 'state_dict'], help='what to keep (default: meta state_dict)'
     )
     args = parser.parse_args()
     checkpoint = load_checkpoint_file(args.in_file)
@@ -27,7 +27,7 @@ def main() -> None:
     if missing:
         there = ', '.join([*checkpoint][:5])
         raise SharingError(
-            f'{args.in_file} has no {", ".join(missing)}: it holds {there}. Name what to keep by --save-keys.'
+            f'{args.in_file} has no {", ".join(missing)}: it holds {there}. Name what to keep with --save-keys.'
         )
     dropped = [key for key in checkpoint if key not in args.save_keys]
     if dropped:

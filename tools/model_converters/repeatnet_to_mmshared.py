@@ -1,5 +1,5 @@
-"""Turn a checkpoint of the authors of RepeatNet (https://github.com/transmuteAI/RepeatNet) into one of mmshared, and
-print the config whose model it loads into."""
+"""Convert the authors' checkpoint of RepeatNet (https://github.com/transmuteAI/RepeatNet) to one of mmshared, and
+print the config of the model it loads into."""
 
 from mmshared.cli import convert_file
 from mmshared.convert.repeatnet import convert_checkpoint

@@ -1,12 +1,11 @@
-"""Start a network of repeated kernels from a trained small one: the kernels of the small network become those that are
-repeated.
+"""Start a network of repeated kernels from a trained small network, whose kernels become the repeated ones.
 
-Repeated within each layer, the batch norms and the linear layer of the small network are repeated with them: with
-plain copies (linear), and with signs that are all plus as at the start (bireal), the large network computes what the
-small one does, in eval mode. Plain copies get equal gradients: training does not tell them apart. A network of plain
-copies becomes one of the same width with another transform in the same way.
+If kernels repeat within each layer, the batch norms and the linear layer of the small network are repeated too. With
+plain copies (linear), and with signs that all start as plus (bireal), the large network computes the same as the small
+one in eval mode. Plain copies get equal gradients, so training does not tell them apart. A network of plain copies
+becomes one of the same width with another transform in the same way.
 
-Repeated between layers, as in the VGGs, the layers that the small network does not have begin as the config has them.
+If kernels repeat between layers, as in the VGGs, the layers that the small network lacks start as in the config.
 """
 
 import argparse
@@ -23,10 +22,10 @@ from mmshared.engine.config import load_config, merge_options
 @errors_in_a_sentence()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', help='the config of the large network, of repeated kernels')
+    parser.add_argument('config', help='the config of the large network, with repeated kernels')
     parser.add_argument('small', help='the checkpoint of the small network')
     parser.add_argument('out', type=output_file, help='the checkpoint to write')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, help='changes of the config')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, help='changes to the config')
     args = parser.parse_args()
     check_files(parser, args.config, args.small, args.out)
     cfg = load_config(args.config)
@@ -34,7 +33,7 @@ def main() -> None:
     state_dict, fresh = rescale(build_model(cfg), state_dict_of(load_checkpoint_file(args.small)))
     save_checkpoint(dict(state_dict=state_dict), args.out)
     if fresh:
-        print(f'as the config begins: {", ".join(fresh)}')
+        print(f'started as in the config: {", ".join(fresh)}')
     print(f'wrote {args.out}: train it with --cfg-options load_from={args.out}')
 
 

@@ -1,8 +1,9 @@
-"""Turn a checkpoint of the authors of implicitly recurrent CNNs (https://github.com/lolemacs/soft-sharing) into one of
-mmshared, and write beside it the config of its model: depth, width, templates and classes are read off the tensors.
+"""Convert the authors' checkpoint of implicitly recurrent CNNs (https://github.com/lolemacs/soft-sharing) to one of
+mmshared, and write the config of its model beside it: depth, width, templates and classes are inferred from the
+tensors.
 
-Nothing is read except weights and the numbers of their RecorderMeter. A checkpoint that Python 2 wrote has to be
-reduced to dict(state_dict=...) first.
+Nothing is read except weights and the numbers of their RecorderMeter. A checkpoint written by Python 2 must be reduced
+to dict(state_dict=...) first.
 """
 
 from mmshared.cli import convert_file
