@@ -35,6 +35,7 @@ def dino(tmp_path):
 
 def test_a_whole_detector_that_shares_outside_of_its_backbone(dino, tmp_path):
     plain = build_plain(dino)
+    torch.nn.init.normal_(plain.level_embed)  # which is memory as it was found until init_weights
     torch.save(dict(state_dict=plain.state_dict()), tmp_path / 'plain.pth')
     result = call(TOOL, dino.filename, tmp_path / 'plain.pth', tmp_path / 'shared.pth')
     assert 'encoder.layers' in result.stdout and 'TiedFilters' in result.stdout, result.stderr

@@ -122,7 +122,9 @@ def mend_last_checkpoint(work_dir: Path) -> None:
     folder was moved, or the run was killed after it removed the old one and before it noted the new one."""
     note = work_dir / 'last_checkpoint'
     if note.is_file() and not Path(note.read_text().strip()).is_file():
-        there = sorted(work_dir.glob('*_[0-9]*.pth'), key=lambda path: path.stat().st_mtime)
+        # best_... has no state of the optimizer.
+        there = [path for kind in ('epoch', 'iter') for path in work_dir.glob(f'{kind}_[0-9]*.pth')]
+        there.sort(key=lambda path: path.stat().st_mtime)
         if there:
             note.write_text(str(there[-1]))
         else:

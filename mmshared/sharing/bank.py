@@ -110,8 +110,11 @@ class SharedLayer(nn.Module):
     def fold(self) -> Layer:
         """Make the plain layer that this module equals in eval mode."""
         layer = self.plain(*self.dense())
-        trained = any(p.requires_grad for p in (*self.parameters(), *self.bank.parameters()))
-        return layer.train(self.training).requires_grad_(trained)
+        parameters = (*self.parameters(), *self.bank.parameters())
+        layer.requires_grad_(any(p.requires_grad for p in parameters if p is not self.bias))
+        if self.bias is not None and layer.bias is not None:
+            layer.bias.requires_grad_(self.bias.requires_grad)
+        return layer.train(self.training)
 
     def forms(self) -> list[nn.Sequential]:
         """The chains of modules that this one equals in eval mode: :meth:`fold`, and forms that may be faster. A norm
@@ -250,6 +253,13 @@ def bases_by_space(banks: dict[str, Bank]) -> list[dict[str, Bank]]:
             stage = name if bank.stage is None else name.removesuffix(bank.group)
             spaces.setdefault((stage, *basis.shape[1:]), {})[name] = bank
     return list(spaces.values())
+
+
+@torch.no_grad()
+def orthogonal_(filters: Tensor) -> Tensor:
+    """Fill filters, (N, ...), with orthonormal rows or columns, whatever their dtype."""
+    values = torch.empty_like(filters, dtype=torch.promote_types(filters.dtype, torch.float32))
+    return filters.copy_(nn.init.orthogonal_(values))
 
 
 @contextmanager

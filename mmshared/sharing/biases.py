@@ -13,37 +13,57 @@ from torch.utils._pytree import tree_leaves
 
 def move_biases(network: nn.Module, layers: list[Any]) -> None:
     """Move the biases of convs into the norms that see them, within the smallest modules where this is possible."""
+    parents: dict[nn.Module, set[nn.Module]] = {}
+    for parent in network.modules():
+        for child in parent.children():
+            parents.setdefault(child, set()).add(parent)
     left = [layer for layer in layers if not layer.weight.is_meta]
     for module in reversed(list(network.modules())):  # children before their parents
         there = set(module.modules())
-        mine = [layer for layer in left if layer in there and layer is not module]
+        # What modules elsewhere use too has to stay as it is.
+        used = {each for child in there - {module} if not parents[child] <= there for each in child.modules()}
+        mine = [layer for layer in left if layer in there - used - {module}]
         if mine:
-            moved = mine if _move_together(module, mine) else [each for each in mine if _move_together(module, [each])]
+            trial = _Trial(module, used)
+            moved = mine if trial.move(mine) else [each for each in mine if trial.move([each])]
             left = [layer for layer in left if layer not in moved]
 
 
-def _move_together(module: nn.Module, layers: list[Any]) -> bool:
-    """Move the biases of layers of a module into the norms that see them, if this keeps its output.
+class _Trial:
+    """A copy of a module in float64, to try on whether biases can move.
 
-    It is tried on a copy in float64. A bias reaches a norm as a constant per channel, whatever the path: the running
-    mean changes by the difference between the norm's inputs without and with the bias.
+    A bias reaches a norm as a constant per channel, whatever the path: the running mean changes by the difference
+    between the norm's inputs without and with the bias.
+
+    Args:
+        module (nn.Module): The module.
+        used (set[nn.Module]): The modules in it that must not change.
     """
-    twin = copy.deepcopy(module).double()
-    twin.eval()  # a line of its own: it returns None in mmdet
-    twins: dict[Any, nn.Module] = dict(zip(module.modules(), twin.modules()))
-    for size in (8, 64):
-        try:
-            shifts = _shifts(twin, [twins[layer] for layer in layers], size)
-        except Exception:  # the module takes no single image, or none of this size
-            continue
-        if shifts is not None:
-            for layer in layers:
-                layer.bias = None
-            for norm, twin_norm in twins.items():
+
+    def __init__(self, module: nn.Module, used: set[nn.Module]):
+        self.twin = copy.deepcopy(module).double()
+        self.twin.eval()  # a line of its own: it returns None in mmdet
+        self.twins: dict[Any, nn.Module] = dict(zip(module.modules(), self.twin.modules()))
+        self.used = {self.twins[each] for each in used}
+
+    def move(self, layers: list[Any]) -> bool:
+        """Move the biases of layers of the module into the norms that see them, if this keeps its output."""
+        twins: list[Any] = [self.twins[layer] for layer in layers]
+        for size in (8, 64):
+            try:
+                shifts = _shifts(self.twin, twins, size)
+            except Exception:  # the module takes no single image, or none of this size
+                continue
+            if shifts is None or self.used & shifts.keys():
+                return False
+            for layer, twin in zip(layers, twins):
+                layer.bias = twin.bias = None
+            for norm, twin_norm in self.twins.items():
                 if twin_norm in shifts:
                     norm.running_mean += shifts[twin_norm].to(norm.running_mean)
+                    twin_norm.running_mean += shifts[twin_norm]  # type: ignore[operator]
             return True
-    return False
+        return False
 
 
 def _shifts(module: nn.Module, layers: list[Any], size: int) -> dict[nn.Module, Tensor] | None:

@@ -11,7 +11,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .bank import Bank, Layer, SharedLayer, SharingError
+from .bank import Bank, Layer, SharedLayer, SharingError, orthogonal_
 from .normalised_product import normalised_product
 
 
@@ -155,7 +155,11 @@ class FilterBasis(Bank):
             raise SharingError(
                 f'FilterBasis shares only ungrouped convs, and these have groups={groups}: use TiedFilters for them.'
             )
+        if not isinstance(base_channels, int) or base_channels < 1:
+            raise SharingError(f'base_channels={base_channels!r} is not a number of channels: give 1 or more.')
         for name, given in dict(shared_rank=shared_rank, unique_rank=unique_rank).items():
+            if not isinstance(given, int):
+                raise SharingError(f'{name}={given!r} is not a number of filters: give a whole number.')
             if given < 0 or given * width % base_channels:
                 raise SharingError(
                     f'{name}={given} at {base_channels} channels is {given * width / base_channels:g} '
@@ -171,7 +175,7 @@ class FilterBasis(Bank):
                 'more than that.'
             )
         self.filters = nn.Parameter(weight.new_empty(self.shared_rank, *weight.shape[1:]))  # (S, I, k, k)
-        nn.init.orthogonal_(self.filters)
+        orthogonal_(self.filters)
 
     def generate(self) -> Tensor:
         return self.filters

@@ -99,7 +99,7 @@ def plain_layers(network: nn.Module) -> dict[str, Place]:
             shared = f'{name}.'
             continue
         parent, _, child = name.rpartition('.')
-        if type(module) in PLAIN and name:
+        if type(module) in PLAIN and name and 'weight' in module._parameters:
             _add_place(places, name, module, modules[parent], child, users)
         elif type(module) is nn.MultiheadAttention and module.in_proj_weight is not None:
             _add_place(

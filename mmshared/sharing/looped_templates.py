@@ -63,7 +63,7 @@ class LoopedTemplates(Bank):
                 f'kernels={self.kernels} is not a list of kernels for a group of {len(layers)} convs: give '
                 'each conv the number of its kernel, and number the kernels from 0.'
             )
-        if num_templates < 1:
+        if not isinstance(num_templates, int) or num_templates < 1:
             raise SharingError(f'num_templates={num_templates} makes no kernel: give 1 or more.')
         self.shape = layers[0].weight.shape
         self.templates = make_templates(min(num_templates, count), layers[0].weight)

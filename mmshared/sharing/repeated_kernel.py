@@ -39,7 +39,7 @@ class RepeatedLayer(SharedLayer):
         if self.bias is None and self.is_conv:
             self.added_bias = nn.Parameter(torch.zeros(self.out_channels, **like))
         elif self.bias is not None and (self is not bank.layers[0] or not bank.passes):
-            nn.init.zeros_(self.bias)
+            self.bias = nn.Parameter(torch.zeros_like(self.bias), self.bias.requires_grad)
         small, shape = self.small_kernel().shape, self.shape
         if small[2:] != shape[2:] or small[0] > shape[0] or small[1] > shape[1]:
             raise SharingError(

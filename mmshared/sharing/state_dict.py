@@ -50,6 +50,7 @@ class _Group(NamedTuple):
     layers: dict[str, SharedLayer]
     stage: str | None
     plain: list[str]
+    aliases: dict[str, tuple[str, str]]  # further names of the layers: their first names, and plain keys
 
     @property
     def inside(self) -> str:
@@ -57,7 +58,12 @@ class _Group(NamedTuple):
 
     def shared_keys(self) -> list[str]:
         """The keys that a shared checkpoint has for it."""
-        return [f'{name}.{key}' for name, layer in self.layers.items() for key in layer.state_dict()]
+        layers = {**self.layers, **{alias: self.layers[first] for alias, (first, _) in self.aliases.items()}}
+        return [f'{name}.{key}' for name, layer in layers.items() for key in layer.state_dict()]
+
+    def plain_keys(self) -> list[str]:
+        """The keys that a plain checkpoint has for its weights."""
+        return [*self.plain, *(key for _, key in self.aliases.values())]
 
 
 def load_shared(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
@@ -104,7 +110,7 @@ def share_state_dict(module: nn.Module, state_dict: dict[str, Tensor], prefix: s
     plain_groups = [group for group in groups if all(key in given for key in group.plain)]
     theirs = (
         set(given)
-        .difference(*(group.plain for group in plain_groups))
+        .difference(*(group.plain_keys() for group in plain_groups))
         .union(*(group.shared_keys() for group in plain_groups))
     )
     if not any(_touches(group, given) for group in groups):
@@ -113,11 +119,11 @@ def share_state_dict(module: nn.Module, state_dict: dict[str, Tensor], prefix: s
     for group in groups:
         _check_values(group, given)
         _check_stage(group, own, [key for each in groups for key in each.plain], given)
-        _check_layers(group, given)
+        _check_layers(group, own, given)
     _check_rest(groups, own, theirs, blocks)
     conversions, added = [], {}
     for group in plain_groups:
-        kernels = [given[key].float().cpu() for key in group.plain]
+        kernels = [_exact(given[key]).cpu() for key in group.plain]
         fitted, error = _fit(group.bank, kernels)
         added.update(
             {
@@ -127,6 +133,8 @@ def share_state_dict(module: nn.Module, state_dict: dict[str, Tensor], prefix: s
                 if key != 'bias'
             }
         )
+        for alias, (first, _) in group.aliases.items():
+            added.update({f'{alias}.{k[len(first) + 1 :]}': v for k, v in added.items() if k.startswith(f'{first}.')})
         names = [name.removeprefix(group.inside) for name in group.layers]
         conversions.append(
             Conversion(group.bank.group if group.stage is None else group.stage, names, fitted, kernels, error)
@@ -134,8 +142,8 @@ def share_state_dict(module: nn.Module, state_dict: dict[str, Tensor], prefix: s
     for group in groups:
         group.bank.loaded = True
     for group in plain_groups:
-        for key in group.plain:
-            del state_dict[prefix + key]
+        for key in group.plain_keys():
+            state_dict.pop(prefix + key, None)
     state_dict.update({prefix + key: value for key, value in added.items()})
     return conversions
 
@@ -143,13 +151,16 @@ def share_state_dict(module: nn.Module, state_dict: dict[str, Tensor], prefix: s
 def _groups(module: nn.Module) -> tuple[list[_Group], dict[str, str]]:
     """The groups whose layers are all in a module. For the other groups, the names of their layers in it, with the
     keys of their plain weights."""
-    names, plain = {}, {}
-    for parent_name, parent in module.named_modules():
-        for child, layer in parent.named_children():
+    names: dict[SharedLayer, str] = {}
+    plain: dict[str, str] = {}
+    further: dict[SharedLayer, list[str]] = {}
+    for parent_name, parent in module.named_modules(remove_duplicate=False):
+        for child, layer in parent._modules.items():
             if isinstance(layer, SharedLayer):
                 name = f'{parent_name}.{child}'.lstrip('.')
-                names[layer] = name
                 plain[name] = f'{name}_weight' if is_packed(parent, child) else f'{name}.weight'
+                if names.setdefault(layer, name) != name:
+                    further.setdefault(layer, []).append(name)
     groups, parts = {}, {}
     for layer, name in names.items():
         bank = layer.bank
@@ -157,7 +168,10 @@ def _groups(module: nn.Module) -> tuple[list[_Group], dict[str, str]]:
             continue
         if all(each in names for each in bank.layers):
             layers = {names[each]: each for each in bank.layers}
-            groups[bank] = _Group(bank, layers, _stage_in(bank, name), [plain[each] for each in layers])
+            aliases = {
+                alias: (first, plain[alias]) for first, each in layers.items() for alias in further.get(each, ())
+            }
+            groups[bank] = _Group(bank, layers, _stage_in(bank, name), [plain[each] for each in layers], aliases)
         else:
             parts[name] = plain[name]
     return list(groups.values()), parts
@@ -224,7 +238,7 @@ def _check_stage(group: _Group, own: dict[str, Tensor], plain: list[str], given:
             _raise_shape(key, given, own[key].shape)
 
 
-def _check_layers(group: _Group, given: dict[str, Tensor]) -> None:
+def _check_layers(group: _Group, own: dict[str, Tensor], given: dict[str, Tensor]) -> None:
     """Raise unless a checkpoint has what the layers of a group need, shared or plain, and nothing else for them."""
     missing = [key for key in group.shared_keys() if key not in given and not key.endswith('num_batches_tracked')]
     if missing and not all(key in given for key in group.plain):
@@ -242,6 +256,11 @@ def _check_layers(group: _Group, given: dict[str, Tensor]) -> None:
             )
         if plain in given and given[plain].shape != layer.shape:
             _raise_shape(plain, given, layer.shape)
+        if plain in given and layer.bias is not None and f'{name}.bias' not in given:
+            raise SharingError(f'The checkpoint is of another network: it has {plain} and no {name}.bias. {_WANTED}')
+    for key in group.shared_keys():
+        if key in given and given[key].shape != own[key].shape:
+            _raise_shape(key, given, own[key].shape)
 
 
 def _check_rest(groups: list[_Group], own: dict[str, Tensor], theirs: set[str], blocks: _Blocks) -> None:
@@ -261,11 +280,18 @@ def _raise_shape(key: str, given: dict[str, Tensor], here: tuple) -> None:
     )
 
 
+def _exact(tensor: Tensor) -> Tensor:
+    """In float32 or better."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 def _fit(bank: Bank, kernels: list[Tensor]) -> tuple[Bank, float]:
     """A copy of a bank fitted to weights, and the relative error."""
     fitted = copy.deepcopy(bank)
     for layer in fitted.layers:  # the first of them holds the bank
-        layer.float().cpu()
+        if any(p.is_meta for p in layer.parameters()):
+            layer.to_empty(device='cpu')
+        layer.to('cpu', kernels[0].dtype)
     fitted.fit(kernels)
     error = sum((layer.dense()[0] - kernel).square().sum() for layer, kernel in zip(fitted.layers, kernels))
     norm = sum(kernel.square().sum() for kernel in kernels)

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .attention import put
-from .bank import Bank, ForwardPass, Layer, SharedLayer, SharingError, bases_by_space
+from .bank import Bank, ForwardPass, Layer, SharedLayer, SharingError, bases_by_space, orthogonal_
 from .biases import move_biases
 from .layers import PLAIN, Place, layers_by_name, matches, members_of, plain_layers, stages_of
 from .state_dict import load_shared
@@ -128,27 +128,31 @@ def _make_layers(group: _Group) -> Bank:
             if name != 'bias' and not name.startswith('bank.'):
                 parameter.requires_grad_(parameter.requires_grad and place.layer.weight.requires_grad)
         layer.train(place.layer.training)
-    bank.requires_grad_(any(place.layer.weight.requires_grad for place in group.members))
+    trained = any(place.layer.weight.requires_grad for place in group.members)
+    for parameter in bank.parameters():
+        parameter.requires_grad_(parameter.requires_grad and trained)
     return bank
 
 
 def _check_savings(made: dict[Bank, _Group], by_full_name: bool) -> None:
     """Warn if sharing saves nothing; raise if a group then has only one layer: it has no other reason to share."""
-    before = sum(place.layer.weight.numel() for group in made.values() for place in group.members)
-    after = sum(p.numel() for bank in made for layer in bank.layers for p in layer.parameters() if p is not layer.bias)
-    if after < before:
-        return
-    patterns = list(dict.fromkeys(group.pattern for group in made.values()))
-    if by_full_name and any(len(group.members) < 2 for group in made.values()):
-        raise SharingError(
-            f'A group of one layer is allowed if the bank makes it smaller, and {patterns} would have '
-            f'{after:,} parameters for {before:,}: name more layers, or take a smaller bank.'
+    before, after = 0, 0
+    for bank, group in made.items():
+        plain = sum(place.layer.weight.numel() for place in group.members)
+        shared = sum(p.numel() for layer in bank.layers for p in layer.parameters() if p is not layer.bias)
+        if by_full_name and len(group.members) < 2 and shared >= plain:
+            raise SharingError(
+                f'A group of one layer is allowed if the bank makes it smaller, and {group.pattern!r} would have '
+                f'{shared:,} parameters for {plain:,}: name more layers, or take a smaller bank.'
+            )
+        before, after = before + plain, after + shared
+    if after >= before:
+        patterns = list(dict.fromkeys(group.pattern for group in made.values()))
+        warnings.warn(
+            f'Sharing saves nothing here: the layers of {patterns} have {after:,} parameters for {before:,} '
+            'without it. Take a smaller bank.',
+            stacklevel=3,
         )
-    warnings.warn(
-        f'Sharing saves nothing here: the layers of {patterns} have {after:,} parameters for {before:,} '
-        'without it. Take a smaller bank.',
-        stacklevel=3,
-    )
 
 
 def make_bank(config: dict, layers: Sequence[Layer]) -> Bank:
@@ -243,7 +247,9 @@ def following_norm(parent: nn.Module, name: str) -> _BatchNorm | None:
     if isinstance(parent, ConvModule):
         norm = parent.norm if parent.with_norm else None
     width = getattr(layer, 'out_channels', None)
-    return norm if isinstance(norm, _BatchNorm) and norm.num_features == width else None
+    if not isinstance(norm, _BatchNorm) or isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm3d)):
+        return None
+    return norm if norm.num_features == width else None
 
 
 def to_format(module: nn.Module, memory_format: torch.memory_format) -> nn.Module:
@@ -266,9 +272,11 @@ def _start_orthogonal(banks: list[Bank]) -> None:
     for space in bases_by_space(named):
         if len(space) > 1:
             bases = [basis.detach() for bank in space.values() if (basis := bank.basis()) is not None]
-            together = nn.init.orthogonal_(torch.cat(bases))
-            for basis, part in zip(bases, together.split([len(basis) for basis in bases])):
-                basis.copy_(part)
+            together = torch.cat(bases)
+            if len(together) <= together[0].numel():  # no more can be orthogonal to each other
+                orthogonal_(together)
+                for basis, part in zip(bases, together.split([len(basis) for basis in bases])):
+                    basis.copy_(part)
 
 
 def _leave_hooks(network: nn.Module, made: list[Bank]) -> None:
@@ -325,7 +333,7 @@ def _check_patterns(
     if isinstance(groups, str):
         raise SharingError(f'groups is a list of patterns, one for each group: write groups=[{groups!r}].')
     patterns = [layers] if isinstance(layers, str) else list(layers or groups or ())
-    if not patterns or len(set(patterns)) < len(patterns):
+    if not patterns or len(set(patterns)) < len(patterns) or not all(isinstance(each, str) for each in patterns):
         raise SharingError(
             f'{"groups" if layers is None else "layers"}={patterns} has no pattern or one twice: name each group once.'
         )

@@ -60,7 +60,7 @@ class TemplateBank(Bank):
 
     def __init__(self, layers: Sequence[Layer], num_templates: int):
         super().__init__()
-        if num_templates < 1:
+        if not isinstance(num_templates, int) or num_templates < 1:
             raise SharingError(f'num_templates={num_templates} makes no kernel: give 1 or more.')
         self.shape = layers[0].weight.shape
         self.templates = make_templates(num_templates, layers[0].weight)

@@ -8,7 +8,7 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from .bank import Bank, Layer, SharedLayer
+from .bank import Bank, Layer, SharedLayer, orthogonal_
 
 
 class TiedLayer(SharedLayer):
@@ -35,7 +35,7 @@ class TiedFilters(Bank):
     def __init__(self, layers: Sequence[Layer]):
         super().__init__()
         self.filters = nn.Parameter(layers[0].weight.new_empty(layers[0].weight.shape))  # (O, I / groups, k, k)
-        nn.init.orthogonal_(self.filters)
+        orthogonal_(self.filters)
 
     def generate(self) -> Tensor:
         return self.filters

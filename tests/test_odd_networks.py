@@ -1,0 +1,166 @@
+"""The door holds for networks that use a layer in several places, and a refusal leaves everything as it was."""
+
+import copy
+
+import pytest
+import torch
+from mmcv.cnn import ConvModule
+from torch import nn
+
+from helpers import TIED, difference, evaluating, randomise_norms
+from mmshared import Bank, SharedLayer, SharingError, banks, fold_layers, share_layers
+from mmshared.engine.runner import mend_last_checkpoint
+
+BASIS = dict(type='FilterBasis', shared_rank=4, unique_rank=1, base_channels=16)
+
+
+def blocks(depth=4, bias=False):
+    return nn.Sequential(
+        *[ConvModule(16, 16, 3, padding=1, bias=bias, norm_cfg=dict(type='BN')) for _ in range(depth)]
+    )
+
+
+class Towers(nn.Module):
+    """Towers for some levels, whose convs are the same and whose norms are their own, as in RTMDet's head."""
+
+    def __init__(self, levels=3):
+        super().__init__()
+        self.towers = nn.ModuleList(blocks(3) for _ in range(levels))
+        for tower in self.towers[1:]:
+            for block, first in zip(tower, self.towers[0]):
+                block.conv = first.conv
+
+    def forward(self, x):
+        return [tower(x) for tower in self.towers]
+
+
+def changed(network, before):
+    return [key for key, tensor in network.state_dict().items() if not torch.equal(tensor, before[key])]
+
+
+@pytest.mark.parametrize('bank', [BASIS, dict(type='RepeatedKernel', width=2, transform=dict(type='swish'))])
+def test_a_bias_stays_where_norms_of_several_places_see_it(bank):
+    network, x = Towers(), torch.randn(2, 16, 8, 8)
+    share_layers(network, groups=['conv'], bank=bank)
+    evaluating(randomise_norms(network))
+    for layer in banks(network)[0].layers:
+        if getattr(layer, 'added_bias', None) is not None:
+            nn.init.normal_(layer.added_bias)
+    expected = [y.clone() for y in network(x)]
+    assert difference(fold_layers(network)(x), expected) < 1e-4
+
+
+def test_a_plain_checkpoint_is_fitted_under_all_names_of_a_layer():
+    plain, network = Towers(), Towers()
+    share_layers(network, groups=['conv'], bank=TIED)
+    network.load_state_dict(plain.state_dict())
+    mean = (plain.towers[0][1].conv.weight + plain.towers[0][2].conv.weight) / 2
+    torch.testing.assert_close(network.towers[2][2].conv.weight, mean)
+
+
+def test_a_refused_group_leaves_the_biases_of_another():
+    network = nn.Sequential(*[nn.Sequential(nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 1)) for _ in range(3)])
+    before = copy.deepcopy(network.state_dict())
+    repeated = dict(type='RepeatedKernel', width=2, transform=dict(type='linear'))
+    with pytest.raises(SharingError, match='more than that'):
+        share_layers(network, groups=['0', '1'], bank=[repeated, dict(BASIS, shared_rank=40, base_channels=8)])
+    assert not changed(network, before)
+
+
+def test_a_plain_group_without_a_bias_is_refused():
+    network, plain = blocks(bias=True), blocks(bias=True).state_dict()
+    share_layers(network, layers=r'[1-3]\.conv', bank=TIED)
+    before = copy.deepcopy(network.state_dict())
+    del plain['2.conv.bias']
+    with pytest.raises(SharingError, match='has 2.conv.weight and no 2.conv.bias'):
+        network.load_state_dict(plain, strict=False)
+    assert not changed(network, before)
+
+
+def test_a_bank_of_another_size_is_refused_for_layers_named_outright():
+    networks = [blocks(), blocks()]
+    for network, templates in zip(networks, (2, 3)):
+        share_layers(network, layers=r'[1-3]\.conv', bank=dict(type='TemplateBank', num_templates=templates))
+    before = copy.deepcopy(networks[0].state_dict())
+    with pytest.raises(SharingError, match='has the shape'):
+        networks[0].load_state_dict(networks[1].state_dict(), strict=False)
+    assert not changed(networks[0], before)
+
+
+def test_a_run_does_not_go_on_from_its_best_checkpoint_without_its_optimizer(tmp_path):
+    (tmp_path / 'last_checkpoint').write_text('elsewhere/epoch_3.pth')
+    for name in ('epoch_2.pth', 'epoch_3.pth', 'best_accuracy_top1_epoch_3.pth'):
+        (tmp_path / name).touch()
+    mend_last_checkpoint(tmp_path)
+    assert (tmp_path / 'last_checkpoint').read_text() == str(tmp_path / 'epoch_3.pth')
+
+
+class FrozenLayer(SharedLayer):
+    def dense(self):
+        return self.bank() + self.bank.offset, self.bias
+
+
+class Frozen(Bank):
+    layer_class = FrozenLayer
+
+    def __init__(self, layers):
+        super().__init__()
+        self.filters = nn.Parameter(layers[0].weight.detach().clone())
+        self.offset = nn.Parameter(torch.zeros(()), requires_grad=False)
+
+    def generate(self):
+        return self.filters
+
+
+def test_what_is_trained_stays_so():
+    network = blocks()
+    (bank,) = share_layers(network, groups=['conv'], bank=dict(type=Frozen))
+    assert bank.filters.requires_grad and not bank.offset.requires_grad
+    network = blocks(bias=True)
+    for block in network:
+        block.conv.weight.requires_grad_(False)
+    share_layers(network, groups=['conv'], bank=TIED)
+    conv = fold_layers(network)[2].conv
+    assert not conv.weight.requires_grad and conv.bias.requires_grad
+
+
+@pytest.mark.parametrize('bank', [TIED, BASIS], ids=['tied', 'basis'])
+@pytest.mark.parametrize('dtype', [torch.half, torch.bfloat16, torch.double])
+def test_a_network_of_any_precision_shares(bank, dtype):
+    (made,) = share_layers(blocks().to(dtype), groups=['conv'], bank=bank)
+    rows = made.basis().detach().double().flatten(1)
+    assert made.basis().dtype == dtype
+    torch.testing.assert_close(rows @ rows.T, torch.eye(len(rows)).double(), rtol=0, atol=1e-2)
+
+
+def test_bases_start_orthonormal_where_a_stage_has_more_of_them_than_dimensions():
+    network = nn.Sequential(*[nn.ModuleDict({name: nn.Linear(16, 16) for name in 'qkvo'}) for _ in range(3)])
+    for bank in share_layers(network, groups=list('qkvo'), bank=dict(BASIS, shared_rank=8)):
+        rows = bank.basis().detach()
+        torch.testing.assert_close(rows @ rows.T, torch.eye(8), rtol=0, atol=1e-5)
+
+
+def test_each_group_of_one_has_to_be_smaller():
+    network = nn.Sequential(nn.Conv2d(16, 16, 1), *[nn.Conv2d(16, 16, 3) for _ in range(9)])
+    with pytest.raises(SharingError, match="'0' would have 4.. parameters for 256"):
+        share_layers(network, layers=['0', '[1-9]'], bank=[dict(BASIS, shared_rank=8, unique_rank=4), TIED])
+
+
+def test_a_layer_whose_weight_is_computed_is_left_out():
+    network = blocks()
+    nn.utils.spectral_norm(network[2].conv)
+    (bank,) = share_layers(network, groups=['conv'], bank=TIED)
+    assert bank.names == ('1.conv', '3.conv')
+
+
+@pytest.mark.parametrize(
+    'bank, words',
+    [
+        (dict(type='TemplateBank', num_templates='4'), "num_templates='?4"),
+        (dict(BASIS, shared_rank=8.0), 'not a number of filters'),
+        (dict(BASIS, base_channels=0), 'base_channels=0'),
+    ],
+)
+def test_an_argument_of_the_wrong_kind_is_one_sentence(bank, words):
+    with pytest.raises(SharingError, match=words):
+        share_layers(blocks(), groups=['conv'], bank=bank)
