@@ -67,7 +67,7 @@ class _Trial:
 
 
 def _shifts(module: nn.Module, layers: list[Any], size: int) -> dict[nn.Module, Tensor] | None:
-    """The change of each norm's running mean that makes up for the removed biases of layers; None if there is none."""
+    """The change of each norm's running mean that makes up for the removed biases of layers, or None."""
     norms: list[Any] = [
         each for each in module.modules() if isinstance(each, _BatchNorm) and each.running_mean is not None
     ]
