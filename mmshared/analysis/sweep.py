@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 from unittest.mock import patch
@@ -146,26 +146,26 @@ class Sweep:
             tie(shared, groups)
             try:
                 with patch.object(nn.init, 'trunc_normal_', nn.init.normal_):  # it is slow and not under test
-                    network, plain = MODELS.build(shared), MODELS.build(json.loads(json.dumps(backbone)))
-                self.tried[key] = try_network(network, plain)
+                    network = MODELS.build(shared)
+                self.tried[key] = try_network(network, lambda: MODELS.build(json.loads(json.dumps(backbone))))
             except Exception as error:
                 self.tried[key] = _sentence(error)
         return self.tried[key]
 
 
-def try_network(network: nn.Module, plain: nn.Module) -> str:
+def try_network(network: nn.Module, build_plain: Callable[[], nn.Module]) -> str:
     """Run a shared backbone forward and backward, fold it and run it again.
 
     Returns:
         str: What failed, or why it was not run if the plain backbone cannot be run either; '' if all is well.
     """
-    network, plain = revert_sync_batchnorm(network), revert_sync_batchnorm(plain)  # they need a GPU
+    network = revert_sync_batchnorm(network)  # such norms need a GPU
     sizes = [64, 224, *_own_sizes(network)]
-    refusals = {size: _refusal(network, size) for size in sizes}
-    if all(refusals.values()):
-        failed = all(_refusal(plain, size) for size in sizes)
-        return f'{NOT_RUN}: {refusals[64]}' if failed else f'takes no image: {refusals[64]}'
-    x = torch.randn(2, 3, *[next(size for size in sizes if not refusals[size])] * 2)
+    size = next((each for each in sizes if not _refusal(network, each)), None)
+    if size is None:
+        plain, reason = revert_sync_batchnorm(build_plain()), _refusal(network, sizes[0])
+        return f'{NOT_RUN}: {reason}' if all(_refusal(plain, each) for each in sizes) else f'takes no image: {reason}'
+    x = torch.randn(2, 3, size, size)
     for parameter in network.parameters():
         if not parameter.detach().abs().max() < 1e3:  # uninitialised: the library expects to load it
             nn.init.normal_(parameter, std=0.02)
