@@ -133,7 +133,7 @@ def test_what_is_missing_is_named(mnist):
     with pytest.raises(SharingError, match="no split 'val': it has train and test"):
         RotatedMNIST(str(mnist), 'val')
     (mnist / FILES[3]).rename(mnist / 'elsewhere')
-    with pytest.raises(SharingError, match=f'made of the four files of MNIST, and {mnist} has no {FILES[3]} or'):
+    with pytest.raises(SharingError, match=f'made from the four files of MNIST, and {mnist} has no {FILES[3]} or'):
         infos(mnist, 'train')
     for content in (b'', b'not idx', (mnist / 'elsewhere').read_bytes()[:-3]):
         (mnist / FILES[3]).write_bytes(content)

@@ -105,7 +105,7 @@ def test_a_sample_depends_on_seed_and_index_alone():
 
 
 def test_what_cannot_be_is_said():
-    with pytest.raises(SharingError, match=r'\(4, 2\) is no range'):
+    with pytest.raises(SharingError, match=r'\(4, 2\) is not a range'):
         ShortestPaths(1, [(4, 2)], seed=0)
     with pytest.raises(SharingError, match='no path of 12 steps: give shorter'):
         ShortestPaths(1, [(12, 12)], seed=0, size=2)[0]

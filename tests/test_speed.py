@@ -178,7 +178,7 @@ def test_how_time_and_memory_grow_is_drawn(tmp_path):
     assert {row['value'] for row in found['batch']} == {1}
     memory = [row['bytes'] for row in found['shared rank'] if row['network'] == 'shared' and 'bytes' in row]
     assert memory[0] < memory[1]
-    assert 'given together' in call('analysis_tools/benchmark_speed.py', *arguments).stderr
+    assert '--plot needs --batches' in call('analysis_tools/benchmark_speed.py', *arguments).stderr
 
 
 def test_the_bytes_of_a_checkpoint_are_those_of_its_file(tmp_path):

@@ -91,7 +91,7 @@ class TestDigitScenes:
         assert len(train) + len(val) > 1700 and len(train & val) <= 1  # two of the 1,797 are alike to the pixel
 
     def test_what_is_there_is_not_overwritten(self, digits, tmp_path):
-        assert 'there already, made with the same settings' in call(SCENES, digits, *SMALL).stdout
+        assert 'exists already, made with the same settings' in call(SCENES, digits, *SMALL).stdout
         result = call(SCENES, digits, *SMALL, '--seed', '3', check=False)
         assert result.returncode == 1 and 'name another folder or remove it' in result.stderr
         own = tmp_path / 'new.partial/own'
