@@ -54,7 +54,9 @@ class _Trial:
                 shifts = _shifts(self.twin, twins, size)
             except Exception:  # the module takes no single image, or none of this size
                 continue
-            if shifts is None or self.used & shifts.keys():
+            if shifts is None:  # perhaps since maps of one pixel do not tell
+                continue
+            if self.used & shifts.keys():
                 return False
             for layer, twin in zip(layers, twins):
                 layer.bias = twin.bias = None
