@@ -383,3 +383,11 @@ def test_the_network_is_looked_at_before_the_data_and_both_before_anything_is_bu
     assert 'There is no SharedResNt' in call(*arguments, 'model.backbone.type=SharedResNt').stderr
     result = call(*arguments, 'model.roi_head.type=NoSuchHead')
     assert 'Error: The data set of train_dataloader is expected in nowhere/, which is not there' in result.stderr
+
+
+def test_the_folder_of_a_config_is_no_place_for_modules_that_are_there_anyway(monkeypatch):
+    monkeypatch.delenv('PYTHONPATH', raising=False)
+    monkeypatch.setattr(sys, 'path', list(sys.path))
+    with pytest.raises(SharingError, match='is not a config of a model'):
+        load_config(str(ROOT / 'configs/_base_/mmshared.py'))  # beside which lies a file of the package's name
+    assert 'PYTHONPATH' not in os.environ and str(ROOT / 'configs/_base_') not in sys.path

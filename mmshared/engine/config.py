@@ -15,6 +15,7 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.registry import DATASETS, HOOKS, MODELS
+from mmengine.utils import import_modules_from_strings
 
 from ..sharing import SharingError
 
@@ -44,9 +45,11 @@ def load_config(name: str) -> Config:
         SharingError: If there is no such file, or if it is not a config of a model.
     """
     path = config_path(name)
-    _find_modules_in(osp.dirname(osp.abspath(path)))
     try:
-        cfg = Config.fromfile(path)
+        cfg = Config.fromfile(path, import_custom_modules=False)
+        if cfg.get('custom_imports'):
+            _find_modules_beside(path, cfg.custom_imports['imports'])
+            import_modules_from_strings(**cfg.custom_imports)
     except Exception as error:  # a config is code
         reason = str(error).strip() or type(error).__name__
         raise SharingError(f'The config {name} cannot be read: {reason.splitlines()[-1]}') from None
@@ -57,12 +60,14 @@ def load_config(name: str) -> Config:
     return cfg
 
 
-def _find_modules_in(folder: str) -> None:
-    """Let this process, and those that it starts, import the modules of a folder. Others of the same name win."""
-    if folder not in sys.path:
+def _find_modules_beside(path: str, names: str | list[str]) -> None:
+    """Let this process, and those that it starts, import modules that lie beside a config and nowhere else."""
+    folder = osp.dirname(osp.abspath(path))
+    tops = {name.partition('.')[0] for name in ([names] if isinstance(names, str) else names)}
+    there = (top for top in tops if osp.exists(osp.join(folder, f'{top}.py')) or osp.isdir(osp.join(folder, top)))
+    if any(find_spec(top) is None for top in there):
         sys.path.append(folder)
-    inherited = os.environ.get('PYTHONPATH')
-    if folder not in (inherited or '').split(os.pathsep):
+        inherited = os.environ.get('PYTHONPATH')
         os.environ['PYTHONPATH'] = f'{inherited}{os.pathsep}{folder}' if inherited else folder
 
 
