@@ -52,11 +52,9 @@ class _Trial:
         for size in (8, 64):
             try:
                 shifts = _shifts(self.twin, twins, size)
-            except Exception:  # the module takes no single image, or none of this size
+            except Exception:  # the module takes no single image, or this one is too small
                 continue
-            if shifts is None:  # perhaps since maps of one pixel do not tell
-                continue
-            if self.used & shifts.keys():
+            if shifts is None or self.used & shifts.keys():
                 return False
             for layer, twin in zip(layers, twins):
                 layer.bias = twin.bias = None
@@ -89,7 +87,9 @@ def _shifts(module: nn.Module, layers: list[Any], size: int) -> dict[nn.Module, 
         scale = before.abs().max()
         spread = (change - shift.view(-1, *[1] * (change.dim() - 2))).abs().max()
         shift = shift * (shift.abs() > 1e-12 * scale)
-        fits.append(bool(spread <= 1e-9 * scale) and (change[0, 0].numel() > 1 or not shift.any()))
+        if change[0, 0].numel() == 1 and shift.any():
+            raise ValueError('One pixel does not tell whether a change is the same everywhere.')
+        fits.append(bool(spread <= 1e-9 * scale))
         if norm in shifts:
             fits.append(torch.allclose(shift, shifts[norm]))
         elif shift.any():
