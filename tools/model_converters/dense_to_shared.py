@@ -42,7 +42,8 @@ def main() -> None:
     table = Table(title=f'{Path(args.src).name} in the network of {Path(args.config).stem}')
     wanted = [f'filters for {args.rank_for_energy:.0%}'] if args.rank_for_energy else []
     for name in ('stage', 'bank', 'kernels', 'shared filters', 'dimensions', 'energy kept', 'relative error', *wanted):
-        table.add_column(name, justify='left' if name in ('stage', 'bank') else 'right')
+        left = name in ('stage', 'bank')
+        table.add_column(name, justify='left' if left else 'right', no_wrap=left)
     for conversion in conversions:
         filters = conversion.bank.basis()
         cells = [
