@@ -11,7 +11,7 @@ import torchvision
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from ..engine.build import build_model, feature_maps, relative_difference
+from ..engine.build import build_empty, build_model, feature_maps, relative_difference
 from ..engine.config import drop_hooks, plain_twin
 from ..sharing import SharingError, banks, fold_layers
 
@@ -65,7 +65,7 @@ def stock_config(cfg: Config) -> Config:
     stock.model = plain_twin(stock.model)
     stock.pop('runner_type', None)
     imports = (stock.pop('custom_imports', None) or {}).get('imports', [])
-    if any(type(module).__module__.startswith('mmshared') for module in build_model(stock).modules()):
+    if any(type(module).__module__.startswith('mmshared') for module in build_empty(stock).modules()):
         imports = ['mmshared']
     else:
         imports = [name for name in imports if name != 'mmshared']
@@ -100,7 +100,7 @@ def to_torchvision(model: nn.Module) -> dict[str, Tensor]:
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         difference = relative_difference([twin.eval()(images)], [model(images)])
-    if not difference < 1e-4:
+    if not difference < TOLERANCE:
         raise SharingError(f"torchvision's {name} with these weights differs by a relative {difference:.2g}.")
     return state_dict
 

@@ -20,6 +20,8 @@ def move_biases(network: nn.Module, layers: list[Any]) -> None:
     left = [layer for layer in layers if not layer.weight.is_meta]
     for module in reversed(list(network.modules())):  # children before their parents
         there = set(module.modules())
+        if not any(layer in there and layer is not module for layer in left):
+            continue
         # What modules elsewhere use too has to stay as it is.
         used = {each for child in there - {module} if not parents[child] <= there for each in child.modules()}
         mine = [layer for layer in left if layer in there - used - {module}]
