@@ -11,6 +11,8 @@ OPS ?= torchvision
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed-with-$(OPS)-operators
+# A process for each core, up to eight, with a thread each.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint .ci/constraints.txt
 DEMO := work_dirs/demo
 DEMO_CONFIG := configs/small/faster-rcnn_r50-narrow-shared_12e_digits.py
@@ -46,10 +48,10 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 fast: $(INSTALLED)
-	$(BIN)/python -m pytest -m 'not slow'
+	$(PYTEST) -m 'not slow'
 
 demo: $(INSTALLED)
 	$(BIN)/python tools/dataset_converters/digit_scenes.py data/digits
