@@ -15,13 +15,13 @@ INSTALLED := $(VENV)/installed-with-$(OPS)-operators
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint .ci/constraints.txt
 DEMO := work_dirs/demo
-DEMO_CONFIG := configs/small/faster-rcnn_r50-narrow-shared_12e_digits.py
+DEMO_CONFIG := mmshared::small/faster-rcnn_r50-narrow-shared_12e_digits.py
 
 .PHONY: install lint test fast demo clean
 
 install: $(INSTALLED)
 
-$(INSTALLED): Makefile setup.cfg pyproject.toml .ci/constraints.txt
+$(INSTALLED): Makefile pyproject.toml .ci/constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' || \
 	    { echo "$(PYTHON) is not there or not Python 3.10 to 3.12: name another one, for example make PYTHON=python3.12."; exit 1; }
 	@echo "1/4 creating $(VENV) with $$($(PYTHON) --version)"
@@ -53,10 +53,11 @@ test: $(INSTALLED)
 fast: $(INSTALLED)
 	$(PYTEST) -m 'not slow'
 
+demo: export PYTHONWARNINGS := ignore
 demo: $(INSTALLED)
-	$(BIN)/python tools/dataset_converters/digit_scenes.py data/digits
-	PYTHONWARNINGS=ignore $(BIN)/python tools/train.py $(DEMO_CONFIG) --work-dir $(DEMO) --resume
-	PYTHONWARNINGS=ignore $(BIN)/python tools/analysis_tools/report_run.py $(DEMO)
+	$(BIN)/mmshared digit-scenes data/digits
+	$(BIN)/mmshared train $(DEMO_CONFIG) --work-dir $(DEMO) --resume --quiet
+	$(BIN)/mmshared report-run $(DEMO)
 
 clean:
 	rm -rf $(VENV) $(DEMO)

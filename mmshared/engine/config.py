@@ -22,22 +22,25 @@ from ..sharing import SharingError
 LIBRARIES = ('mmdet', 'mmpretrain', *filter(find_spec, ['mmseg']))
 
 
+def config_folder(package: str) -> str:
+    """The folder of a package's configs: ours, or that of one of the libraries."""
+    return osp.join(import_module(package).__path__[0], '.mim', 'configs')
+
+
 def config_path(name: str) -> str:
-    """The file of a config, from a path or from its name in a library, such as ``mmdet::dcn/....py``."""
-    library, _, inner = name.rpartition('::')
-    if not library:
-        path = name
-    elif library in LIBRARIES:
-        path = osp.join(import_module(library).__path__[0], '.mim', 'configs', inner)
-    else:
-        raise SharingError(f'{name}: configs by name are those of {" and ".join(LIBRARIES)}, not of {library}.')
+    """The file of a config, from a path or from its name in a package, such as ``mmdet::dcn/....py``."""
+    package, _, inner = name.rpartition('::')
+    packages = ('mmshared', *LIBRARIES)
+    if package and package not in packages:
+        raise SharingError(f'{name}: configs by name are those of {" and ".join(packages)}, not of {package}.')
+    path = osp.join(config_folder(package), inner) if package else name
     if not osp.isfile(path):
-        raise SharingError(f'There is no config {name}{f" ({path})" if library else ""}: check the name.')
+        raise SharingError(f'There is no config {name}{f" ({path})" if package else ""}: check the name.')
     return path
 
 
 def load_config(name: str) -> Config:
-    """Load the config of a model, from a path or from its name in a library.
+    """Load the config of a model, from a path or from its name in a package.
 
     Its ``custom_imports`` may name modules in its own folder.
 

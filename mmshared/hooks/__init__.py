@@ -1,6 +1,7 @@
 from .bank_monitor_hooks import BasisHealthHook, GradientFlowHook, LayerSimilarityHook, basis_health, basis_spaces
 from .loss_hook import BankLossHook
 from .orthogonality_loss_hook import OrthogonalityLossHook, Space, orthogonality_loss, orthogonality_spaces
+from .progress_hook import ProgressHook
 from .recurrence_loss_hook import RecurrenceLossHook, layer_similarity, recurrence_loss, template_banks
 from .train_only_hook import TrainOnlyHook
 
@@ -10,6 +11,7 @@ __all__ = [
     'GradientFlowHook',
     'LayerSimilarityHook',
     'OrthogonalityLossHook',
+    'ProgressHook',
     'RecurrenceLossHook',
     'TrainOnlyHook',
     'basis_health',

@@ -9,18 +9,7 @@ from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 
-from mmdet.apis import init_detector
-from mmdet.registry import DATASETS
-from mmengine.runner import find_latest_checkpoint
-
-import mmshared  # noqa: F401  (before mmdet: it supplies mmcv's operators)
-from mmshared import SharingError
-from mmshared.analysis.complexity import parameter_count
-from mmshared.analysis.logs import read_scalars
-from mmshared.analysis.plots import draw_curves, draw_detections
-from mmshared.cli import errors_in_a_sentence, own_files
-from mmshared.engine.build import build_plain
-from mmshared.engine.config import load_config
+from mmshared_cli import errors_in_a_sentence, own_files
 
 
 def parse_args() -> argparse.Namespace:
@@ -37,6 +26,15 @@ def parse_args() -> argparse.Namespace:
 @errors_in_a_sentence()
 def main() -> None:
     args = parse_args()
+    from mmengine.runner import find_latest_checkpoint
+
+    from mmshared import SharingError  # before mmdet: it supplies mmcv's operators
+    from mmshared.analysis.complexity import parameter_count
+    from mmshared.analysis.logs import read_scalars
+    from mmshared.analysis.plots import draw_curves, draw_detections
+    from mmshared.engine.build import build_plain
+    from mmshared.engine.config import load_config
+
     configs, checkpoint = sorted(args.work_dir.glob('*.py')), find_latest_checkpoint(str(args.work_dir))
     if not configs or checkpoint is None:
         raise SharingError(
@@ -49,13 +47,16 @@ def main() -> None:
     if cfg.default_scope != 'mmdet':
         raise SharingError(
             f'{args.work_dir} is of a run of {cfg.default_scope}: the report is about detectors. '
-            'compare_runs.py draws the scalars of any run.'
+            '`mmshared compare-runs` draws the scalars of any run.'
         )
     scalars = read_scalars(args.work_dir)
     metrics = [name for name in scalars if '/' in name]
     metric = args.metric or next((name for name in metrics if name.endswith(('bbox_mAP', '/mAP'))), '')
     if args.metric and not any(name.startswith(args.metric) for name in metrics):
         raise SharingError(f'The run has no metric {args.metric}: it has {", ".join(metrics)}.')
+    from mmdet.apis import init_detector
+    from mmdet.registry import DATASETS
+
     model = init_detector(cfg, str(checkpoint), device='cpu')
 
     with redirect_stdout(StringIO()):  # pycocotools reports every step

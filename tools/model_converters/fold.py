@@ -1,4 +1,4 @@
-"""Convert a checkpoint of a shared network to one of the plain network that it equals, for the stock classes.
+"""Convert a checkpoint of a shared network to one of the plain network that it equals.
 
 Writes the checkpoint and, beside it, the stock config that it loads into with strict=True, without mmshared. The
 outputs of both networks on random images are compared first; if they differ, nothing is written.
@@ -7,15 +7,7 @@ outputs of both networks on random images are compared first; if they differ, no
 import argparse
 from importlib.util import find_spec
 
-import torch
-from mmengine.config import DictAction
-
-from mmshared.cli import add_shape, check_files, errors_in_a_sentence, output_file, own_files
-from mmshared.convert.fold import fold_model, save_safetensors, to_torchvision
-from mmshared.convert.onnx import export_onnx
-from mmshared.engine.build import load_model
-from mmshared.engine.checkpoint import converted, save_checkpoint
-from mmshared.engine.config import load_config, merge_options
+from mmshared_cli import add_cfg_options, add_shape, check_files, errors_in_a_sentence, output_file, own_files
 
 
 def parse_args() -> argparse.Namespace:
@@ -36,7 +28,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--safetensors', action='store_true', help='write the checkpoint as safetensors')
     parser.add_argument('--torchvision', action='store_true', help="write the keys of torchvision's ResNets")
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, help='changes to the config')
+    add_cfg_options(parser)
     add_shape(parser)
     args = parser.parse_args()
     if args.keep_shared and not args.onnx:
@@ -53,6 +45,14 @@ def parse_args() -> argparse.Namespace:
 @own_files()
 def main() -> None:
     args = parse_args()
+    import torch
+
+    from mmshared.convert.fold import fold_model, save_safetensors, to_torchvision
+    from mmshared.convert.onnx import export_onnx
+    from mmshared.engine.build import load_model
+    from mmshared.engine.checkpoint import converted, save_checkpoint
+    from mmshared.engine.config import load_config, merge_options
+
     cfg = load_config(args.config)
     merge_options(cfg, args.cfg_options)
     shared = load_model(cfg, args.checkpoint)
