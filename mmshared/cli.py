@@ -176,7 +176,7 @@ def named_runs(parser: argparse.ArgumentParser, args: argparse.Namespace) -> dic
 @errors_in_a_sentence()
 @own_files()
 def convert_file(description: str, convert: Callable[[str, Path], Converted]) -> None:
-    """The command of a converter of authors' checkpoints: reads SRC, writes DST and prints which config it is for. If
+    """The command of a converter of others' checkpoints: reads SRC, writes DST and prints which config it is for. If
     no config file exists for it, one is written beside DST.
 
     Args:
@@ -194,8 +194,8 @@ def convert_file(description: str, convert: Callable[[str, Path], Converted]) ->
         name = args.dst.with_suffix('.py')
         config.dump(name)
     else:
-        name = Path('configs', config.relative_to(configs))
-    save_checkpoint(dict(state_dict=state_dict, meta=dict(config=name.name)), args.dst)
+        name = config if isinstance(config, str) else Path('configs', config.relative_to(configs))
+    save_checkpoint(dict(state_dict=state_dict, meta=dict(config=Path(name).name)), args.dst)
     options = (
         ' '.join(['with --cfg-options', *(f'{key}={value}' for key, value in options.items())]) if options else ''
     )

@@ -201,7 +201,7 @@ def test_torchvision_and_safetensors(tmp_path):
     result = fold(config, tmp_path / 'shared.pth', tmp_path / 'plain.safetensors', '--torchvision')
     assert result.returncode == 0, result.stderr
     twin = resnet34().eval()
-    twin.load_state_dict(safetensors.load_file(tmp_path / 'plain.safetensors'), strict=True)
+    twin.load_state_dict(load_checkpoint_file(str(tmp_path / 'plain.safetensors')), strict=True)
     x = image(96)
     with torch.no_grad():
         assert difference([twin(x)], [model(x)]) < 1e-4

@@ -5,6 +5,7 @@ import os.path as osp
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -35,7 +36,7 @@ def _function_of(owner: Any, name: str) -> Any:
 
 
 def load_checkpoint_file(filename: str, map_location: Any = 'cpu') -> dict:
-    """Load a checkpoint from a file without running any code in it.
+    """Load a checkpoint from a file, of PyTorch or of safetensors, without running any code in it.
 
     Raises:
         SharingError: If there is no such file, if it is damaged, if it holds more than weights and plain data, or if
@@ -45,8 +46,11 @@ def load_checkpoint_file(filename: str, map_location: Any = 'cpu') -> dict:
     if not osp.isfile(filename):
         raise SharingError(f'There is no checkpoint {filename}: check the path.')
     try:
-        _check_archive(filename)
-        checkpoint = torch.load(filename, map_location=map_location, weights_only=True)
+        if filename.endswith('.safetensors'):
+            checkpoint = import_module('safetensors.torch').load_file(filename)
+        else:
+            _check_archive(filename)
+            checkpoint = torch.load(filename, map_location=map_location, weights_only=True)
     except Exception as error:  # torch.load and zipfile raise many types
         reason = re.split(r'[.\n]\s', str(error).strip())[0] or type(error).__name__
         raise SharingError(
