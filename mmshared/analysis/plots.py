@@ -33,9 +33,16 @@ def _frame(axis: Axes, x: Sequence[float], y: Sequence[float], scale: str = 'lin
         axis.set_ylim(sorted((-0.05 * end, end)))
 
 
-def draw_curves(scalars: dict[str, Curve], metric: str, out: Path) -> None:
-    """Draw the loss, the orthogonality loss and a metric of a run, each in its own panel."""
-    panels = [('loss', 'iteration', 'linear'), ('loss_orth', 'iteration', 'log'), (metric, 'epoch', 'linear')]
+def draw_curves(scalars: dict[str, Curve], metric: str, out: Path, step: str = 'epoch') -> None:
+    """Draw the loss, the orthogonality loss and a metric of a run, each in its own panel.
+
+    Args:
+        scalars (dict): The scalars of the run, from :func:`read_scalars`.
+        metric (str): The name of the metric.
+        out (Path): The image to write.
+        step (str): What the steps of the metric count. Defaults to ``'epoch'``.
+    """
+    panels = [('loss', 'iteration', 'linear'), ('loss_orth', 'iteration', 'log'), (metric, step, 'linear')]
     panels = [panel for panel in panels if scalars.get(panel[0])]
     figure = Figure(figsize=(4.5 * len(panels), 3.2))
     axes = figure.subplots(1, len(panels), squeeze=False)
@@ -180,14 +187,17 @@ def _draw_heat_maps(
     figure.savefig(out, dpi=110)
 
 
-def draw_detections(model: nn.Module, images: Sequence[Path], out: Path, score: float = 0.5) -> None:
-    """Draw what a detector finds in some images, side by side.
+def draw_detections(model: nn.Module, images: Sequence[Path], out: Path, score: float = 0.5) -> float:
+    """Draw what a detector finds in some images, side by side, and say so in the figure if no box is drawn.
 
     Args:
         model (nn.Module): A detector from ``mmdet.apis.init_detector``.
         images (Sequence[Path]): The files of the images.
         out (Path): The image to write.
-        score (float): The lowest score of a drawn box. Defaults to 0.5.
+        score (float): Boxes with a higher score are drawn. Defaults to 0.5.
+
+    Returns:
+        float: The highest score of all boxes, 0 if there is none.
     """
     from mmdet.apis import inference_detector
     from mmdet.visualization import DetLocalVisualizer
@@ -202,16 +212,21 @@ def draw_detections(model: nn.Module, images: Sequence[Path], out: Path, score: 
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
         axis.axis('off')
+    highest = 0.0
     for axis, path in zip(axes.flat, images):
         image = mmcv.imread(str(path), channel_order='rgb')
         # Enlarge small images, so that boxes and labels are readable.
         factor = max(1, 480 // max(image.shape[:2]))
         found = inference_detector(model, str(path)).cpu()
         found.pred_instances.bboxes *= factor
+        highest = max([highest, *found.pred_instances.scores.tolist()])
         visualizer.add_datasample('', mmcv.imrescale(image, factor), found, draw_gt=False, pred_score_thr=score)
         axis.imshow(visualizer.get_image())
+    if highest <= score:
+        figure.suptitle(f'no detection scores above {score:g}, the highest is {highest:.2g}', fontsize=9)
     figure.tight_layout(pad=0.3)
     figure.savefig(out, dpi=110)
+    return highest
 
 
 def draw_growth(growth: dict[str, list[dict]], out: Path) -> None:

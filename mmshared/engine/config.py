@@ -179,7 +179,8 @@ def _takes_sharing(kind: Any) -> bool:
 
 
 def check_data(cfg: Config, loaders: Sequence[str], download: bool = True) -> None:
-    """Raise a :class:`SharingError` if a data set of the config is not where it is expected.
+    """Raise a :class:`SharingError` if a data set of the config is not where it is expected, if its annotations are an
+    empty file, or if a data loader has no batch size above 0.
 
     Args:
         cfg (Config): The config.
@@ -187,7 +188,10 @@ def check_data(cfg: Config, loaders: Sequence[str], download: bool = True) -> No
         download (bool): Whether to skip data sets that download themselves. Defaults to True.
     """
     for loader in loaders:
-        for dataset in _datasets((cfg.get(loader) or {}).get('dataset')):
+        settings = cfg.get(loader) or {}
+        if not settings.get('batch_size', 1) > 0:
+            raise SharingError(f'The batch_size of {loader} is {settings["batch_size"]}: it must be 1 or more.')
+        for dataset in inner_datasets(settings.get('dataset')):
             root, prefix = dataset.get('data_root') or '', dataset.get('data_prefix') or ''
             if not root or '://' in root or download and _downloads(dataset, cfg.get('default_scope', 'mmengine')):
                 continue
@@ -203,6 +207,9 @@ def check_data(cfg: Config, loaders: Sequence[str], download: bool = True) -> No
                     f'The data set of {loader} is expected in {root}, which {lack}: put the data set '
                     'there, or name its folder with the option data_root=FOLDER.'
                 )
+            annotations = osp.join(root, dataset.get('ann_file') or '')
+            if osp.isfile(annotations) and osp.getsize(annotations) == 0:
+                raise SharingError(f'The annotations {annotations} of {loader} are an empty file.')
 
 
 def _downloads(dataset: dict, scope: str) -> bool:
@@ -213,11 +220,11 @@ def _downloads(dataset: dict, scope: str) -> bool:
     return kind is not None and 'download' in inspect.signature(kind).parameters and dataset.get('download', True)
 
 
-def _datasets(dataset: Any) -> Iterator[dict]:
+def inner_datasets(dataset: Any) -> Iterator[dict]:
     """The data sets inside a dataset config and its wrappers."""
     if isinstance(dataset, dict):
         inner = dataset.get('datasets') or ([dataset['dataset']] if 'dataset' in dataset else [])
         if not inner:
             yield dataset
         for item in inner:
-            yield from _datasets(item)
+            yield from inner_datasets(item)

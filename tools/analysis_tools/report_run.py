@@ -16,6 +16,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('work_dir', type=Path, help='the work dir of a run of train.py')
     parser.add_argument('--images', type=int, default=8, help='number of validation images (default: 8)')
+    parser.add_argument('--score', type=float, default=0.5, help='draw detections that score higher (default: 0.5)')
     parser.add_argument('--metric', help="name of the metric (default: the run's box AP)")
     args = parser.parse_args()
     if args.images < 1:
@@ -30,7 +31,7 @@ def main() -> None:
 
     from mmshared import SharingError  # before mmdet: it supplies mmcv's operators
     from mmshared.analysis.complexity import parameter_count
-    from mmshared.analysis.logs import read_scalars
+    from mmshared.analysis.logs import read_scalars, read_validations
     from mmshared.analysis.plots import draw_curves, draw_detections
     from mmshared.engine.build import build_plain
     from mmshared.engine.config import load_config
@@ -50,10 +51,10 @@ def main() -> None:
             '`mmshared compare-runs` draws the scalars of any run.'
         )
     scalars = read_scalars(args.work_dir)
-    metrics = [name for name in scalars if '/' in name]
+    metrics = list(dict.fromkeys(name for validation in read_validations(args.work_dir) for name in validation))
     metric = args.metric or next((name for name in metrics if name.endswith(('bbox_mAP', '/mAP'))), '')
     if args.metric and not any(name.startswith(args.metric) for name in metrics):
-        raise SharingError(f'The run has no metric {args.metric}: it has {", ".join(metrics)}.')
+        raise SharingError(f'The run has no metric {args.metric}: it has {", ".join(metrics) or "none"}.')
     from mmdet.apis import init_detector
     from mmdet.registry import DATASETS
 
@@ -63,8 +64,9 @@ def main() -> None:
         dataset = DATASETS.build(cfg.val_dataloader.dataset)
     images = [Path(dataset.get_data_info(i)['img_path']) for i in range(min(args.images, len(dataset)))]
     with own_files():
-        draw_curves(scalars, metric, args.work_dir / 'curves.png')
-    draw_detections(model, images, args.work_dir / 'detections.png')
+        step = 'epoch' if 'max_epochs' in cfg.train_cfg else 'iteration'
+        draw_curves(scalars, metric, args.work_dir / 'curves.png', step)
+    highest = draw_detections(model, images, args.work_dir / 'detections.png', args.score)
 
     for name, curve in scalars.items():
         if metric and name.startswith(metric) and curve[-1][1] >= 0:  # -1: no object of that size
@@ -73,6 +75,8 @@ def main() -> None:
     for name, counted, twin in (('detector', model, plain), ('backbone', model.backbone, plain.backbone)):
         here, there = parameter_count(counted), parameter_count(twin)
         print(f'parameters of the {name}: {here:,} shared, {there:,} plain ({1 - here / there:.1%} fewer)')
+    if highest <= args.score:
+        print(f'no detection to draw: none scores above {args.score:g}, the highest is {highest:.2g} (see --score)')
     print(f'images: {args.work_dir}/detections.png, {args.work_dir}/curves.png\ncheckpoint: {checkpoint}')
 
 

@@ -222,7 +222,7 @@ def named_runs(parser: argparse.ArgumentParser, args: argparse.Namespace) -> dic
 @errors_in_a_sentence()
 @own_files()
 def convert_file(description: str, module: str) -> None:
-    """The command of a converter of authors' checkpoints: reads SRC, writes DST and prints which config it is for. If
+    """The command of a converter of others' checkpoints: reads SRC, writes DST and prints which config it is for. If
     no config file exists for it, one is written beside DST.
 
     Args:
@@ -242,11 +242,11 @@ def convert_file(description: str, module: str) -> None:
     configs = Path(config_folder('mmshared'))
     state_dict, config, options, note = import_module(module).convert_checkpoint(args.src, configs)
     if isinstance(config, Config):
-        name = file = args.dst.with_suffix('.py')
-        config.dump(file)
+        name = args.dst.with_suffix('.py')
+        config.dump(name)
     else:
-        name, file = f'mmshared::{config.relative_to(configs)}', config
-    save_checkpoint(dict(state_dict=state_dict, meta=dict(config=file.name)), args.dst)
+        name = config if isinstance(config, str) else f'mmshared::{config.relative_to(configs)}'
+    save_checkpoint(dict(state_dict=state_dict, meta=dict(config=Path(name).name)), args.dst)
     options = (
         ' '.join(['with --cfg-options', *(f'{key}={value}' for key, value in options.items())]) if options else ''
     )

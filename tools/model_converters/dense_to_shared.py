@@ -58,7 +58,7 @@ def main() -> None:
         ]
         table.add_row(*cells, *([str(rank_for_energy(conversion, args.rank_for_energy))] if wanted else []))
     Console(width=max(110, Console().width)).print(table)
-    save_checkpoint(converted(state_dict, args.src), args.dst)
+    save_checkpoint(converted(state_dict, args.src, cfg), args.dst)
     print(f'wrote {args.dst}')
 
 

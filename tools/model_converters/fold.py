@@ -1,7 +1,8 @@
 """Convert a checkpoint of a shared network to one of the plain network that it equals.
 
-Writes the checkpoint and, beside it, the stock config that it loads into with strict=True, without mmshared. The
-outputs of both networks on random images are compared first; if they differ, nothing is written.
+Writes the checkpoint and, beside it, the stock config that it loads into with strict=True, without mmshared: a
+detector only takes mmcv's operators from it, where mmcv has no compiled ones. The outputs of both networks on random
+images are compared first; if they differ, nothing is written.
 """
 
 import argparse
@@ -14,7 +15,11 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='the config of the shared network')
     parser.add_argument('checkpoint', help='its checkpoint')
-    parser.add_argument('out', type=output_file, help='the checkpoint to write; its config gets the same name')
+    parser.add_argument(
+        'out',
+        type=output_file,
+        help='the checkpoint to write, as safetensors if its name ends in .safetensors; its config gets the same name',
+    )
     parser.add_argument(
         '--onnx',
         type=output_file,
@@ -26,7 +31,6 @@ def parse_args() -> argparse.Namespace:
         action='store_true',
         help='write the ONNX model with its filters shared, stored once, if its file is smaller',
     )
-    parser.add_argument('--safetensors', action='store_true', help='write the checkpoint as safetensors')
     parser.add_argument('--torchvision', action='store_true', help="write the keys of torchvision's ResNets")
     add_cfg_options(parser)
     add_shape(parser)
@@ -35,9 +39,13 @@ def parse_args() -> argparse.Namespace:
         parser.error('--keep-shared needs --onnx')
     args.out_config = args.out.with_suffix('.py')
     check_files(parser, args.config, args.checkpoint, args.out, args.out_config, args.onnx)
-    for name, packages in dict(onnx=('onnx', 'onnxruntime', 'onnxscript'), safetensors=('safetensors',)).items():
-        if getattr(args, name) and not all(map(find_spec, packages)):
-            parser.error(f"--{name} needs packages that are not installed: pip install 'mmshared[export]'")
+    args.safetensors = args.out.suffix == '.safetensors'
+    for name, wanted, packages in (
+        ('--onnx', args.onnx, ('onnx', 'onnxruntime', 'onnxscript')),
+        (args.out, args.safetensors, ('safetensors',)),
+    ):
+        if wanted and not all(map(find_spec, packages)):
+            parser.error(f"{name} needs packages that are not installed: pip install 'mmshared[export]'")
     return args
 
 
@@ -66,11 +74,12 @@ def main() -> None:
     if args.safetensors:
         save_safetensors(state_dict, args.out)
     else:
-        save_checkpoint(state_dict if args.torchvision else converted(state_dict, args.checkpoint), args.out)
+        save_checkpoint(state_dict if args.torchvision else converted(state_dict, args.checkpoint, stock), args.out)
     print(f'wrote {args.out} ({args.out.stat().st_size / 1e6:.1f} MB)')
     if not args.torchvision:
         stock.dump(args.out_config)
-        print(f'wrote {args.out_config}' + (', whose network is one of mmshared' if 'custom_imports' in stock else ''))
+        own = 'mmshared' in stock.get('custom_imports', {}).get('imports', [])
+        print(f'wrote {args.out_config}' + (', whose network is one of mmshared' if own else ''))
 
 
 if __name__ == '__main__':

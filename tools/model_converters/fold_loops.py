@@ -100,7 +100,7 @@ def main() -> None:
         metrics = {name: evaluate(*network) for name, network in networks.items()}
         for metric in metrics['before']:
             print(f'{metric}: ' + ', '.join(f'{values[metric]:.4g} {name}' for name, values in metrics.items()))
-    save_checkpoint(converted(folded.state_dict(), args.checkpoint), args.out)
+    save_checkpoint(converted(folded.state_dict(), args.checkpoint, folded_cfg), args.out)
     with own_files():
         folded_cfg.dump(args.out_config)
     print(f'wrote {args.out} and {args.out_config}')
