@@ -1,4 +1,5 @@
-"""What mkdocs does beside reading docs/en: it takes pages from the repository itself, and writes formulas as MathML."""
+"""What mkdocs does beside reading docs/en: it takes pages from all over the repository, writes formulas as
+MathML, and links images to themselves."""
 
 import html
 import re
@@ -39,10 +40,11 @@ def on_page_markdown(markdown, page, config, files):
 
 
 def on_page_content(content, page, config, files):
-    """Write formulas as MathML, which browsers show without a script."""
+    """Write formulas as MathML, which browsers show without a script, and let an image open in full size."""
 
     def formula(match):
         display = 'block' if match[2] == '[' else 'inline'
         return convert(html.unescape(match[3]).strip(), display=display)
 
-    return FORMULA.sub(formula, content)
+    content = FORMULA.sub(formula, content)
+    return re.sub(r'<img [^>]*src="([^"]*)"[^>]*>', r'<a href="\1">\g<0></a>', content)

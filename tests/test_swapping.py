@@ -139,7 +139,9 @@ ROWS = {
 
 @pytest.mark.slow
 def test_the_patterns_of_the_docs_save_what_they_say():
-    rows = dict(re.findall(r'^\| (\S+) \| (.*?) \|$', (ROOT / 'docs/en/choosing_groups_and_banks.md').read_text(), re.M))
+    rows = dict(
+        re.findall(r'^\| (\S+) \| (.*?) \|$', (ROOT / 'docs/en/choosing_groups_and_banks.md').read_text(), re.M)
+    )
     for name, (library, network) in ROWS.items():
         patterns, saved, most = rows[name].split(' | ')
         network = build_empty(Config(dict(model=network, default_scope=library)))
