@@ -2,6 +2,7 @@
 # make demo      write a small data set, train a shared Faster R-CNN on it, show what it detects
 # make test      run all tests (make fast: only the quick ones, at each save)
 # make lint      check style and types
+# make docs      build the site, with its links checked: work_dirs/site/index.html
 #
 # PYTHON=python3.12   the interpreter, 3.10 to 3.12
 # OPS=compiled        also build mmcv's own operators (about ten minutes, needs a compiler)
@@ -13,11 +14,12 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed-with-$(OPS)-operators
 # A process for each core, up to eight, with a thread each.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
+DOCS_INSTALLED := $(VENV)/docs-installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint .ci/constraints.txt
 DEMO := work_dirs/demo
 DEMO_CONFIG := mmshared::small/faster-rcnn_r50-narrow-shared_12e_digits.py
 
-.PHONY: install lint test fast demo clean
+.PHONY: install lint docs test fast demo clean
 
 install: $(INSTALLED)
 
@@ -46,6 +48,13 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+docs: $(DOCS_INSTALLED)
+	$(BIN)/python -m mkdocs build --strict --config-file docs/mkdocs.yml
+
+$(DOCS_INSTALLED): $(INSTALLED)
+	@$(PIP) --editable '.[docs]'
+	@touch $@
 
 test: $(INSTALLED)
 	$(PYTEST)
