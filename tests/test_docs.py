@@ -46,7 +46,7 @@ def test_the_files_that_a_page_names_exist(page):
 
 @pages
 def test_the_options_of_the_commands_on_a_page_exist(page):
-    common = (ROOT / 'mmshared/cli.py').read_text()
+    common = (ROOT / 'tools/mmshared_cli/__init__.py').read_text()
     for line in '\n'.join(blocks(page, 'bash')).replace('\\\n', ' ').splitlines():
         command = re.match(r'(?:\w+=\S+ )*(?:python )?(tools/\S+\.(?:py|sh))([^#]*)', line)
         if command:

@@ -1,6 +1,7 @@
-"""Convert a checkpoint of a classifier of torchvision or timm to one of mmpretrain, for shared networks to start from.
+"""Convert a classifier's checkpoint of torchvision or timm to one of mmpretrain.
 
-Prints the config of the network that it loads into: a ResNet, ResNeXt, wide ResNet or MobileNetV2.
+Prints the config of the network that it loads into: a ResNet, ResNeXt, wide ResNet or MobileNetV2. From it, a network
+that shares can start.
 """
 
 from mmshared_cli import convert_file
