@@ -70,7 +70,7 @@ def test_an_interrupted_suite_goes_on_and_gives_one_table(images, tmp_path):
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not (second / 'last_checkpoint').exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGTERM)  # as Ctrl-C does
