@@ -27,6 +27,7 @@ from .engine.names import take_own_names
 from .engine.runner import SharingRunner
 from .hooks import (
     BasisHealthHook,
+    DistillationHook,
     GradientFlowHook,
     LayerSimilarityHook,
     OrthogonalityLossHook,
@@ -93,6 +94,7 @@ def __getattr__(name: str) -> Any:
 __all__ = [
     'Bank',
     'BasisHealthHook',
+    'DistillationHook',
     'FilterBasis',
     'GradientFlowHook',
     'KERNEL_TRANSFORMS',

@@ -8,7 +8,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from mmshared.analysis.plots import draw_curves, draw_detections
+from mmshared.analysis.plots import detections_in, draw_curves
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def figures(monkeypatch):
         ([0.1, 0.2], 0.15, ''),
     ],
 )
-def test_a_figure_without_detections_says_so(monkeypatch, tmp_path, figures, scores, limit, title):
+def test_images_without_detections_say_so(monkeypatch, tmp_path, scores, limit, title):
     import mmdet.apis
     from mmdet.structures import DetDataSample
     from mmengine.structures import InstanceData
@@ -36,9 +36,9 @@ def test_a_figure_without_detections_says_so(monkeypatch, tmp_path, figures, sco
     monkeypatch.setattr(mmdet.apis, 'inference_detector', lambda *args: found)
     Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(tmp_path / 'image.png')
     model = SimpleNamespace(dataset_meta=dict(classes=('cat',), palette=[(255, 0, 0)]))
-    highest = draw_detections(model, [tmp_path / 'image.png'], tmp_path / 'found.png', limit)
-    assert highest == pytest.approx(max(scores, default=0))
-    assert figures[0].get_suptitle() == title
+    found = detections_in(model, [tmp_path / 'image.png'], limit)
+    assert found.highest == pytest.approx(max(scores, default=0))
+    assert found.note == title
 
 
 def test_a_metric_is_drawn_over_what_its_steps_count(figures):

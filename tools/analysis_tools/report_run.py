@@ -32,7 +32,7 @@ def main() -> None:
     from mmshared import SharingError  # before mmdet: it supplies mmcv's operators
     from mmshared.analysis.complexity import parameter_count
     from mmshared.analysis.logs import read_scalars, read_validations
-    from mmshared.analysis.plots import draw_curves, draw_detections
+    from mmshared.analysis.plots import detections_in, draw_curves, draw_images
     from mmshared.engine.build import build_plain
     from mmshared.engine.config import load_config
 
@@ -66,7 +66,8 @@ def main() -> None:
     with own_files():
         step = 'epoch' if 'max_epochs' in cfg.train_cfg else 'iteration'
         draw_curves(scalars, metric, args.work_dir / 'curves.png', step)
-    highest = draw_detections(model, images, args.work_dir / 'detections.png', args.score)
+    found = detections_in(model, images, args.score)
+    draw_images(found.images, args.work_dir / 'detections.png', found.note)
 
     for name, curve in scalars.items():
         if metric and name.startswith(metric) and curve[-1][1] >= 0:  # -1: no object of that size
@@ -75,8 +76,8 @@ def main() -> None:
     for name, counted, twin in (('detector', model, plain), ('backbone', model.backbone, plain.backbone)):
         here, there = parameter_count(counted), parameter_count(twin)
         print(f'parameters of the {name}: {here:,} shared, {there:,} plain ({1 - here / there:.1%} fewer)')
-    if highest <= args.score:
-        print(f'no detection to draw: none scores above {args.score:g}, the highest is {highest:.2g} (see --score)')
+    if found.note:
+        print(f'{found.note} (see --score)')
     print(f'images: {args.work_dir}/detections.png, {args.work_dir}/curves.png\ncheckpoint: {checkpoint}')
 
 
