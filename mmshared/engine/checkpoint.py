@@ -35,8 +35,13 @@ def _function_of(owner: Any, name: str) -> Any:
     return getattr(owner, name)
 
 
-def load_checkpoint_file(filename: str, map_location: Any = 'cpu') -> dict:
+def load_checkpoint_file(filename: str, map_location: Any = 'cpu', mmap: bool = False) -> dict:
     """Load a checkpoint from a file, of PyTorch or of safetensors, without running any code in it.
+
+    Args:
+        filename (str): The file.
+        map_location (Any): Where the tensors go.
+        mmap (bool): Whether their values are read from the file only when they are used.
 
     Raises:
         SharingError: If there is no such file, if it is damaged, if it holds more than weights and plain data, or if
@@ -50,7 +55,7 @@ def load_checkpoint_file(filename: str, map_location: Any = 'cpu') -> dict:
             checkpoint = import_module('safetensors.torch').load_file(filename)
         else:
             _check_archive(filename)
-            checkpoint = torch.load(filename, map_location=map_location, weights_only=True)
+            checkpoint = torch.load(filename, map_location=map_location, weights_only=True, mmap=mmap)
     except Exception as error:  # torch.load and zipfile raise many types
         reason = re.split(r'[.\n]\s', str(error).strip())[0] or type(error).__name__
         raise SharingError(
