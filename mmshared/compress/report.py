@@ -65,13 +65,13 @@ def measure(networks: dict[str, nn.Module], batch: dict, rounds: int = 10) -> di
         median of the rounds.
     """
 
-    def inference(network: nn.Module) -> None:
+    def inference(network: Any) -> None:
         with torch.inference_mode():
             network.test_step(batch)
 
     for network in networks.values():
         network.eval()
-    first = next(iter(networks.values()))
+    first: Any = next(iter(networks.values()))
     size = first.data_preprocessor(batch, False)['inputs'].shape[1:]
     device = next(first.parameters()).device
     timings = time_in_turn({name: partial(inference, each) for name, each in networks.items()}, rounds, device)
