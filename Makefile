@@ -17,7 +17,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxpro
 DOCS_INSTALLED := $(VENV)/docs-installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint .ci/constraints.txt
 DEMO := work_dirs/demo
-DEMO_CONFIG := mmshared::small/faster-rcnn_r50-narrow-shared_12e_digits.py
+DEMO_CONFIG := mmshared::small/faster-rcnn_r50-narrow-shared_6e_digits.py
 
 .PHONY: install lint docs test fast demo clean
 

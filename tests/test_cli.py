@@ -174,7 +174,7 @@ def test_an_output_that_cannot_be_written_is_one_sentence(files, monkeypatch, tm
     assert result.returncode and 'cannot be read or written: No space left on device.' in result.stderr, result.stderr
 
 
-DIGITS = ROOT / 'configs/small/faster-rcnn_r50-narrow-shared_12e_digits.py'
+DIGITS = ROOT / 'configs/small/faster-rcnn_r50-narrow-shared_6e_digits.py'
 
 
 def run(tool, *arguments):

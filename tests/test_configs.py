@@ -279,7 +279,7 @@ def test_the_tables_of_the_readmes_are_those_of_the_metafiles():
         'shared_resnet/shared-resnet32-s16u1-double_b256_cifar10.py',
         'repeatnet/repeat-resnet-w2-linear_b128_cifar10.py',
         'repeatnet/repeat-vgg4-swish_b128_cifar10.py',
-        'small/faster-rcnn_r50-narrow-shared_12e_digits.py',
+        'small/faster-rcnn_r50-narrow-shared_6e_digits.py',
     ],
 )
 def test_the_report_of_groups_adds_up(name):

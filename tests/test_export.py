@@ -30,7 +30,7 @@ CONFIGS = {
     'basis': ('shared_resnet/shared-resnet34-s32u1_8xb32_in1k.py', NARROW.format(128) + RANKS),
     'tied': ('shared_resnet/shared-resnet50-pp_8xb32_in1k.py', NARROW.format(512)),
     'mobilenet': ('shared_mobilenet_v2/shared-mobilenet-v2-pp_8xb32_in1k.py', ''),
-    'detector': ('small/faster-rcnn_r50-narrow-shared_12e_digits.py', ''),
+    'detector': ('small/faster-rcnn_r50-narrow-shared_6e_digits.py', ''),
 }
 # What a user without mmshared does with the networks in some folders; mmcv's operators come from its file, since this
 # test has none compiled.
@@ -161,7 +161,7 @@ def test_onnx_is_one_conv_per_conv_and_takes_any_batch_and_size(tmp_path):
     'name, text, most',
     [
         ('shared_resnet/shared-resnet32-s16u1_b256_cifar10.py', 'model = dict(backbone=dict(depth=20))', 0.7),
-        ('small/faster-rcnn_r50-narrow-shared_12e_digits.py', '', 0.9),
+        ('small/faster-rcnn_r50-narrow-shared_6e_digits.py', '', 0.9),
     ],
     ids=['classifier', 'detector'],
 )

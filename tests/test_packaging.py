@@ -16,7 +16,7 @@ from mmshared import SharingError
 from mmshared_cli.command import find_tools, main, summary
 
 DETECTOR = 'mmshared::faster_rcnn_r50_shared.py'
-DIGITS = 'mmshared::small/faster-rcnn_r50-narrow-shared_12e_digits.py'
+DIGITS = 'mmshared::small/faster-rcnn_r50-narrow-shared_6e_digits.py'
 NAMES = {
     f'mmshared::{path.relative_to(ROOT / "configs")}'
     for path in (ROOT / 'configs').rglob('*')
@@ -165,5 +165,5 @@ def test_the_wheel_trains_without_a_clone(installed, python, tmp_path):
     options += ['train_dataloader.persistent_workers=False']
     python(command, 'train', DIGITS, '--no-validate', '--cfg-options', *options)
     (work_dir,) = (tmp_path / 'work_dirs').iterdir()
-    assert work_dir.name == 'faster-rcnn_r50-narrow-shared_12e_digits'
+    assert work_dir.name == 'faster-rcnn_r50-narrow-shared_6e_digits'
     assert (work_dir / 'epoch_1.pth').is_file()

@@ -17,7 +17,7 @@ from helpers import ROOT, Classifier, small
 from mmshared import SharingError, SharingRunner
 from mmshared.engine.runner import mend_last_checkpoint
 
-DIGITS = ROOT / 'configs/small/faster-rcnn_r50-narrow-shared_12e_digits.py'
+DIGITS = ROOT / 'configs/small/faster-rcnn_r50-narrow-shared_6e_digits.py'
 JPEG = ROOT / 'projects/dsfb/configs/shared-resnet32-s8u1_4e_cifar10-jpeg.py'
 
 

@@ -18,7 +18,7 @@ from mmshared import SharingError
 from mmshared.engine.config import check_data, config_path, dotted, moved_root
 
 SCENES = ROOT / 'tools/dataset_converters/digit_scenes.py'
-CONFIG = ROOT / 'configs/small/faster-rcnn_r50-narrow-shared_12e_digits.py'
+CONFIG = ROOT / 'configs/small/faster-rcnn_r50-narrow-shared_6e_digits.py'
 SMALL = ['--train', '8', '--val', '4', '--size', '64', '--digits', '1', '2', '--digit-size', '16', '32']
 
 
