@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
@@ -21,7 +21,7 @@ from ..engine.checkpoint import load_checkpoint_file, save_checkpoint
 from ..sharing import SharedLayer, SharingError
 from ..sharing.attention import is_packed
 from ..sharing.layers import plain_layers
-from .calibration import evaluating, predict
+from .calibration import Batches, evaluating, predict
 
 aten = torch.ops.aten
 
@@ -39,7 +39,7 @@ def shared_names(model: nn.Module) -> list[str]:
 @torch.no_grad()
 def collect_moments(
     model: nn.Module,
-    batches: Collection,
+    batches: Batches,
     names: Sequence[str],
     limit: float | None = None,
     cache: Path | None = None,
@@ -53,7 +53,7 @@ def collect_moments(
 
     Args:
         model (nn.Module): The plain model. It is run in eval mode as :func:`predict` does, where it is.
-        batches (Collection): Its batches: :func:`calibration_loader`.
+        batches (Batches): Its batches: :func:`calibration_loader`.
         names (Sequence[str]): The names of layers in it, also of packed projections (``attn.in_proj``).
         limit (float, optional): The most memory in GB that the sums may take at one time. The layers are split into
             several passes over the images if they need more.
@@ -198,7 +198,7 @@ class _Pass:
             folder.mkdir(parents=True, exist_ok=True)
             self.path = folder / f'moments_{number.replace("/", "_of_")}_rank{get_rank()}_of_{get_world_size()}.pth'
 
-    def run(self, batches: Collection) -> dict[str, Tensor]:
+    def run(self, batches: Batches) -> dict[str, Tensor]:
         """The sums of the layers."""
         key = self._key(len(batches)) if self.path else ''
         done, sums = self._saved(key)
