@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from helpers import ROOT, call
+from helpers import ROOT, call, randomise_norms
+from mmshared.compress.calibration import calibration_loader
 from mmshared.engine.build import build_model, build_plain
 from mmshared.engine.checkpoint import load_checkpoint_file
 from mmshared.engine.config import load_config
@@ -63,3 +64,53 @@ def test_a_backbone_without_its_classifier_and_one_of_other_classes_by_an_option
         result = call(TOOL, config, tmp_path / 'plain.pth', out, '--cfg-options', 'model.head.num_classes=7')
         assert result.returncode == 0, result.stderr
         assert load_checkpoint_file(str(out))['state_dict'].keys() == expected.state_dict().keys()
+
+
+RESNET = """
+_base_ = '{root}/projects/dsfb/configs/shared-resnet32-s8u1_4e_cifar10-jpeg.py'
+model = dict(backbone=dict(depth=20))
+train_dataloader = dict(num_workers=0, dataset=dict(data_root='{images}'))
+val_dataloader = dict(num_workers=0, dataset=dict(data_root='{images}'))
+test_dataloader = dict(num_workers=0, dataset=dict(data_root='{images}'))
+"""
+
+
+@pytest.fixture
+def resnet(tmp_path, images):
+    (tmp_path / 'resnet.py').write_text(RESNET.format(root=ROOT, images=images))
+    cfg = load_config(str(tmp_path / 'resnet.py'))
+    plain = randomise_norms(build_plain(cfg))
+    (batch,) = calibration_loader(cfg, 40)
+    x = plain.data_preprocessor(batch)['inputs']
+    for module in plain.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0  # the statistics of these images, as if trained on them
+    plain(x)
+    torch.save(dict(state_dict=plain.state_dict()), tmp_path / 'plain.pth')
+    return cfg, plain.eval(), x
+
+
+def test_images_lower_the_error_of_the_outputs(resnet, tmp_path):
+    cfg, plain, x = resnet
+    out = tmp_path / 'shared.pth'
+    result = call(TOOL, cfg.filename, tmp_path / 'plain.pth', out, '--images', 40)
+    assert 'of the' in result.stdout, result.stderr
+    by_outputs, by_weights = build_model(cfg).eval(), build_model(cfg).eval()
+    by_outputs.load_state_dict(load_checkpoint_file(str(out))['state_dict'], strict=True)
+    by_weights.load_state_dict(plain.state_dict())
+    expected = plain.backbone(x)[-1]
+    errors = [(model.backbone(x)[-1] - expected).norm() for model in (by_outputs, by_weights)]
+    assert errors[0] < errors[1]
+
+
+def test_images_need_training_data_and_the_whole_network(resnet, tmp_path):
+    cfg, plain, _ = resnet
+    torch.save(plain.backbone.state_dict(), tmp_path / 'backbone.pth')
+    arguments = tmp_path / 'shared.pth', '--images', 8
+    result = call(TOOL, cfg.filename, tmp_path / 'backbone.pth', *arguments)
+    assert 'is of a backbone, and images run through the whole network' in result.stderr
+    result = call(TOOL, cfg.filename, tmp_path / 'plain.pth', *arguments, '--cfg-options', 'data_root=/nowhere')
+    assert 'The data set of train_dataloader is expected in /nowhere/, which is not there' in result.stderr
+    result = call(TOOL, cfg.filename, tmp_path / 'plain.pth', *arguments, '--cfg-options', 'train_dataloader=None')
+    assert 'The config has no train_dataloader' in result.stderr
+    assert not arguments[0].exists()

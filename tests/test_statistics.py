@@ -140,6 +140,24 @@ def test_a_limit_splits_the_pass_and_changes_nothing():
         collect_moments(model, batches, names, limit=1e-6)
 
 
+@pytest.mark.parametrize(
+    'layer, shape',
+    [
+        (nn.Conv2d(3, 4, 3), (2, 3, 32, 32)),
+        (nn.Conv2d(4, 4, 3, groups=2), (2, 4, 32, 32)),
+        (nn.Linear(32, 4), (2, 999, 32)),
+    ],
+)
+def test_a_part_of_the_patches_tells_about_the_same(layer, shape, monkeypatch):
+    model, batches = nn.Sequential(layer), [torch.rand(shape) for _ in range(8)]
+    monkeypatch.setattr(statistics, 'SAMPLES', 1e9)
+    whole = collect_moments(model, batches, ['0'])['0']
+    monkeypatch.setattr(statistics, 'SAMPLES', 40)
+    some = collect_moments(model, batches, ['0'])['0']
+    assert not torch.equal(some, whole)
+    assert (some - whole).norm() < 0.1 * whole.norm()
+
+
 def test_a_layer_that_is_not_there_is_refused():
     with pytest.raises(SharingError, match=r'no layer 7\.conv that can share'):
         collect_moments(deep(), [torch.randn(2, 4, 8, 8)], ['1', '7.conv'])

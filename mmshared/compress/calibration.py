@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from mmengine.config import Config
@@ -15,6 +15,9 @@ from torch.utils.data import ConcatDataset, DataLoader, Subset
 
 from ..engine.config import check_data, inner_datasets
 from ..sharing import SharingError
+
+#: Batches of images, run through in the same order each time.
+Batches: TypeAlias = DataLoader | Sequence
 
 
 def calibration_loader(cfg: Config, images: int, seed: int = 0) -> DataLoader:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ..sharing import Bank, SharedLayer
 from ..sharing.layers import stages_of
 from ..sharing.least_squares import total
-from .calibration import evaluating, predict
+from .calibration import Batches, evaluating, predict
 
 
 class Reconstruction(NamedTuple):
@@ -42,7 +42,7 @@ class _Call(NamedTuple):
 
 
 def reconstruct(
-    model: nn.Module, plain: nn.Module, batches: Collection, steps: int = 120, lr: float = 2e-3, limit: float = 4.0
+    model: nn.Module, plain: nn.Module, batches: Batches, steps: int = 120, lr: float = 2e-3, limit: float = 4.0
 ) -> list[Reconstruction]:
     """Let each block of a shared model learn the outputs of the plain one's block, in the order of the model.
 
@@ -55,7 +55,7 @@ def reconstruct(
     Args:
         model (nn.Module): The shared model, fitted. It is changed in place.
         plain (nn.Module): The plain model.
-        batches (Collection): Batches of images; a step uses the inputs that one of them brings to the block.
+        batches (Batches): Batches of images; a step uses the inputs that one of them brings to the block.
         steps (int): Number of steps of Adam for each block.
         lr (float): The learning rate, which falls to 0 like a cosine.
         limit (float): The most memory in GB for the inputs and outputs of a block. Further batches are left out.
@@ -104,7 +104,7 @@ def _block(stage: str, name: str) -> str:
 
 
 def _calls(
-    model: nn.Module, plain: nn.Module, stage: str, blocks: Sequence[str], batches: Collection, limit: float
+    model: nn.Module, plain: nn.Module, stage: str, blocks: Sequence[str], batches: Batches, limit: float
 ) -> Iterator[tuple[str, list[_Call]]]:
     """The blocks of a stage with their calls, which depend on what the blocks before have learned by then.
 
@@ -134,7 +134,7 @@ class _Enough(Exception):
 
 
 @torch.no_grad()
-def _record(model: nn.Module, plain: nn.Module, name: str, batches: Iterable, limit: float) -> list[_Call]:
+def _record(model: nn.Module, plain: nn.Module, name: str, batches: Batches, limit: float) -> list[_Call]:
     """The calls of a block on batches, of which as many are run as the limit, in GB, allows."""
     calls: list[_Call] = []
     times = size = 0  # calls in a forward pass, bytes of all

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
@@ -21,12 +22,14 @@ from ..engine.checkpoint import load_checkpoint_file, save_checkpoint
 from ..sharing import SharedLayer, SharingError
 from ..sharing.attention import is_packed
 from ..sharing.layers import plain_layers
-from .calibration import evaluating, predict
+from .calibration import Batches, evaluating, predict
 
 aten = torch.ops.aten
 
 #: The number of values of patches that are in memory at one time.
 CHUNK = 2**24
+#: The number of patches that are enough for each value of a patch: the same number for each batch is drawn of more.
+SAMPLES = 128
 #: How often unfinished sums are saved, in seconds.
 INTERVAL = 60.0
 
@@ -39,7 +42,7 @@ def shared_names(model: nn.Module) -> list[str]:
 @torch.no_grad()
 def collect_moments(
     model: nn.Module,
-    batches: Collection,
+    batches: Batches,
     names: Sequence[str],
     limit: float | None = None,
     cache: Path | None = None,
@@ -47,13 +50,13 @@ def collect_moments(
     r"""Sum up :math:`x x^T` over the input patches x of plain layers, as :meth:`Bank.fit` takes them.
 
     Every use of a layer's weight counts, wherever it is: a head's on each level of a neck, and those in which an
-    attention does not call the layer. The patches of a conv include the padding. Products are in float32 for each
-    batch (unless the model is in float64), sums in float64. In a distributed run, each process sums up its batches,
-    and all get the whole sums.
+    attention does not call the layer. The patches of a conv include the padding. Of maps with far more patches than K,
+    some are drawn. Products are in float32 for each batch (unless the model is in float64), sums in float64. In a
+    distributed run, each process sums up its batches, and all get the whole sums.
 
     Args:
         model (nn.Module): The plain model. It is run in eval mode as :func:`predict` does, where it is.
-        batches (Collection): Its batches: :func:`calibration_loader`.
+        batches (Batches): Its batches: :func:`calibration_loader`.
         names (Sequence[str]): The names of layers in it, also of packed projections (``attn.in_proj``).
         limit (float, optional): The most memory in GB that the sums may take at one time. The layers are split into
             several passes over the images if they need more.
@@ -138,26 +141,30 @@ def _split(layers: list[_Layer], limit: float | None) -> list[list[_Layer]]:
 class _Sums(TorchDispatchMode):
     """Adds up the products of the patches that meet the weights of layers, wherever these are used."""
 
-    def __init__(self, layers: Iterable[_Layer], sums: dict[str, Tensor]):
+    def __init__(self, layers: Iterable[_Layer], sums: dict[str, Tensor], batches: int):
         super().__init__()
         self.layers = {layer.weight.untyped_storage().data_ptr(): layer for layer in layers}
         self.sums = sums
+        self.most = SAMPLES / max(batches, 1)  # patches of a batch for each value of a patch
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        output = func(*args, **(kwargs or {}))
         if func is aten.convolution.default:
             layer = self._layer_of(args[1])
             if layer is not None:
-                stride, padding, dilation = args[3:6]
-                for part in patches(args[0], layer.weight.shape[2:], stride, padding, dilation):  # (N, C k k, L)
-                    rows = part.transpose(0, 1).reshape(layer.groups, layer.shape[1], -1)
+                size = layer.shape[1]
+                share = self.most * size * output.shape[1] / output.numel()
+                for part in patches(args[0], layer.weight.shape[2:], *args[3:6]):  # (N, C k k, L)
+                    rows = drawn(part, share).transpose(0, 1).reshape(layer.groups, size, -1)
                     self.sums[layer.name] += (rows @ rows.mT).double()
         elif func in (aten.mm.default, aten.addmm.default, aten.bmm.default):
             x, weight = args[-2:]
             layer = self._layer_of(weight)
             if layer is not None and x.shape[-1] == layer.shape[1]:
-                rows = exact(x).reshape(-1, x.shape[-1])
-                self.sums[layer.name][self._groups_in(layer, weight)] += (rows.T @ rows).double()
-        return func(*args, **(kwargs or {}))
+                columns = exact(x).reshape(-1, x.shape[-1]).T  # (K, n)
+                rows = drawn(columns, self.most * x.shape[-1] ** 2 / max(x.numel(), 1))
+                self.sums[layer.name][self._groups_in(layer, weight)] += (rows @ rows.T).double()
+        return output
 
     def _layer_of(self, weight: Tensor) -> _Layer | None:
         return self.layers.get(weight.untyped_storage().data_ptr())
@@ -168,6 +175,16 @@ class _Sums(TorchDispatchMode):
         each = len(layer.weight) // layer.groups
         first = (weight.storage_offset() - layer.weight.storage_offset()) // layer.shape[1]
         return slice(first // each, -(-(first + weight.shape[-1]) // each))
+
+
+def drawn(patches: Tensor, share: float) -> Tensor:
+    """A share of patches, (..., K, L), always the same, scaled so that the sum of their products is about the same."""
+    count = patches.shape[-1]
+    kept = math.ceil(share * count)
+    if kept >= count:
+        return patches
+    places = torch.randperm(count, generator=torch.Generator().manual_seed(count))[:kept]
+    return patches[..., places.to(patches.device)] * math.sqrt(count / kept)
 
 
 def exact(x: Tensor) -> Tensor:
@@ -198,7 +215,7 @@ class _Pass:
             folder.mkdir(parents=True, exist_ok=True)
             self.path = folder / f'moments_{number.replace("/", "_of_")}_rank{get_rank()}_of_{get_world_size()}.pth'
 
-    def run(self, batches: Collection) -> dict[str, Tensor]:
+    def run(self, batches: Batches) -> dict[str, Tensor]:
         """The sums of the layers."""
         key = self._key(len(batches)) if self.path else ''
         done, sums = self._saved(key)
@@ -209,7 +226,7 @@ class _Pass:
             }
             saved = monotonic()
             bar = tqdm(batches, f'moments, pass {self.number}', unit='batch', leave=False, disable=None)
-            with evaluating(self.model), plain_attention(), _Sums(self.layers, sums):
+            with evaluating(self.model), plain_attention(), _Sums(self.layers, sums, len(batches)):
                 for number, batch in enumerate(bar, 1):
                     if number > done:
                         predict(self.model, batch)

@@ -34,7 +34,7 @@ def share_checkpoint(
         raise SharingError('The network of this config shares nothing: give a config of a network that shares.')
     network = model
     if hasattr(model, 'backbone') and not any(key.startswith('backbone.') for key in state_dict):
-        network = model.backbone
+        network = model.get_submodule('backbone')
         if not banks(network):
             raise SharingError(
                 f'{name} is of a backbone, and the shared layers here are outside of it: give the whole network.'

@@ -78,6 +78,18 @@ class BasisLayer(SharedLayer):
             coefficients, bias = coefficients * scale[:, None, None], shift if bias is None else shift + bias
         return coefficients, bias
 
+    @torch.no_grad()
+    def renormalise(self, mean: Tensor, variance: Tensor) -> None:
+        """Give the batch norm other running statistics, (U + S, ) each, with a weight and a bias by which the layer
+        computes what it did."""
+        norm = self.norm
+        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+        shift = norm.bias - norm.running_mean * scale
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(variance)
+        norm.weight.copy_(scale * (norm.running_var + norm.eps).sqrt())
+        norm.bias.copy_(shift + norm.running_mean * scale)
+
     def forms(self) -> list[nn.Sequential]:
         weight, bias = self.combination()
         rank = weight.shape[1]

@@ -24,7 +24,7 @@ from .bank import SharedLayer, SharingError
 #: the weights.
 DAMPING = 1e-4
 #: How often a basis and its coefficients are fitted in turn, and the rounds of conjugate gradients for the basis.
-ALTERNATIONS, ROUNDS = 10, 4
+ALTERNATIONS, ROUNDS = 5, 4
 
 
 class Metric:

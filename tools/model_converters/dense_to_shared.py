@@ -1,7 +1,8 @@
 """Convert a checkpoint of a plain network to one of a config's shared network.
 
 A shared network does the same when such a checkpoint is loaded. This tool also prints what each stage loses, and saves
-the result.
+the result. With --images, it fits what the layers compute on images of the training set instead of their weights,
+which loses much less, and corrects the statistics of the batch norms on them.
 """
 
 import argparse
@@ -20,6 +21,12 @@ def main() -> None:
     parser.add_argument('src', help='a checkpoint of the whole plain network, or of its backbone')
     parser.add_argument('dst', type=output_file, help='the checkpoint to write')
     parser.add_argument(
+        '--images',
+        type=int,
+        metavar='N',
+        help='fit what the layers compute on N images of the training set, some hundred, instead of their weights',
+    )
+    parser.add_argument(
         '--rank-for-energy',
         type=float,
         metavar='SHARE',
@@ -30,6 +37,7 @@ def main() -> None:
     if args.rank_for_energy is not None and not 0 < args.rank_for_energy <= 1:
         parser.error(f'--rank-for-energy {args.rank_for_energy}: give a share above 0 and up to 1')
     check_files(parser, args.config, args.src, args.dst)
+    from mmshared.compress.fit import fit_checkpoint
     from mmshared.convert.dense import rank_for_energy, share_checkpoint
     from mmshared.engine.build import build_model
     from mmshared.engine.checkpoint import converted, load_checkpoint_file, save_checkpoint, state_dict_of
@@ -38,11 +46,19 @@ def main() -> None:
     cfg = load_config(args.config)
     merge_options(cfg, args.cfg_options)
     state_dict = state_dict_of(load_checkpoint_file(args.src))
-    conversions = share_checkpoint(build_model(cfg), state_dict, args.src)
+    if args.images is None:
+        conversions = share_checkpoint(build_model(cfg), state_dict, args.src)
+    else:
+        model, conversions = fit_checkpoint(cfg, state_dict, args.src, args.images)
+        state_dict = model.cpu().state_dict()
 
     table = Table(title=f'{Path(args.src).name} in the network of {Path(args.config).stem}')
-    wanted = [f'filters for {args.rank_for_energy:.0%}'] if args.rank_for_energy else []
-    for name in ('stage', 'bank', 'kernels', 'shared filters', 'dimensions', 'energy kept', 'relative error', *wanted):
+    names = ['stage', 'bank', 'kernels', 'shared filters', 'dimensions', 'energy kept', 'relative error']
+    if args.images is not None:
+        names.append('of the outputs')
+    if args.rank_for_energy:
+        names.append(f'filters for {args.rank_for_energy:.0%}')
+    for name in names:
         left = name in ('stage', 'bank')
         table.add_column(name, justify='left' if left else 'right', no_wrap=left)
     for conversion in conversions:
@@ -56,7 +72,11 @@ def main() -> None:
             f'{1 - conversion.error**2:.1%}',
             f'{conversion.error:.4f}',
         ]
-        table.add_row(*cells, *([str(rank_for_energy(conversion, args.rank_for_energy))] if wanted else []))
+        if args.images is not None:
+            cells.append('' if conversion.output_error is None else f'{conversion.output_error:.4f}')
+        if args.rank_for_energy:
+            cells.append(str(rank_for_energy(conversion, args.rank_for_energy)))
+        table.add_row(*cells)
     Console(width=max(110, Console().width)).print(table)
     save_checkpoint(converted(state_dict, args.src, cfg), args.dst)
     print(f'wrote {args.dst}')
