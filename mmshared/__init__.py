@@ -25,6 +25,7 @@ from .engine.checkpoint import refuse_pickles
 from .engine.runner import SharingRunner
 from .hooks import (
     BasisHealthHook,
+    DistillationHook,
     GradientFlowHook,
     LayerSimilarityHook,
     OrthogonalityLossHook,
@@ -89,6 +90,7 @@ def __getattr__(name: str) -> Any:
 __all__ = [
     'Bank',
     'BasisHealthHook',
+    'DistillationHook',
     'FilterBasis',
     'GradientFlowHook',
     'KERNEL_TRANSFORMS',

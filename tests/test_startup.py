@@ -11,9 +11,9 @@ from helpers import ROOT
 # From the ground up: a room imports what is below it, and what stands beside it.
 ROOMS = [
     {'sharing', 'version'},
-    {'hooks'},
     {'backbones', 'datasets', 'compat'},
     {'engine'},
+    {'hooks'},
     {'convert', 'analysis', 'compress'},
     {'cli'},
 ]

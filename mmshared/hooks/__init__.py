@@ -1,5 +1,6 @@
 from .bank_monitor_hooks import BasisHealthHook, GradientFlowHook, LayerSimilarityHook, basis_health, basis_spaces
-from .loss_hook import BankLossHook
+from .distillation_hook import DistillationHook
+from .loss_hook import BankLossHook, LossHook
 from .orthogonality_loss_hook import OrthogonalityLossHook, Space, orthogonality_loss, orthogonality_spaces
 from .recurrence_loss_hook import RecurrenceLossHook, layer_similarity, recurrence_loss, template_banks
 from .train_only_hook import TrainOnlyHook
@@ -7,8 +8,10 @@ from .train_only_hook import TrainOnlyHook
 __all__ = [
     'BankLossHook',
     'BasisHealthHook',
+    'DistillationHook',
     'GradientFlowHook',
     'LayerSimilarityHook',
+    'LossHook',
     'OrthogonalityLossHook',
     'RecurrenceLossHook',
     'TrainOnlyHook',

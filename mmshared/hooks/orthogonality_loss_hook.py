@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..sharing import Bank, SharingError, named_banks
 from ..sharing.bank import bases_by_space
-from .loss_hook import BankLossHook
+from .loss_hook import BankLossHook, in_float
 
 
 class Space(NamedTuple):
@@ -80,20 +80,14 @@ def orthogonality_loss(spaces: list[Space], include_unique: bool = False) -> Ten
 
 def _error_of(banks: list[Bank], include_unique: bool) -> tuple[Tensor, int]:
     """The part of a space's banks in the numerator and the denominator of their mean."""
-    basis = _in_float([bank.basis().flatten(1) for bank in banks])  # (N, M)
+    basis = in_float(torch.cat([bank.basis().flatten(1) for bank in banks]))  # (N, M)
     with torch.autocast(basis.device.type, enabled=False):
         error, count = gram_error(basis), len(basis) ** 2
         if include_unique:
-            own = _in_float([bank.own_filters().flatten(2) for bank in banks])  # (convs, U, M)
+            own = in_float(torch.cat([bank.own_filters().flatten(2) for bank in banks]))  # (convs, U, M)
             error = error + (basis @ own.flatten(0, 1).T).square().sum() + gram_error(own)
             count += len(basis) * own.shape[0] * own.shape[1] + own.shape[0] * own.shape[1] ** 2
     return error, count
-
-
-def _in_float(tensors: list[Tensor]) -> Tensor:
-    """The tensors stacked, in float32 if they have half precision."""
-    joined = torch.cat(tensors)
-    return joined.float() if joined.dtype in (torch.half, torch.bfloat16) else joined
 
 
 @HOOKS.register_module()

@@ -6,7 +6,7 @@ from mmengine.registry import HOOKS
 from torch import Tensor, nn
 
 from ..sharing import SharingError, TemplateBank, named_banks
-from .loss_hook import BankLossHook
+from .loss_hook import BankLossHook, in_float
 
 
 def template_banks(model: nn.Module) -> dict[str, TemplateBank]:
@@ -24,8 +24,7 @@ def layer_similarity(bank: TemplateBank) -> Tensor:
     Returns:
         Tensor: The matrix, (convs, convs).
     """
-    coefficients = bank.coefficients()  # (convs, K)
-    coefficients = coefficients.to(torch.promote_types(coefficients.dtype, torch.float32))
+    coefficients = in_float(bank.coefficients())  # (convs, K)
     return F.cosine_similarity(coefficients[:, None], coefficients, dim=2).abs()
 
 
