@@ -39,7 +39,7 @@ class Size(NamedTuple):
 
     Attributes:
         parameters (int): Number of parameters.
-        bytes (int): Bytes of the parameters and buffers.
+        bytes (int): Bytes of the parameters and buffers in a checkpoint.
     """
 
     parameters: int
@@ -47,9 +47,11 @@ class Size(NamedTuple):
 
 
 def size_of(module: nn.Module) -> Size:
-    parameters = list(module.parameters())
-    stored = [*parameters, *module.buffers()]
-    return Size(sum(each.numel() for each in parameters), sum(each.numel() * each.itemsize for each in stored))
+    """The size of a network or of some layers."""
+    stored = {id(tensor): tensor for tensor in module.state_dict(keep_vars=True).values()}.values()
+    return Size(
+        sum(each.numel() for each in module.parameters()), sum(each.numel() * each.itemsize for each in stored)
+    )
 
 
 class Option(NamedTuple):
@@ -124,11 +126,11 @@ def _ladders(layers: Sequence[Any], plain: Size) -> list[list[Option]]:
     """The options for plain layers without values that make them smaller."""
     if any(getattr(layer, 'padding_mode', 'zeros') != 'zeros' for layer in layers):
         return []
-    kinds: list[list[tuple[str, dict]]] = []
+    number = len(layers)
     if getattr(layers[0], 'groups', 1) == 1:
-        kinds += [_bases(layers, own) for own in (_OWN if len(layers) > 1 else _OWN[:1])]
-    if len(layers) > 1:
-        kinds.append([('', dict(type='TiedFilters'))])
+        kinds = [_bases(layers, own) for own in (_OWN if number > 1 else _OWN[:1])]
+    else:  # a basis is for ungrouped convs
+        kinds = [[(f'T{k}', dict(type='TemplateBank', num_templates=k)) for k in range(1, number)]]
     ladders = [[Option(bank, rank, _size_of_bank(bank, layers)) for rank, bank in kind] for kind in kinds]
     ladders = [[option for option in ladder if option.size.parameters < plain.parameters] for ladder in ladders]
     return [ladder for ladder in ladders if ladder]
@@ -168,43 +170,51 @@ def _size_of_shared(layers: Sequence[SharedLayer]) -> Size:
 
 
 def smallest(groups: Sequence[Group], plain: Size) -> Size:
-    """The smallest size that a network can have, in each measure."""
-    return Size(
-        *(
-            getattr(plain, unit)
-            - sum(
-                getattr(group.size, unit)
-                - min(getattr(option.size, unit) for ladder in group.ladders for option in ladder)
-                for group in groups
-            )
-            for unit in Size._fields
+    """The fewest parameters and the fewest bytes that a network of this plain size can have."""
+    least = []
+    for unit in Size._fields:
+        options = [[getattr(option.size, unit) for ladder in group.ladders for option in ladder] for group in groups]
+        saved = sum(getattr(group.size, unit) - min(each) for group, each in zip(groups, options))
+        least.append(getattr(plain, unit) - saved)
+    return Size(*least)
+
+
+def check_budget(least: Size, plain: Size, limit: float, unit: str) -> None:
+    """Raise a :class:`SharingError` if a network cannot be made so small, or is so small already."""
+    fewest, whole = getattr(least, unit), getattr(plain, unit)
+    if limit < fewest:
+        raise SharingError(
+            f'The smallest network that sharing makes of this one has {fewest:,} {unit}, {fewest / whole:.1%} of its '
+            f'{whole:,}, and the budget is {int(limit):,}: give a larger one.'
         )
-    )
+    if limit >= whole:
+        raise SharingError(f'The network has {whole:,} {unit}, and the budget is {int(limit):,}: give a smaller one.')
 
 
 def predict_costs(groups: Sequence[Group], meter: Callable[[Sequence[str], dict], float]) -> list[list[Option]]:
     """The options of each group with their costs. Some of each ladder are measured; between them, the logarithm of the
     cost is interpolated over that of the size, without overshooting. A larger bank of a ladder never costs more.
 
-    A group whose smallest bank costs nothing takes no part in what was measured, and stays as it is.
+    A group on which no output depends, since no bank costs anything, has no options but to stay as it is.
 
     Args:
         groups (Sequence[Group]): The groups.
         meter (Callable): Gives the cost of a bank for the layers of some names, a :class:`CostMeter` for example.
     """
-    chosen = [[_spread(ladder) for ladder in group.ladders] for group in groups]
-    costs = []
-    with tqdm(total=sum(len(each) for steps in chosen for each in steps), desc='costs', disable=None) as bar:
-        for group, ladders in zip(groups, chosen):
-            options = [Option(None, '', group.size, 0.0)]
-            for ladder, steps in zip(group.ladders, ladders):
+    steps = [[_spread(ladder) for ladder in group.ladders] for group in groups]
+    options = []
+    with tqdm(total=sum(len(each) for ladders in steps for each in ladders), desc='costs', disable=None) as bar:
+        for group, ladders in zip(groups, steps):
+            found, some = [Option(None, '', group.size, 0.0)], False
+            for ladder, chosen in zip(group.ladders, ladders):
                 measured = []
-                for step in steps:
+                for step in chosen:
                     measured.append(meter(group.layers, ladder[step].bank))
                     bar.update()
-                options += _interpolate(ladder, steps, measured)
-            costs.append(options if max(option.cost for option in options) > 0 else options[:1])
-    return costs
+                found += _interpolate(ladder, chosen, measured)
+                some |= any(measured)
+            options.append(found if some else found[:1])
+    return options
 
 
 def _spread(ladder: Sequence[Option]) -> list[int]:
@@ -237,12 +247,7 @@ def choose(options: Sequence[Sequence[Option]], plain: Size, limit: float, unit:
     kept = getattr(plain, unit) - sum(getattr(each[0].size, unit) for each in options)  # outside of the groups
     fronts = [_front(each, unit) for each in options]
     least = kept + sum(getattr(front[0].size, unit) for front in fronts)
-    if limit < least:
-        raise SharingError(
-            f'The smallest network that sharing makes of this one has {least:,} {unit}, '
-            f'{least / getattr(plain, unit):.1%} of its {getattr(plain, unit):,}, and the budget is {int(limit):,}: '
-            'give a larger one.'
-        )
+    check_budget(plain._replace(**{unit: least}), plain, limit, unit)
     chosen, room = [], limit - kept
     while not chosen or sum(getattr(option.size, unit) for option in chosen) > limit - kept:
         chosen = _knapsack(fronts, room, unit)
@@ -391,13 +396,18 @@ class Plan:
             base (str): The config of the plain network: its name in a library, or its path from the new config.
             model (str): The type of its model.
         """
-        scope, dot, name = model.rpartition('.')
-        lines = [f'_base_ = {base!r}', 'model = dict(', f'    type={f"{scope}{dot}Shared{name}"!r},', '    sharing=[']
+        lines = [f'_base_ = {base!r}', 'model = dict(', f'    type={shared_type(model)!r},', '    sharing=[']
         for row in self.rows:
             if row.bank is not None:
                 lines.append(f'        # {row.name}: {row.after:,} of {row.before:,} parameters')
                 lines.append(f'        {_call(row.sharing())},')
         return '\n'.join([*lines, '    ],', ')', ''])
+
+
+def shared_type(model: str) -> str:
+    """The type of the twin that shares: ``mmdet.SharedRetinaNet`` for ``mmdet.RetinaNet``."""
+    library, dot, name = model.rpartition('.')
+    return f'{library}{dot}Shared{name}'
 
 
 def _call(value: Any) -> str:
