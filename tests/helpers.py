@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from unittest.mock import patch
 
 import torch
+from mmcv.cnn.bricks.wrappers import Conv2d, Linear
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
@@ -41,6 +42,25 @@ BANKS = {
     'repeated-static-drop': dict(REPEATED, transform=dict(type='static_drop')),
     'repeated-random-bireal': dict(REPEATED, transform=dict(type='random_bireal')),
     'repeated-between-layers': dict(type='RepeatedKernel', mode='inter', transform=dict(type='swish')),
+}
+#: A bank of each kind for three layers of 16 channels, by which nothing is lost if the weights are of its form.
+KINDS = {
+    'tied': TIED,
+    'basis': dict(type='FilterBasis', shared_rank=4, unique_rank=1, base_channels=16),
+    'orthonormal': dict(type='OrthonormalFilterBasis', shared_rank=4, unique_rank=1, base_channels=16),
+    'templates': dict(type='TemplateBank', num_templates=2),
+    'loops': dict(type='LoopedTemplates', kernels=[0, 1, 0], num_templates=2),
+    'repeated': dict(type='RepeatedKernel', width=2, transform=dict(type='linear')),
+    'repeated-bireal': dict(type='RepeatedKernel', width=2, transform=dict(type='bireal')),
+    'repeated-swish': dict(type='RepeatedKernel', width=2, transform=dict(type='swish')),
+    'repeated-random': dict(type='RepeatedKernel', width=2, transform=dict(type='random_bireal')),
+    'relaxed': dict(type='RelaxedTie', rank=2),
+}
+LAYERS = {
+    'conv': lambda: nn.Conv2d(16, 16, 3, padding=1, bias=False),
+    'strided conv': lambda: Conv2d(16, 16, 3, padding=2, dilation=2),
+    'linear': lambda: nn.Linear(16, 16),
+    'linear without bias': lambda: Linear(16, 16, bias=False),
 }
 
 
@@ -155,3 +175,8 @@ def train(
     )
     runner.train()
     return model, seen
+
+
+def chain(make, count=4):
+    """Blocks of one layer each."""
+    return nn.Sequential(*[nn.Sequential(make(), nn.ReLU()) for _ in range(count)])

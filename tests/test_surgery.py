@@ -8,11 +8,10 @@ import warnings
 import pytest
 import torch
 from mmcv.cnn import ConvModule
-from mmcv.cnn.bricks.wrappers import Conv2d, Linear
 from mmengine.registry import MODELS
 from torch import nn
 
-from helpers import BASIS, TIED, backbone, difference, evaluating, image, randomise_norms
+from helpers import BASIS, KINDS, LAYERS, TIED, backbone, chain, difference, evaluating, image, randomise_norms
 from mmshared import (
     Bank,
     SharedLayer,
@@ -24,26 +23,6 @@ from mmshared import (
     repeated_layers,
     share_layers,
 )
-
-#: A bank of each kind for three layers of 16 channels, by which nothing is lost if the weights are of its form.
-KINDS = {
-    'tied': TIED,
-    'basis': dict(type='FilterBasis', shared_rank=4, unique_rank=1, base_channels=16),
-    'orthonormal': dict(type='OrthonormalFilterBasis', shared_rank=4, unique_rank=1, base_channels=16),
-    'templates': dict(type='TemplateBank', num_templates=2),
-    'loops': dict(type='LoopedTemplates', kernels=[0, 1, 0], num_templates=2),
-    'repeated': dict(type='RepeatedKernel', width=2, transform=dict(type='linear')),
-    'repeated-bireal': dict(type='RepeatedKernel', width=2, transform=dict(type='bireal')),
-    'repeated-swish': dict(type='RepeatedKernel', width=2, transform=dict(type='swish')),
-    'repeated-random': dict(type='RepeatedKernel', width=2, transform=dict(type='random_bireal')),
-    'relaxed': dict(type='RelaxedTie', rank=2),
-}
-LAYERS = {
-    'conv': lambda: nn.Conv2d(16, 16, 3, padding=1, bias=False),
-    'strided conv': lambda: Conv2d(16, 16, 3, padding=2, dilation=2),
-    'linear': lambda: nn.Linear(16, 16),
-    'linear without bias': lambda: Linear(16, 16, bias=False),
-}
 
 
 class Attention(nn.Module):
@@ -70,11 +49,6 @@ class Transformer(nn.Module):
         for block in self.blocks:
             x = block(x)
         return self.head(x)
-
-
-def chain(make, count=4):
-    """Blocks of one layer each."""
-    return nn.Sequential(*[nn.Sequential(make(), nn.ReLU()) for _ in range(count)])
 
 
 def state_of(model):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -10,13 +12,17 @@ from ..sharing import SharingError, banks
 from ..sharing.state_dict import Conversion, share_state_dict
 
 
-def share_checkpoint(model: nn.Module, state_dict: dict[str, Tensor], name: str) -> list[Conversion]:
+def share_checkpoint(
+    model: nn.Module, state_dict: dict[str, Tensor], name: str, moments: Mapping[str, Tensor] | None = None
+) -> list[Conversion]:
     """Convert the state dict of a plain network to that of a shared model, in place.
 
     Args:
         model (nn.Module): The shared model.
         state_dict (dict): The state dict of the whole plain model, or of only its backbone.
         name (str): The name of the checkpoint, for messages.
+        moments (Mapping[str, Tensor], optional): The second moments of the inputs of plain layers by their names in
+            the whole model: with them, outputs are fitted and not weights, see :meth:`Bank.fit`.
 
     Returns:
         list[Conversion]: The result for each group.
@@ -33,7 +39,9 @@ def share_checkpoint(model: nn.Module, state_dict: dict[str, Tensor], name: str)
             raise SharingError(
                 f'{name} is of a backbone, and the shared layers here are outside of it: give the whole network.'
             )
-    conversions = share_state_dict(network, state_dict)
+    if moments is not None and network is not model:
+        moments = {name.removeprefix('backbone.'): moment for name, moment in moments.items()}
+    conversions = share_state_dict(network, state_dict, moments=moments)
     if not conversions:
         raise SharingError(f'{name} is shared already, as the network of the config is.')
     load_whole(network, state_dict, name, 'the plain network of the config')

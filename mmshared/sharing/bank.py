@@ -202,11 +202,21 @@ class Bank(nn.Module):
         """Make the layer that replaces ``layer``, which the batch norm ``norm`` seems to follow."""
         return self.layer_class(layer, self, norm)
 
-    def fit(self, kernels: Sequence[Tensor]) -> None:
-        """Fit the bank and its layers to given weights, as closely as possible in the sum of squares.
+    def fit(self, kernels: Sequence[Tensor], moments: Sequence[Tensor] | None = None) -> None:
+        """Fit the bank and its layers to given weights W, as closely as possible in the sum of squares.
+
+        If the second moments S of the layers' inputs are given, the outputs are fitted instead of the weights: the
+        fit W' minimises the sum of ``tr((W - W') S (W - W')^T) / tr(W S W^T)`` over the layers.
 
         Args:
             kernels (Sequence[Tensor]): For each of :attr:`layers` a weight of its shape.
+            moments (Sequence[Tensor], optional): For each of them the mean of ``x x^T`` over its input patches x,
+                (K, K) with K = ``weight[0].numel()``, in the order of ``weight[0].flatten()``. If the outputs are
+                G groups that see different inputs, as in a grouped conv, one for each group, (G, K, K). Its unit has
+                no effect.
+
+        Raises:
+            SharingError: If the bank cannot be fitted, or if the moments do not fit the layers.
         """
         raise SharingError(
             f'{type(self).__name__} cannot be started from the weights of a plain network: load a '

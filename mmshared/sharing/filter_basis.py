@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .bank import Bank, Layer, SharedLayer, SharingError, orthogonal_
+from .least_squares import fit_basis, leading_directions, metrics
 from .normalised_product import normalised_product
 
 
@@ -106,11 +107,6 @@ class BasisLayer(SharedLayer):
         return weight.view(self.shape), bias
 
 
-def leading_directions(rows: Tensor, rank: int) -> Tensor:
-    """The first ``rank`` right singular vectors of a matrix: the orthonormal rows that keep the most of its energy."""
-    return torch.linalg.svd(rows, full_matrices=rank > len(rows)).Vh[:rank]
-
-
 @MODELS.register_module()
 class FilterBasis(Bank):
     """A basis of filters; each conv of the group is a linear combination of it and of a few filters of its own.
@@ -181,30 +177,42 @@ class FilterBasis(Bank):
         return self.filters
 
     @torch.no_grad()
-    def fit(self, kernels: Sequence[Tensor]) -> None:
+    def fit(self, kernels: Sequence[Tensor], moments: Sequence[Tensor] | None = None) -> None:
         """Take the leading right singular vectors of all kernels as the basis, and those of each kernel's residual
-        as that conv's own filters: the best orthonormal filters for the group, then for each conv.
+        as that conv's own filters: the best orthonormal filters for the group, then for each conv. With moments the
+        basis is the best one for all convs together with their own filters, fitted in turn with the coefficients; the
+        filters of a conv are orthonormal too.
 
         In eval mode the batch norm between filters and coefficients starts as the identity. So a network that keeps
         its batch norms in eval mode (``norm_eval=True``, the rule in mmdet) starts from these kernels; one that
         trains them starts from the same filters with their responses normalised.
         """
-        rows = [kernel.flatten(1) for kernel in kernels]  # (O, I k k) each
-        shared = leading_directions(torch.cat(rows), self.shared_rank)  # (S, I k k)
+        if moments is None:
+            shared, own = self._fit_weights([kernel.flatten(1) for kernel in kernels])
+        else:
+            found = metrics(self.layers, kernels, moments)
+            shared, own = fit_basis(kernels, found, self.shared_rank, self.unique_rank)
         (parameter,) = self.parameters()
         parameter.copy_(shared.view_as(parameter))
-        for layer, row in zip(self.layers, rows):
-            on_shared = row @ shared.T  # (O, S)
-            rest = row - on_shared @ shared
-            unique = leading_directions(rest, self.unique_rank)  # (U, I k k)
+        for layer, (unique, coefficients) in zip(self.layers, own):
             layer.unique.copy_(unique.view_as(layer.unique))
-            coefficients = torch.cat([rest @ unique.T, on_shared], 1)  # (O, U + S)
             if layer.with_norm:
                 layer.norm.reset_running_stats()
                 nn.init.ones_(layer.norm.weight)
                 nn.init.zeros_(layer.norm.bias)
                 coefficients *= (1 + layer.norm.eps) ** 0.5  # a fresh batch norm divides by it in eval mode
             layer.coefficients.copy_(coefficients.view_as(layer.coefficients))
+
+    def _fit_weights(self, rows: list[Tensor]) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """The basis for weights, (O, I k k) each; for each its own filters, and the coefficients."""
+        shared = leading_directions(torch.cat(rows), self.shared_rank)  # (S, I k k)
+        own = []
+        for row in rows:
+            on_shared = row @ shared.T  # (O, S)
+            rest = row - on_shared @ shared
+            unique = leading_directions(rest, self.unique_rank)  # (U, I k k)
+            own.append((unique, torch.cat([rest @ unique.T, on_shared], 1)))  # (O, U + S)
+        return shared, own
 
     def basis(self) -> Tensor | None:
         return self.filters if self.shared_rank else None

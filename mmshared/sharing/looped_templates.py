@@ -9,7 +9,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from .bank import Bank, Layer, SharedLayer, SharingError
-from .filter_basis import leading_directions
+from .least_squares import Metric, fit_templates, leading_directions, metrics, weighted_sum
 from .template_bank import make_templates
 
 
@@ -79,31 +79,42 @@ class LoopedTemplates(Bank):
         return kernels.view(-1, *self.shape).unbind()
 
     @torch.no_grad()
-    def fit(self, kernels: Sequence[Tensor]) -> None:
+    def fit(self, kernels: Sequence[Tensor], moments: Sequence[Tensor] | None = None) -> None:
         """For all convs of one kernel, take the best rank-one fit to their weights: the leading right singular vector
         is the direction of the kernel, and the projections on it give its size and the scales. If there are more
         kernels than templates, fit the templates to the kernels as :meth:`TemplateBank.fit` does."""
-        commons = []
+        found = None if moments is None else metrics(self.layers, kernels, moments)
+        commons, weights = [], []
         for index in range(max(self.kernels) + 1):
             members = [i for i, kernel in enumerate(self.kernels) if kernel == index]
-            common, scales = scaled_copies(torch.stack([kernels[i].flatten() for i in members]))
+            theirs = None if found is None else [found[i] for i in members]
+            common, scales = scaled_copies([kernels[i] for i in members], theirs)
             commons.append(common)
+            if theirs is not None:
+                weights.append(weighted_sum(theirs, scales.square()))
             for i, scale in zip(members[1:], scales[1:]):
                 self.layers[i].scale.copy_(scale)
-        fitted = torch.stack(commons)  # (G, O I k k)
-        if self.coefficients is None:
-            templates = fitted
-        else:
-            templates = leading_directions(fitted, len(self.templates))
-            self.coefficients.copy_(fitted @ templates.T)
+        templates = fitted = torch.stack(commons).flatten(1)  # (G, O I k k)
+        if self.coefficients is not None:
+            if found is None:
+                templates = leading_directions(fitted, len(self.templates))
+                coefficients = fitted @ templates.T
+            else:
+                templates, coefficients = fit_templates(commons, len(self.templates), weights)
+            self.coefficients.copy_(coefficients)
         self.templates.copy_(templates.view_as(self.templates))
 
 
-def scaled_copies(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """The best rank-one fit to a matrix, (N, M): a row, (M, ), and the factors, (N, ), that scale it. The first factor
-    is 1, unless the first row has almost no part in the fit."""
-    (direction,) = leading_directions(rows, 1)  # (M, )
-    sizes = rows @ direction  # (N, )
+def scaled_copies(kernels: Sequence[Tensor], found: Sequence[Metric] | None) -> tuple[Tensor, Tensor]:
+    """The best fit to kernels by copies of one at different scales: the kernel, and the scales, (N, ). The first scale
+    is 1, unless the first kernel has almost no part in the fit."""
+    if found is None:
+        rows = torch.stack([kernel.flatten() for kernel in kernels])
+        (direction,) = leading_directions(rows, 1)
+        sizes = rows @ direction  # (N, )
+    else:
+        (direction,), sizes = fit_templates(kernels, 1, found)
+        sizes = sizes[:, 0]
     least = 1e-6 * sizes.abs().max()
     unit = sizes[0] if sizes[0].abs() > least else least
-    return unit * direction, sizes / unit if unit else torch.zeros_like(sizes)
+    return unit * direction.view_as(kernels[0]), sizes / unit if unit else torch.zeros_like(sizes)

@@ -10,6 +10,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from .bank import Bank, Layer, SharedLayer, SharingError
+from .least_squares import ALTERNATIONS, low_rank, mean_weight, metrics
 
 
 class RelaxedLayer(SharedLayer):
@@ -59,13 +60,21 @@ class RelaxedTie(Bank):
         return self.shared
 
     @torch.no_grad()
-    def fit(self, kernels: Sequence[Tensor]) -> None:
+    def fit(self, kernels: Sequence[Tensor], moments: Sequence[Tensor] | None = None) -> None:
         """Take the mean of the weights as the shared one, and the truncated singular value decomposition of each
-        residual as the layer's own, with the square roots of the singular values in both factors."""
-        mean = torch.stack(list(kernels)).mean(0)
-        self.shared.copy_(mean)
-        for layer, kernel in zip(self.layers, kernels):
-            u, s, vh = torch.linalg.svd((kernel - mean).flatten(1), full_matrices=False)
+        residual as the layer's own, with the square roots of the singular values in both factors. With moments both
+        are weighted and fitted in turn."""
+        shared = mean_weight(kernels)
+        own = [kernel - shared for kernel in kernels]
+        if moments is not None:
+            found = metrics(self.layers, kernels, moments)
+            for _ in range(ALTERNATIONS):
+                own = [low_rank(kernel - shared, metric, self.rank) for kernel, metric in zip(kernels, found)]
+                shared = mean_weight([kernel - each for kernel, each in zip(kernels, own)], found)
+            own = [low_rank(kernel - shared, metric, self.rank) for kernel, metric in zip(kernels, found)]
+        self.shared.copy_(shared)
+        for layer, weight in zip(self.layers, own):
+            u, s, vh = torch.linalg.svd(weight.flatten(1), full_matrices=False)
             root = s[: self.rank].sqrt()
             layer.up.copy_(u[:, : self.rank] * root)
             layer.down.copy_(root[:, None] * vh[: self.rank])

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .bank import Bank, Layer, SharedLayer, SharingError
 from .kernel_transforms import KERNEL_TRANSFORMS, KernelTransform, Linear
+from .least_squares import Metric, conjugate_gradients, metrics
 
 
 class RepeatedLayer(SharedLayer):
@@ -201,32 +202,69 @@ class RepeatedKernel(Bank):
         return self.kernel
 
     @torch.no_grad()
-    def fit(self, kernels: Sequence[Tensor]) -> None:
+    def fit(self, kernels: Sequence[Tensor], moments: Sequence[Tensor] | None = None) -> None:
         """Take the least squares fit of the small kernels, with signs and masks unchanged. Without a transform this
-        is the mean of the tiles."""
+        is the mean of the tiles. With moments it is the start of conjugate gradients."""
         if not all(layer.transform.affine for layer in self.layers):
-            return super().fit(kernels)
-        # The whole kernels are A s + b, with the values s of the small ones. Each row of A has one nonzero value, so
-        # A'A is diagonal, its diagonal is A'A 1, and the fit to kernels w is s = A'(w - b) / A'A 1.
-        small = [kernel for kernel in (self.kernel, *(layer.kernel for layer in self.layers)) if kernel is not None]
+            return super().fit(kernels, moments)
+        found = None if moments is None else metrics(self.layers, kernels, moments)
         for bias in (layer.added_bias for layer in self.layers):
             if bias is not None:
                 bias.zero_()
-        for values in small:
-            values.zero_()
-        offset = self._whole_kernels()  # b
+        small = [kernel for kernel in (self.kernel, *(layer.kernel for layer in self.layers)) if kernel is not None]
         trained = [values.requires_grad for values in small]
-        for values in small:
-            values.fill_(1.0).requires_grad_()
-        with torch.enable_grad():
-            linear = self._whole_kernels() - offset  # A 1
-            squares = torch.autograd.grad(linear, small, linear.detach(), retain_graph=True)  # A'A 1
-            targets = torch.autograd.grad(linear, small, _joined(kernels) - offset)
-        for values, target, square, train in zip(small, targets, squares, trained):
-            values.requires_grad_(train).copy_(target / square.where(square > 0, torch.ones_like(square)))
+        # The whole kernels are A s + b, with the values s of the small ones. Each row of A has one nonzero value, so
+        # A'A is diagonal, its diagonal is A'A 1, and the fit to kernels w is s = A'(w - b) / A'A 1.
+        whole, goal = WholeKernels(self.layers, small), _joined(kernels)
+        count = sum(values.numel() for values in small)
+        offset = whole(goal.new_zeros(count))  # b
+        ones = whole(goal.new_ones(count)) - offset  # A 1
+        fitted = whole.transposed(goal - offset) / positive(whole.transposed(ones))
+        if found is not None:
+            sizes = positive(whole.transposed(weighed(ones, kernels, [metric.diagonal() for metric in found])))
+            rest = whole.transposed(weighed(goal - whole(fitted), kernels, found))
+            fitted = fitted + conjugate_gradients(
+                lambda values: whole.transposed(weighed(whole(values) - offset, kernels, found)),
+                rest,
+                lambda values: values / sizes,
+                rounds=50,
+            )
+        whole(fitted)
+        for values, train in zip(small, trained):
+            values.requires_grad_(train)
 
-    def _whole_kernels(self) -> Tensor:
+
+class WholeKernels:
+    """The whole kernels of layers as an affine function of the values of their small ones, A s + b."""
+
+    def __init__(self, layers: Sequence[RepeatedLayer], small: Sequence[nn.Parameter]):
+        self.layers, self.small = layers, [values.requires_grad_() for values in small]
+
+    def kernels(self) -> Tensor:
         return _joined([layer.dense()[0] for layer in self.layers])
+
+    @torch.no_grad()
+    def __call__(self, values: Tensor) -> Tensor:
+        """Give the small kernels their values, and return the whole ones."""
+        for kernel, part in zip(self.small, values.split([kernel.numel() for kernel in self.small])):
+            kernel.copy_(part.view_as(kernel))
+        return self.kernels()
+
+    @torch.enable_grad()
+    def transposed(self, rows: Tensor) -> Tensor:
+        """A' rows."""
+        return _joined(torch.autograd.grad(self.kernels(), self.small, rows))
+
+
+def weighed(rows: Tensor, kernels: Sequence[Tensor], metrics: Sequence[Metric]) -> Tensor:
+    """The values of kernels times metrics."""
+    parts = rows.split([kernel.numel() for kernel in kernels])
+    return _joined([metric.times(part.view(k.shape)).to(rows) for part, k, metric in zip(parts, kernels, metrics)])
+
+
+def positive(diagonal: Tensor) -> Tensor:
+    """A diagonal to divide by: 1 where it is 0."""
+    return diagonal.where(diagonal > 0, torch.ones_like(diagonal))
 
 
 def _joined(kernels: Sequence[Tensor]) -> Tensor:

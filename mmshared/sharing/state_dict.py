@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .attention import is_packed
 from .bank import Bank, SharedLayer, SharingError
+from .least_squares import output_error
 
 _WANTED = (
     'Nothing of it was loaded into the shared network. Give a checkpoint of the same network, either plain or '
@@ -28,6 +29,8 @@ class Conversion(NamedTuple):
         bank (Bank): The bank fitted to their weights, a copy of the network's own.
         kernels (list[Tensor]): The weights, each of the shape of its layer's.
         error (float): ``|weights - fitted| / |weights|`` in the Frobenius norm.
+        output_error (float | None): The same for the outputs on the images that moments were collected on, the root
+            mean square over the layers. None without moments.
     """
 
     name: str
@@ -35,11 +38,13 @@ class Conversion(NamedTuple):
     bank: Bank
     kernels: list[Tensor]
     error: float
+    output_error: float | None = None
 
     def __str__(self) -> str:
         return (
             f'{self.name}: the weights of {", ".join(self.layers)} became one {type(self.bank).__name__}, '
             f'relative error {self.error:.4f}'
+            f'{"" if self.output_error is None else f", of the outputs {self.output_error:.4f}"}'
         )
 
 
@@ -73,7 +78,12 @@ def load_shared(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *
 
 
 @torch.no_grad()
-def share_state_dict(module: nn.Module, state_dict: dict[str, Tensor], prefix: str = '') -> list[Conversion]:
+def share_state_dict(
+    module: nn.Module,
+    state_dict: dict[str, Tensor],
+    prefix: str = '',
+    moments: Mapping[str, Tensor] | None = None,
+) -> list[Conversion]:
     """Make a state dict fit a shared network before it is loaded, in place, or refuse it.
 
     The weights of a plain network become the parameters of the shared one (:meth:`Bank.fit`). Groups that the state
@@ -85,12 +95,14 @@ def share_state_dict(module: nn.Module, state_dict: dict[str, Tensor], prefix: s
         state_dict (dict): The state dict. The loader handles, as usual, what it has or lacks outside the shared
             stages, and tensors that it lacks in every block.
         prefix (str): The prefix of the network's keys in the state dict.
+        moments (Mapping[str, Tensor], optional): The second moments of the inputs of plain layers by their names in
+            the network, see :meth:`Bank.fit`. A group that lacks those of a layer is fitted by its weights.
 
     Returns:
         list[Conversion]: The groups that were plain.
 
     Raises:
-        SharingError: If the shared stages fit neither way. Then nothing is changed.
+        SharingError: If the shared stages fit neither way, or if moments do not fit. Then nothing is changed.
     """
     given = {
         key[len(prefix) :]: value
@@ -124,7 +136,10 @@ def share_state_dict(module: nn.Module, state_dict: dict[str, Tensor], prefix: s
     conversions, added = [], {}
     for group in plain_groups:
         kernels = [_exact(given[key]).cpu() for key in group.plain]
-        fitted, error = _fit(group.bank, kernels)
+        inputs = None
+        if moments is not None and all(name in moments for name in group.layers):
+            inputs = [moments[name] for name in group.layers]
+        fitted, error, of_outputs = _fit(group.bank, kernels, inputs)
         added.update(
             {
                 f'{name}.{key}': value
@@ -136,9 +151,8 @@ def share_state_dict(module: nn.Module, state_dict: dict[str, Tensor], prefix: s
         for alias, (first, _) in group.aliases.items():
             added.update({f'{alias}.{k[len(first) + 1 :]}': v for k, v in added.items() if k.startswith(f'{first}.')})
         names = [name.removeprefix(group.inside) for name in group.layers]
-        conversions.append(
-            Conversion(group.bank.group if group.stage is None else group.stage, names, fitted, kernels, error)
-        )
+        name = group.bank.group if group.stage is None else group.stage
+        conversions.append(Conversion(name, names, fitted, kernels, error, of_outputs))
     for group in groups:
         group.bank.loaded = True
     for group in plain_groups:
@@ -285,14 +299,21 @@ def _exact(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def _fit(bank: Bank, kernels: list[Tensor]) -> tuple[Bank, float]:
-    """A copy of a bank fitted to weights, and the relative error."""
+def _fit(bank: Bank, kernels: list[Tensor], moments: list[Tensor] | None) -> tuple[Bank, float, float | None]:
+    """A copy of a bank fitted to weights, or to outputs; the relative errors of the weights and of the outputs."""
     fitted = copy.deepcopy(bank)
     for layer in fitted.layers:  # the first of them holds the bank
         if any(p.is_meta for p in layer.parameters()):
             layer.to_empty(device='cpu')
         layer.to('cpu', kernels[0].dtype)
-    fitted.fit(kernels)
-    error = sum((layer.dense()[0] - kernel).square().sum() for layer, kernel in zip(fitted.layers, kernels))
-    norm = sum(kernel.square().sum() for kernel in kernels)
-    return fitted, (error / norm).sqrt().item() if norm else 0.0
+    if moments is None:
+        fitted.fit(kernels)
+    else:
+        fitted.fit(kernels, moments)
+    rests = [layer.dense()[0] - kernel for layer, kernel in zip(fitted.layers, kernels)]
+    error, norm = (sum(weight.square().sum() for weight in weights) for weights in (rests, kernels))
+    return (
+        fitted,
+        (error / norm).sqrt().item() if norm else 0.0,
+        None if moments is None else output_error(fitted.layers, kernels, rests, moments),
+    )

@@ -9,7 +9,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from .bank import Bank, Layer, SharedLayer, SharingError
-from .filter_basis import leading_directions
+from .least_squares import fit_templates, leading_directions, metrics
 
 
 def make_templates(number: int, kernel: Tensor) -> nn.Parameter:
@@ -76,12 +76,18 @@ class TemplateBank(Bank):
         return kernels.view(-1, *self.shape).unbind()
 
     @torch.no_grad()
-    def fit(self, kernels: Sequence[Tensor]) -> None:
+    def fit(self, kernels: Sequence[Tensor], moments: Sequence[Tensor] | None = None) -> None:
         """Take the leading right singular vectors of the kernels, a row each, as templates, and the projections on
-        them as coefficients: the least squares fit among all linear combinations of K templates."""
+        them as coefficients: the least squares fit among all linear combinations of K templates. With moments
+        templates and coefficients are fitted in turn."""
         rows = torch.stack([kernel.flatten() for kernel in kernels])  # (convs, O I k k)
-        templates = leading_directions(rows, min(len(self.templates), len(rows)))
+        number = min(len(self.templates), len(rows))
+        if moments is None:
+            templates = leading_directions(rows, number)
+            coefficients = torch.stack([templates @ row for row in rows])
+        else:
+            templates, coefficients = fit_templates(kernels, number, metrics(self.layers, kernels, moments))
         self.templates[: len(templates)] = templates.view(-1, *self.templates.shape[1:])
-        for layer, row in zip(self.layers, rows):
+        for layer, values in zip(self.layers, coefficients):
             layer.coefficients.zero_()
-            layer.coefficients[: len(templates)] = templates @ row
+            layer.coefficients[: len(templates)] = values

@@ -9,6 +9,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from .bank import Bank, Layer, SharedLayer, orthogonal_
+from .least_squares import mean_weight, metrics
 
 
 class TiedLayer(SharedLayer):
@@ -41,8 +42,9 @@ class TiedFilters(Bank):
         return self.filters
 
     @torch.no_grad()
-    def fit(self, kernels: Sequence[Tensor]) -> None:
-        self.filters.copy_(torch.stack(list(kernels)).mean(0))
+    def fit(self, kernels: Sequence[Tensor], moments: Sequence[Tensor] | None = None) -> None:
+        """Take the mean of the weights, or with moments the weight that solves their normal equations."""
+        self.filters.copy_(mean_weight(kernels, None if moments is None else metrics(self.layers, kernels, moments)))
 
     def basis(self) -> Tensor:
         return self.filters
