@@ -8,7 +8,7 @@ import torch
 
 from helpers import ROOT, call, randomise_norms
 from mmshared import SharingError, banks
-from mmshared.compress.images import calibration_batches, pipeline_of, plain_dataset
+from mmshared.compress.calibration import calibration_loader
 from mmshared.compress.pipeline import Budget, Compression, fine_tuning
 from mmshared.compress.plan import Plan, size_of
 from mmshared.compress.steps import Steps
@@ -93,29 +93,6 @@ class TestSteps:
         assert self.make(Steps(tmp_path))
         (tmp_path / 'file').unlink()
         assert self.make(Steps(tmp_path))
-
-
-class TestImages:
-    def test_what_repeats_or_mixes_images_is_left_out(self):
-        load = [dict(type='LoadImageFromFile')]
-        leaf = dict(type='CocoDataset', ann_file='a.json', pipeline=[dict(type='Mosaic')])
-        mixed = dict(
-            type='RepeatDataset', times=3, dataset=dict(type='MultiImageMixDataset', dataset=leaf, pipeline=[])
-        )
-        both = dict(type='ConcatDataset', datasets=[leaf, mixed])
-        found = plain_dataset(both, load)
-        assert found == dict(type='ConcatDataset', datasets=[{**leaf, 'pipeline': load}] * 2)
-        assert pipeline_of(both) == leaf['pipeline']
-
-    def test_they_are_training_images_of_all_classes_prepared_as_for_testing(self, config):
-        cfg = load_config(config)
-        first, again = (list(calibration_batches(cfg, 24)) for _ in range(2))
-        assert [len(batch['inputs']) for batch in first] == [8, 8, 8]
-        samples = [sample for batch in first for sample in batch['data_samples']]
-        assert (
-            all('/train/' in sample.img_path for sample in samples) and len({s.gt_label.item() for s in samples}) > 5
-        )
-        assert all(torch.equal(*pair) for a, b in zip(first, again) for pair in zip(a['inputs'], b['inputs']))
 
 
 @pytest.fixture
@@ -260,7 +237,7 @@ class TestPipeline:
         shared = load_model(cfg, str(work_dir / 'finetuned.pth')).eval()
         assert size_of(shared).parameters == plan.parameters and len(banks(shared)) == len(plan.sharing())
         folded = load_model(load_config(str(work_dir / 'folded.py')), str(work_dir / 'folded.pth'))
-        batch = next(iter(calibration_batches(cfg, 4)))
+        batch = next(iter(calibration_loader(cfg, 4)))
         outputs = [model.test_step(batch) for model in (shared, folded)]
         scores = [torch.stack([sample.pred_score for sample in each]) for each in outputs]
         assert torch.allclose(*scores, atol=1e-5)

@@ -28,8 +28,8 @@ from ..engine.config import check_twins, dotted, load_config
 from ..engine.files import write_text
 from ..engine.runner import check_config, join_group
 from ..sharing import SharingError
+from .calibration import calibration_loader
 from .costs import CostMeter
-from .images import calibration_batches
 from .plan import (
     Group,
     Option,
@@ -133,13 +133,11 @@ class Compression:
         join_group(self.cfg.get('launcher', 'none'), self.cfg.get('env_cfg', {}))
         steps = Steps(self.folder)
         metrics = dict(plain=self.evaluate(steps, 'plain', self.bare, Path(self.checkpoint)))
-        moments = steps('moments.pth', [*self.sources, self.images, self.layers], self.write_moments)
-        wanted = [self.budget, self.max_drop]
-        if self.plan:
-            plan = steps('plan.json', [*self.sources, self.plan], lambda path: self.write(self.read_plan(), path))
-        else:
-            steps('options.json', [*self.sources, moments], self.write_options)
-            plan = steps('plan.json', [self.folder / 'options.json', *wanted], self.write_plan, together=True)
+        moments = steps('moments.pth', [*self.sources, self.images, self.layers], self.write_moments, together=True)
+        wanted = [self.budget, self.max_drop] if self.plan is None else [self.plan]
+        if self.plan is None:
+            wanted.append(steps('options.json', [*self.sources, moments], self.write_options))
+        plan = steps('plan.json', wanted, self.write_plan, together=True)
         cfg, last = self.convert(steps, plan)
         metrics['converted'] = self.evaluate(steps, 'converted', cfg, last)
         if self.epochs:
@@ -193,7 +191,7 @@ class Compression:
 
     @cached_property
     def moments(self) -> dict[str, Tensor]:
-        return state_dict_of(load_checkpoint_file(str(self.folder / 'moments.pth')))
+        return load_checkpoint_file(str(self.folder / 'moments.pth'), mmap=True)
 
     def read_plan(self) -> Plan:
         """The plan in the file that was given."""
@@ -226,19 +224,25 @@ class Compression:
         return RUNNERS.build(cfg)
 
     def write_moments(self, path: Path) -> None:
-        moments = collect_moments(self.model, calibration_batches(self.bare, self.images), self.layers)
-        save_checkpoint(moments, path)
+        cache = path.with_suffix('')  # of an interrupted pass
+        moments = collect_moments(self.model, calibration_loader(self.bare, self.images), self.layers, cache=cache)
+        if is_main_process():
+            save_checkpoint(moments, path)
+            shutil.rmtree(cache, ignore_errors=True)
 
     def write_options(self, path: Path) -> None:
         """Measure what the options of each group cost."""
         images = min(self.images, _DETECTED if is_detector(self.model) else _CLASSIFIED)
-        batches = list(calibration_batches(self.bare, images))
-        options = predict_costs(self.groups, CostMeter(self.model, batches, self.moments, self.folder / 'costs.json'))
+        batches = list(calibration_loader(self.bare, images))
+        meter = CostMeter(self.model, batches, self.moments, self.folder / 'costs.json')
+        options = predict_costs(self.groups, meter)
         write_text(path, json.dumps(options))
 
     def write_plan(self, path: Path) -> None:
-        """Plan for the budget, or search for the smallest network."""
-        if self.budget:
+        """The plan that was given, one for the budget, or that of the smallest network within the drop."""
+        if self.plan:
+            plan = self.read_plan()
+        elif self.budget:
             plan = self.plan_for(*self.budget.limit(self.size))
         else:
             plan = self.search(json.loads((self.folder / 'plain.json').read_text()))
@@ -290,7 +294,7 @@ class Compression:
             model, state_dict = build_model(cfg), dict(self.model.cpu().state_dict())
             share_checkpoint(model, state_dict, self.checkpoint, self.moments)
             model.load_state_dict(state_dict)
-            recalibrate_norms(model.to(get_device()), calibration_batches(self.bare, self.images))
+            recalibrate_norms(model.to(get_device()), calibration_loader(self.bare, self.images))
             save_checkpoint(converted(model.state_dict(), self.checkpoint), path)
 
         config = steps('compressed.py', [plan, self.base, self.bare.pretty_text], write_config)
@@ -323,7 +327,7 @@ class Compression:
     def write_folded(self, cfg: Config, checkpoint: Path, path: Path) -> None:
         """Fold the shared network into the plain one that it equals."""
         shared = load_model(cfg, str(checkpoint))
-        batch = next(iter(calibration_batches(self.bare, 2)))
+        batch = next(iter(calibration_loader(self.bare, 2)))
         folded = fold_model(cfg, shared, shared.data_preprocessor(batch, False)['inputs'])
         folded.config.dump(path.with_suffix('.py'))
         save_checkpoint(converted(folded.plain.state_dict(), str(checkpoint)), path)
