@@ -31,8 +31,13 @@ def _function_of(owner: Any, name: str) -> Any:
     return getattr(owner, name)
 
 
-def load_checkpoint_file(filename: str, map_location: Any = 'cpu') -> dict:
+def load_checkpoint_file(filename: str, map_location: Any = 'cpu', mmap: bool = False) -> dict:
     """Load a checkpoint from a file without running any code in it.
+
+    Args:
+        filename (str): The file.
+        map_location (Any): Where the tensors go.
+        mmap (bool): Whether their values are read from the file only when they are used.
 
     Raises:
         SharingError: If there is no such file, if it is damaged, if it holds more than weights and plain data, or if
@@ -43,7 +48,7 @@ def load_checkpoint_file(filename: str, map_location: Any = 'cpu') -> dict:
         raise SharingError(f'There is no checkpoint {filename}: check the path.')
     try:
         _check_archive(filename)
-        checkpoint = torch.load(filename, map_location=map_location, weights_only=True)
+        checkpoint = torch.load(filename, map_location=map_location, weights_only=True, mmap=mmap)
     except Exception as error:  # torch.load and zipfile raise many types
         reason = re.split(r'[.\n]\s', str(error).strip())[0] or type(error).__name__
         raise SharingError(

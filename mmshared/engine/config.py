@@ -184,7 +184,7 @@ def check_data(cfg: Config, loaders: Sequence[str], download: bool = True) -> No
         download (bool): Whether to skip data sets that download themselves. Defaults to True.
     """
     for loader in loaders:
-        for dataset in _datasets((cfg.get(loader) or {}).get('dataset')):
+        for dataset in inner_datasets((cfg.get(loader) or {}).get('dataset')):
             root, prefix = dataset.get('data_root') or '', dataset.get('data_prefix') or ''
             if not root or '://' in root or download and _downloads(dataset, cfg.get('default_scope', 'mmengine')):
                 continue
@@ -210,11 +210,11 @@ def _downloads(dataset: dict, scope: str) -> bool:
     return kind is not None and 'download' in inspect.signature(kind).parameters and dataset.get('download', True)
 
 
-def _datasets(dataset: Any) -> Iterator[dict]:
+def inner_datasets(dataset: Any) -> Iterator[dict]:
     """The data sets inside a dataset config and its wrappers."""
     if isinstance(dataset, dict):
         inner = dataset.get('datasets') or ([dataset['dataset']] if 'dataset' in dataset else [])
         if not inner:
             yield dataset
         for item in inner:
-            yield from _datasets(item)
+            yield from inner_datasets(item)

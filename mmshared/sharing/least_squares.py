@@ -38,6 +38,12 @@ class Metric:
         """The lower triangular L with ``matrix = L L'``."""
         return torch.linalg.cholesky(self.matrix)
 
+    @cached_property
+    def inverse_factor(self) -> Tensor:
+        """L^-1."""
+        one = torch.eye(self.matrix.shape[-1], dtype=self.matrix.dtype).expand_as(self.matrix)
+        return torch.linalg.solve_triangular(self.factor, one, upper=False)
+
     @property
     def mean(self) -> Tensor:
         """The mean squared norm of a unit vector."""
@@ -47,24 +53,35 @@ class Metric:
         """The metric without the products of different values."""
         return Metric(torch.diag_embed(self.matrix.diagonal(dim1=1, dim2=2)))
 
-    def times(self, weight: Tensor) -> Tensor:
-        """The filters of a weight times the matrix, in the shape of the weight."""
-        rows = weight.to(self.matrix).reshape(len(self.matrix), -1, self.matrix.shape[-1])  # (G, O / G, K)
-        return (rows @ self.matrix).view(weight.shape)
-
-    def energy(self, weight: Tensor) -> Tensor:
-        """The energy of a layer's outputs, tr(W S W') for its weight W and the second moment S of its inputs."""
-        return (self.times(weight) * weight).sum()
+    def images(self, vectors: Tensor) -> Tensor:
+        """``vectors matrix``."""
+        return times(vectors, self.matrix)
 
     def divide(self, vectors: Tensor) -> Tensor:
         """``vectors matrix^-1``."""
-        half = torch.linalg.solve_triangular(self.factor.mT, vectors, upper=True, left=False)
-        return torch.linalg.solve_triangular(self.factor, half, upper=False, left=False)
+        return times(times(vectors, self.inverse_factor.mT), self.inverse_factor)
 
     def leading_directions(self, vectors: Tensor, rank: int) -> Tensor:
         """The orthonormal vectors, (R, G, M, K), that keep the most of the energy of vectors, (P, G, M, K)."""
-        leading = leading_directions((vectors @ self.factor).flatten(1), rank).view(-1, *vectors.shape[1:])
-        return torch.linalg.solve_triangular(self.factor, leading, upper=False, left=False)
+        leading = leading_directions(times(vectors, self.factor).flatten(1), rank)
+        return times(leading.view(-1, *vectors.shape[1:]), self.inverse_factor)
+
+    def of_weight(self, weight: Tensor) -> Tensor:
+        """The filters of a weight times the matrix, in the shape of the weight."""
+        rows = weight.to(self.matrix).reshape(1, len(self.matrix), -1, self.matrix.shape[-1])  # (1, G, O / G, K)
+        return self.images(rows).reshape(weight.shape)
+
+    def energy(self, weight: Tensor) -> Tensor:
+        """The energy of a layer's outputs, tr(W S W') for its weight W and the second moment S of its inputs."""
+        return (self.of_weight(weight) * weight).sum()
+
+
+def times(vectors: Tensor, matrices: Tensor) -> Tensor:
+    """Vectors, (P, G, M, K), times a matrix for each group, (G, K, K), or one for all, (1, K, K)."""
+    if len(matrices) == 1:
+        return (vectors.reshape(-1, vectors.shape[-1]) @ matrices[0]).view(vectors.shape)
+    rows = vectors.transpose(0, 1).flatten(1, 2)  # (G, P M, K)
+    return (rows @ matrices).view(vectors.transpose(0, 1).shape).transpose(0, 1)
 
 
 class Target(NamedTuple):
@@ -75,7 +92,7 @@ class Target(NamedTuple):
 
     def coefficients(self, basis: Tensor) -> Tensor:
         """The combinations of a basis, (R, G, M, K), that are nearest to the vectors, (P, R)."""
-        images = (basis @ self.metric.matrix).flatten(1)  # (R, G M K)
+        images = self.metric.images(basis).flatten(1)  # (R, G M K)
         gram = images @ basis.flatten(1).T  # (R, R)
         return self.vectors.flatten(1) @ images.T @ torch.linalg.pinv(gram, hermitian=True)
 
@@ -85,7 +102,7 @@ class Target(NamedTuple):
 
     def energy(self) -> Tensor:
         """The sum of the squared norms of the vectors."""
-        return ((self.vectors @ self.metric.matrix) * self.vectors).sum()
+        return (self.metric.images(self.vectors) * self.vectors).sum()
 
 
 def metrics(layers: Sequence[SharedLayer], kernels: Sequence[Tensor], moments: Sequence[Tensor]) -> list[Metric]:
@@ -217,7 +234,8 @@ def weighted_sum(metrics: Sequence[Metric], weights: Sequence[float] | Tensor) -
 
 
 def mean_metric(targets: Sequence[Target]) -> Metric:
-    return weighted_sum([each.metric for each in targets], [1 / len(targets)] * len(targets))
+    first, *others = [each.metric for each in targets]
+    return weighted_sum([first, *others], [1 / len(targets)] * len(targets)) if others else first
 
 
 def improved(targets: Sequence[Target], coefficients: Sequence[Tensor], basis: Tensor, mean: Metric) -> Tensor:
@@ -229,10 +247,10 @@ def improved(targets: Sequence[Target], coefficients: Sequence[Tensor], basis: T
     )
     rests = [each.vectors - combine(factors, basis) for each, factors in zip(targets, coefficients)]
     right = total(
-        combine(factors.T, rest @ each.metric.matrix) for rest, each, factors in zip(rests, targets, coefficients)
+        combine(factors.T, each.metric.images(rest)) for rest, each, factors in zip(rests, targets, coefficients)
     )
     return basis + conjugate_gradients(
-        lambda x: total(combine(gram, x @ each.metric.matrix) for gram, each in zip(grams, targets)),
+        lambda x: total(combine(gram, each.metric.images(x)) for gram, each in zip(grams, targets)),
         right,
         lambda x: combine(inverse, mean.divide(x)),
     )

@@ -259,7 +259,7 @@ class WholeKernels:
 def weighed(rows: Tensor, kernels: Sequence[Tensor], metrics: Sequence[Metric]) -> Tensor:
     """The values of kernels times metrics."""
     parts = rows.split([kernel.numel() for kernel in kernels])
-    return _joined([metric.times(part.view(k.shape)).to(rows) for part, k, metric in zip(parts, kernels, metrics)])
+    return _joined([metric.of_weight(part.view(k.shape)).to(rows) for part, k, metric in zip(parts, kernels, metrics)])
 
 
 def positive(diagonal: Tensor) -> Tensor:

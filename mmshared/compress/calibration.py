@@ -1,0 +1,73 @@
+"""The images that a network is measured on while it is made smaller."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import DATASETS, init_default_scope
+from mmengine.runner import Runner
+from torch import nn
+from torch.utils.data import ConcatDataset, DataLoader, Subset
+
+from ..engine.config import check_data, inner_datasets
+from ..sharing import SharingError
+
+
+def calibration_loader(cfg: Config, images: int, seed: int = 0) -> DataLoader:
+    """Load images of a config's training set as for testing: without augmentation, in batches of the test set's size.
+    Each process of a distributed run gets its share of them.
+
+    Args:
+        cfg (Config): The config.
+        images (int): Their number. A smaller training set gives all that it has.
+        seed (int): Which ones are drawn depends only on this seed and on the number.
+
+    Raises:
+        SharingError: If the config has no training data, or if they are not there.
+    """
+    if not cfg.get('train_dataloader'):
+        raise SharingError(
+            'The config has no train_dataloader: the inputs of layers are measured on training images, so add one.'
+        )
+    if images < 1:
+        raise SharingError(f'images={images} is no number of images: give 1 or more, some hundred if you can.')
+    init_default_scope(cfg.default_scope)
+    check_data(cfg, ['train_dataloader'])
+    tested = cfg.get('test_dataloader') or cfg.get('val_dataloader') or cfg.train_dataloader
+    pipeline = next(inner_datasets(tested.dataset)).get('pipeline')
+    parts = []
+    for each in inner_datasets(cfg.train_dataloader.dataset):
+        parts.append(DATASETS.build({**each, **(dict(pipeline=pipeline) if pipeline else {})}))
+    dataset: Any = ConcatDataset(parts)
+    drawn = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:images]
+    loader = {key: value for key, value in tested.items() if key not in ('batch_sampler', 'num_batch_per_epoch')}
+    if cfg.default_scope == 'mmpretrain':  # as its own tools do
+        loader.setdefault('collate_fn', dict(type='default_collate'))
+    loader.update(
+        dataset=Subset(dataset, drawn.tolist()),
+        sampler=dict(type='DefaultSampler', shuffle=False, round_up=False),
+        drop_last=False,
+    )
+    return Runner.build_dataloader(loader)
+
+
+def predict(model: nn.Module, batch: Any) -> object:
+    """Run a model on a batch as it is tested, so that every layer of backbone, neck and heads runs. A network that is
+    not one of mmengine's is called."""
+    return getattr(model, 'test_step', model)(batch)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within this context a model is in eval mode."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -1,0 +1,1 @@
+"""Batch norms of a network that has become smaller."""

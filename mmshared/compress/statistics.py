@@ -1,0 +1,247 @@
+"""What the layers of a plain network get as inputs: one pass over some hundred images."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from time import monotonic
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from mmengine.dist import all_reduce, get_rank, get_world_size
+from mmengine.logging import print_log
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from tqdm import tqdm
+
+from ..engine.checkpoint import load_checkpoint_file, save_checkpoint
+from ..sharing import SharedLayer, SharingError
+from ..sharing.attention import is_packed
+from ..sharing.layers import plain_layers
+from .calibration import evaluating, predict
+
+aten = torch.ops.aten
+
+#: The number of values of patches that are in memory at one time.
+CHUNK = 2**24
+#: How often unfinished sums are saved, in seconds.
+INTERVAL = 60.0
+
+
+def shared_names(model: nn.Module) -> list[str]:
+    """The full names of a model's shared layers: those of plain layers in its plain twin."""
+    return [name for name, module in model.named_modules() if isinstance(module, SharedLayer)]
+
+
+@torch.no_grad()
+def collect_moments(
+    model: nn.Module,
+    batches: Collection,
+    names: Sequence[str],
+    limit: float | None = None,
+    cache: Path | None = None,
+) -> dict[str, Tensor]:
+    r"""Sum up :math:`x x^T` over the input patches x of plain layers, as :meth:`Bank.fit` takes them.
+
+    Every use of a layer's weight counts, wherever it is: a head's on each level of a neck, and those in which an
+    attention does not call the layer. The patches of a conv include the padding. Products are in float32 for each
+    batch (unless the model is in float64), sums in float64. In a distributed run, each process sums up its batches,
+    and all get the whole sums.
+
+    Args:
+        model (nn.Module): The plain model. It is run in eval mode as :func:`predict` does, where it is.
+        batches (Collection): Its batches: :func:`calibration_loader`.
+        names (Sequence[str]): The names of layers in it, also of packed projections (``attn.in_proj``).
+        limit (float, optional): The most memory in GB that the sums may take at one time. The layers are split into
+            several passes over the images if they need more.
+        cache (Path, optional): A folder for the sums. What is there of the same model, layers and number of batches
+            is not computed again, also if it was interrupted; the sums that are returned are read from there when
+            they are used.
+
+    Returns:
+        dict[str, Tensor]: By name, the sum for each layer that got inputs: (K, K) in float64, or (G, K, K) for G
+        groups of a conv, and for the queries, keys and values of a packed projection (G = 3).
+
+    Raises:
+        SharingError: If there is no such layer, or if the limit is too small for one of them.
+    """
+    layers = _find(model, names)
+    parts = _split(layers, limit)
+    total = sum(layer.bytes for layer in layers)
+    print_log(
+        f'The moments of {len(layers)} layers take {total / 1e9:.2f} GB'
+        f'{f", collected in {len(parts)} passes" if len(parts) > 1 else ""}.',
+        logger='current',
+    )
+    moments = {}
+    for number, part in enumerate(parts, 1):
+        sums = _Pass(model, part, cache, f'{number}/{len(parts)}').run(batches)
+        for name, moment in sums.items():
+            if get_world_size() > 1:
+                all_reduce(moment)
+            if moment.any():
+                moments[name] = moment if len(moment) > 1 else moment[0]
+    missing = [layer.name for layer in layers if layer.name not in moments]
+    if missing:
+        print_log(f'No inputs came to {", ".join(missing)}.', logger='current')
+    return moments
+
+
+class _Layer(NamedTuple):
+    """A plain layer: its name, its weight, and the number of groups of outputs that see inputs of their own."""
+
+    name: str
+    weight: Tensor
+    groups: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        size = self.weight[0].numel()
+        return self.groups, size, size
+
+    @property
+    def bytes(self) -> int:
+        return 8 * self.groups * self.shape[1] ** 2
+
+
+def _find(model: nn.Module, names: Sequence[str]) -> list[_Layer]:
+    places = plain_layers(model)
+    missing = [name for name in names if name not in places]
+    if missing:
+        raise SharingError(f'The network has no layer {missing[0]} that can share: give names of plain layers.')
+    layers = []
+    for name in dict.fromkeys(names):
+        (parent, child), layer = places[name].parents[0], places[name].layer
+        layers.append(_Layer(name, layer.weight, 3 if is_packed(parent, child) else getattr(layer, 'groups', 1)))
+    return layers
+
+
+def _split(layers: list[_Layer], limit: float | None) -> list[list[_Layer]]:
+    """Parts of the layers whose moments take no more than the limit, in GB."""
+    most = float('inf') if limit is None else limit * 1e9
+    parts: list[list[_Layer]] = [[]]
+    for layer in layers:
+        if layer.bytes > most:
+            raise SharingError(
+                f'The moments of {layer.name} alone take {layer.bytes / 1e9:.2f} GB, more than the limit of {limit} '
+                'GB: raise it, or leave this layer out.'
+            )
+        if sum(each.bytes for each in parts[-1]) + layer.bytes > most:
+            parts.append([])
+        parts[-1].append(layer)
+    return parts
+
+
+class _Sums(TorchDispatchMode):
+    """Adds up the products of the patches that meet the weights of layers, wherever these are used."""
+
+    def __init__(self, layers: Iterable[_Layer], sums: dict[str, Tensor]):
+        super().__init__()
+        self.layers = {layer.weight.untyped_storage().data_ptr(): layer for layer in layers}
+        self.sums = sums
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func is aten.convolution.default:
+            layer = self._layer_of(args[1])
+            if layer is not None:
+                stride, padding, dilation = args[3:6]
+                for part in patches(args[0], layer.weight.shape[2:], stride, padding, dilation):  # (N, C k k, L)
+                    rows = part.transpose(0, 1).reshape(layer.groups, layer.shape[1], -1)
+                    self.sums[layer.name] += (rows @ rows.mT).double()
+        elif func in (aten.mm.default, aten.addmm.default, aten.bmm.default):
+            x, weight = args[-2:]
+            layer = self._layer_of(weight)
+            if layer is not None and x.shape[-1] == layer.shape[1]:
+                rows = exact(x).reshape(-1, x.shape[-1])
+                self.sums[layer.name][self._groups_in(layer, weight)] += (rows.T @ rows).double()
+        return func(*args, **(kwargs or {}))
+
+    def _layer_of(self, weight: Tensor) -> _Layer | None:
+        return self.layers.get(weight.untyped_storage().data_ptr())
+
+    @staticmethod
+    def _groups_in(layer: _Layer, weight: Tensor) -> slice:
+        """The groups of outputs in a part of a linear's weight, (..., K, rows)."""
+        each = len(layer.weight) // layer.groups
+        first = (weight.storage_offset() - layer.weight.storage_offset()) // layer.shape[1]
+        return slice(first // each, -(-(first + weight.shape[-1]) // each))
+
+
+def exact(x: Tensor) -> Tensor:
+    """In float32 or better."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def patches(
+    x: Tensor, size: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> Iterator[Tensor]:
+    """The patches of maps, (N, C, H, W), that a conv sees, (N, C k k, L), some rows of its output at a time."""
+    x = F.pad(exact(x), (padding[1], padding[1], padding[0], padding[0]))
+    reach = [step * (side - 1) + 1 for step, side in zip(dilation, size)]
+    height, width = ((side - far) // step + 1 for side, far, step in zip(x.shape[2:], reach, stride))
+    count = max(1, CHUNK // (len(x) * x.shape[1] * size[0] * size[1] * width))
+    for first in range(0, height, count):
+        last = min(first + count, height) - 1
+        rows = x[:, :, first * stride[0] : last * stride[0] + reach[0]]
+        yield F.unfold(rows, tuple(size), tuple(dilation), stride=tuple(stride))
+
+
+class _Pass:
+    """One pass over the batches for some layers, whose sums are saved while it runs."""
+
+    def __init__(self, model: nn.Module, layers: Sequence[_Layer], folder: Path | None, number: str):
+        self.model, self.layers, self.number, self.path = model, layers, number, None
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.path = folder / f'moments_{number.replace("/", "_of_")}_rank{get_rank()}_of_{get_world_size()}.pth'
+
+    def run(self, batches: Collection) -> dict[str, Tensor]:
+        """The sums of the layers."""
+        key = self._key(len(batches)) if self.path else ''
+        done, sums = self._saved(key)
+        if done < len(batches):
+            device = next(self.model.parameters()).device
+            sums = {name: moment.to(device) for name, moment in sums.items()} or {
+                layer.name: torch.zeros(layer.shape, dtype=torch.float64, device=device) for layer in self.layers
+            }
+            saved = monotonic()
+            bar = tqdm(batches, f'moments, pass {self.number}', unit='batch', leave=False, disable=None)
+            with evaluating(self.model), plain_attention(), _Sums(self.layers, sums):
+                for number, batch in enumerate(bar, 1):
+                    if number > done:
+                        predict(self.model, batch)
+                        if self.path and (number == len(batches) or monotonic() - saved > INTERVAL):
+                            save_checkpoint(dict(key=key, done=number, sums=sums), self.path)
+                            saved = monotonic()
+            if self.path:
+                sums = self._saved(key)[1]
+        return sums
+
+    def _key(self, batches: int) -> str:
+        """A fingerprint of what the sums depend on."""
+        digest = hashlib.sha256(repr((batches, [(layer.name, layer.shape) for layer in self.layers])).encode())
+        for name, tensor in self.model.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    def _saved(self, key: str) -> tuple[int, dict[str, Tensor]]:
+        """The number of batches that are done, and their sums."""
+        if self.path is None or not self.path.is_file():
+            return 0, {}
+        saved = load_checkpoint_file(str(self.path), mmap=True)
+        return (saved['done'], saved['sums']) if saved['key'] == key else (0, {})
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Within this context ``nn.MultiheadAttention`` computes by ordinary products."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
