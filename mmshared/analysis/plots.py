@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import mmcv
 import numpy as np
@@ -33,9 +34,10 @@ def _frame(axis: Axes, x: Sequence[float], y: Sequence[float], scale: str = 'lin
         axis.set_ylim(sorted((-0.05 * end, end)))
 
 
-def draw_curves(scalars: dict[str, Curve], metric: str, out: Path) -> None:
-    """Draw the loss, the orthogonality loss and a metric of a run, each in its own panel."""
-    panels = [('loss', 'iteration', 'linear'), ('loss_orth', 'iteration', 'log'), (metric, 'epoch', 'linear')]
+def draw_curves(scalars: dict[str, Curve], metric: str, out: Path | BinaryIO) -> None:
+    """Draw the loss, the losses of our hooks and a metric of a run, each in its own panel."""
+    losses = [('loss', 'linear'), ('loss_orth', 'log'), ('loss_distill', 'linear')]
+    panels = [*((name, 'iteration', scale) for name, scale in losses), (metric, 'epoch', 'linear')]
     panels = [panel for panel in panels if scalars.get(panel[0])]
     figure = Figure(figsize=(4.5 * len(panels), 3.2))
     axes = figure.subplots(1, len(panels), squeeze=False)
@@ -180,21 +182,42 @@ def _draw_heat_maps(
     figure.savefig(out, dpi=110)
 
 
-def draw_detections(model: nn.Module, images: Sequence[Path], out: Path, score: float = 0.5) -> None:
-    """Draw what a detector finds in some images, side by side.
+def detections_in(model: nn.Module, images: Sequence[Path], score: float = 0.5) -> list[np.ndarray]:
+    """Images with what a detector finds in them.
 
     Args:
         model (nn.Module): A detector from ``mmdet.apis.init_detector``.
         images (Sequence[Path]): The files of the images.
-        out (Path): The image to write.
         score (float): The lowest score of a drawn box. Defaults to 0.5.
+
+    Returns:
+        list[np.ndarray]: The images, RGB, (H, W, 3) each. Small ones are enlarged.
     """
     from mmdet.apis import inference_detector
     from mmdet.visualization import DetLocalVisualizer
 
     visualizer = DetLocalVisualizer()
     visualizer.dataset_meta = model.dataset_meta
-    height, width = mmcv.imread(str(images[0])).shape[:2]
+    drawn = []
+    for path in images:
+        image = mmcv.imread(str(path), channel_order='rgb')
+        # Enlarge small images, so that boxes and labels are readable.
+        factor = max(1, 480 // max(image.shape[:2]))
+        found = inference_detector(model, str(path)).cpu()
+        found.pred_instances.bboxes *= factor
+        visualizer.add_datasample('', mmcv.imrescale(image, factor), found, draw_gt=False, pred_score_thr=score)
+        drawn.append(visualizer.get_image())
+    return drawn
+
+
+def draw_images(images: Sequence[np.ndarray], out: Path) -> None:
+    """Draw images side by side, in rows of four.
+
+    Args:
+        images (Sequence[np.ndarray]): The images, RGB, (H, W, 3) each.
+        out (Path): The image to write.
+    """
+    height, width = images[0].shape[:2]
     columns = min(4, len(images))
     rows = -(-len(images) // columns)
     size = (3.2 * columns, 3.2 * rows * height / width)
@@ -202,16 +225,35 @@ def draw_detections(model: nn.Module, images: Sequence[Path], out: Path, score: 
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
         axis.axis('off')
-    for axis, path in zip(axes.flat, images):
-        image = mmcv.imread(str(path), channel_order='rgb')
-        # Enlarge small images, so that boxes and labels are readable.
-        factor = max(1, 480 // max(image.shape[:2]))
-        found = inference_detector(model, str(path)).cpu()
-        found.pred_instances.bboxes *= factor
-        visualizer.add_datasample('', mmcv.imrescale(image, factor), found, draw_gt=False, pred_score_thr=score)
-        axis.imshow(visualizer.get_image())
+    for axis, image in zip(axes.flat, images):
+        axis.imshow(image)
     figure.tight_layout(pad=0.3)
     figure.savefig(out, dpi=110)
+
+
+def draw_stages(stages: dict[str, tuple[float, float]], out: Path | BinaryIO) -> None:
+    """Draw how many bytes the stages of a network have before and after it is compressed.
+
+    Args:
+        stages (dict): Bytes before and after by the name of the stage.
+        out (Path | BinaryIO): The image to write.
+    """
+    figure = Figure(figsize=(4.5, 0.8 + 0.6 * len(stages)), layout='constrained')
+    axis = figure.subplots()
+    places = np.arange(len(stages))
+    for values, label, shift in zip(zip(*stages.values()), ('before', 'after'), (0, 0.25)):
+        bars = axis.barh(places + shift, [value / 1e6 for value in values], 0.25, label=label)
+        axis.bar_label(bars, fmt='%.3g', padding=2, fontsize=7)
+    for place, name in zip(places, stages):
+        axis.annotate(name, (0, place - 0.18), (3, 0), textcoords='offset points', fontsize=8)
+    axis.set_yticks([])
+    axis.set_ylim(len(stages) - 0.55, -0.6)
+    axis.spines[['top', 'right']].set_visible(False)
+    axis.margins(x=0.12)
+    axis.set_xlabel('MB', fontsize=8)
+    axis.tick_params(labelsize=8)
+    figure.legend(loc='outside upper right', ncols=2, fontsize=8)
+    figure.savefig(out, dpi=150)
 
 
 def draw_growth(growth: dict[str, list[dict]], out: Path) -> None:

@@ -17,7 +17,7 @@ import mmshared  # noqa: F401  (before mmdet: it supplies mmcv's operators)
 from mmshared import SharingError
 from mmshared.analysis.complexity import parameter_count
 from mmshared.analysis.logs import read_scalars
-from mmshared.analysis.plots import draw_curves, draw_detections
+from mmshared.analysis.plots import detections_in, draw_curves, draw_images
 from mmshared.cli import errors_in_a_sentence, own_files
 from mmshared.engine.build import build_plain
 from mmshared.engine.config import load_config
@@ -63,7 +63,7 @@ def main() -> None:
     images = [Path(dataset.get_data_info(i)['img_path']) for i in range(min(args.images, len(dataset)))]
     with own_files():
         draw_curves(scalars, metric, args.work_dir / 'curves.png')
-    draw_detections(model, images, args.work_dir / 'detections.png')
+    draw_images(detections_in(model, images), args.work_dir / 'detections.png')
 
     for name, curve in scalars.items():
         if metric and name.startswith(metric) and curve[-1][1] >= 0:  # -1: no object of that size
