@@ -2,6 +2,7 @@
 # make demo      write a small data set, train a shared Faster R-CNN on it, show what it detects
 # make test      run all tests (make fast: only the quick ones, at each save)
 # make lint      check style and types
+# make docs      build the site, with its links checked: work_dirs/site/index.html
 #
 # PYTHON=python3.12   the interpreter, 3.10 to 3.12
 # OPS=compiled        also build mmcv's own operators (about ten minutes, needs a compiler)
@@ -11,15 +12,18 @@ OPS ?= torchvision
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed-with-$(OPS)-operators
+# A process for each core, up to eight, with a thread each.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
+DOCS_INSTALLED := $(VENV)/docs-installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint .ci/constraints.txt
 DEMO := work_dirs/demo
-DEMO_CONFIG := configs/small/faster-rcnn_r50-narrow-shared_12e_digits.py
+DEMO_CONFIG := mmshared::small/faster-rcnn_r50-narrow-shared_12e_digits.py
 
-.PHONY: install lint test fast demo clean
+.PHONY: install lint docs test fast demo clean
 
 install: $(INSTALLED)
 
-$(INSTALLED): Makefile setup.cfg pyproject.toml .ci/constraints.txt
+$(INSTALLED): Makefile pyproject.toml .ci/constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' || \
 	    { echo "$(PYTHON) is not there or not Python 3.10 to 3.12: name another one, for example make PYTHON=python3.12."; exit 1; }
 	@echo "1/4 creating $(VENV) with $$($(PYTHON) --version)"
@@ -45,16 +49,24 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+docs: $(DOCS_INSTALLED)
+	$(BIN)/python -m mkdocs build --strict --config-file docs/mkdocs.yml
+
+$(DOCS_INSTALLED): $(INSTALLED)
+	@$(PIP) --editable '.[docs]'
+	@touch $@
+
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 fast: $(INSTALLED)
-	$(BIN)/python -m pytest -m 'not slow'
+	$(PYTEST) -m 'not slow'
 
+demo: export PYTHONWARNINGS := ignore
 demo: $(INSTALLED)
-	$(BIN)/python tools/dataset_converters/digit_scenes.py data/digits
-	PYTHONWARNINGS=ignore $(BIN)/python tools/train.py $(DEMO_CONFIG) --work-dir $(DEMO) --resume
-	PYTHONWARNINGS=ignore $(BIN)/python tools/analysis_tools/report_run.py $(DEMO)
+	$(BIN)/mmshared digit-scenes data/digits
+	$(BIN)/mmshared train $(DEMO_CONFIG) --work-dir $(DEMO) --resume --quiet
+	$(BIN)/mmshared report-run $(DEMO)
 
 clean:
 	rm -rf $(VENV) $(DEMO)

@@ -4,6 +4,7 @@ What ``import mmshared`` does at once:
 
 - It supplies mmcv's operators from torchvision if mmcv lacks them, before anything imports ``mmcv.ops``.
 - From then on, no checkpoint is unpickled.
+- From then on, mmengine takes the names of our configs, ``mmshared::faster_rcnn_r50_shared.py``.
 - It registers banks, hooks, ``SharingRunner``, ``ShortestPaths`` and ``PathScore`` with mmengine.
 
 The rest happens when a library's registry is first asked for a type, which is when it imports the library's own
@@ -22,6 +23,7 @@ from . import compat  # noqa: F401
 from .backbones import SharingMixin
 from .datasets import PathScore, ShortestPaths
 from .engine.checkpoint import refuse_pickles
+from .engine.names import take_own_names
 from .engine.runner import SharingRunner
 from .hooks import (
     BasisHealthHook,
@@ -29,6 +31,7 @@ from .hooks import (
     GradientFlowHook,
     LayerSimilarityHook,
     OrthogonalityLossHook,
+    ProgressHook,
     RecurrenceLossHook,
     TrainOnlyHook,
     layer_similarity,
@@ -76,6 +79,7 @@ def _register_with(library: str, registry: str, modules: list[str]) -> None:
 
 
 refuse_pickles()
+take_own_names()
 for (_library, _registry), _modules in _LOCATIONS.items():
     if find_spec(_library):
         _register_with(_library, _registry, [f'{__name__}.{module}' for module in _modules])
@@ -100,6 +104,7 @@ __all__ = [
     'OrthogonalityLossHook',
     'OrthonormalFilterBasis',
     'PathScore',
+    'ProgressHook',
     'RecurrenceLossHook',
     'RelaxedTie',
     'RepeatedKernel',

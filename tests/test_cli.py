@@ -19,10 +19,10 @@ from mmengine.registry import RUNNERS
 from helpers import ROOT, Classifier, call
 from mmshared import SharingError
 from mmshared.analysis.logs import read_scalars
-from mmshared.cli import add_shape, errors_in_a_sentence, interrupts_in_a_sentence, own_files
 from mmshared.engine.build import build_model
 from mmshared.engine.checkpoint import load_checkpoint_file, save_checkpoint
 from mmshared.engine.config import check_twins, load_config, merge_options, moved_root
+from mmshared_cli import add_shape, errors_in_a_sentence, interrupts_in_a_sentence, own_files
 
 SHARED = ROOT / 'configs/shared_resnet/shared-resnet32-s8u1_b256_cifar10.py'
 PLAIN = SHARED.with_name('resnet32_b256_cifar10.py')
@@ -213,6 +213,18 @@ def test_options_of_a_training(tmp_path, config):
     runner.train.assert_called_once_with()
 
 
+@pytest.mark.parametrize('options, told', [([], True), (['--quiet'], False)])
+def test_a_quiet_training_leaves_out_the_log(tmp_path, options, told):
+    built = []
+    with (
+        patch.object(RUNNERS, 'build', lambda cfg: print('a log') or built.append(cfg) or Mock()),
+        patch(CHECK, lambda *_: None),
+    ):
+        result = call('train.py', DIGITS, '--work-dir', tmp_path, *options)
+    assert ('a log' in result.stdout) == told
+    assert ('ProgressHook' in [hook.type for hook in built[0].custom_hooks]) != told
+
+
 def test_a_training_goes_on_where_it_was(tmp_path):
     cfg, _ = run('train.py', DIGITS, '--work-dir', tmp_path, '--resume')
     assert cfg.resume and cfg.load_from is None
@@ -276,6 +288,11 @@ def test_the_work_dir_is_the_arguments_or_the_configs_or_named_after_it(monkeypa
     cfg, _ = run('train.py', 'own.py', *(['--work-dir', 'here'] if way == 'argument' else []))
     expected = dict(argument='here', config='elsewhere', default='work_dirs/own')[way]
     assert cfg.work_dir == expected and (tmp_path / expected).is_dir()
+
+
+def test_a_work_dir_has_the_name_of_the_config_without_its_package(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert run('train.py', 'mmshared::faster_rcnn_r50_shared.py')[0].work_dir == 'work_dirs/faster_rcnn_r50_shared'
 
 
 def test_a_work_dir_that_cannot_be_made_is_one_sentence(tmp_path):

@@ -113,13 +113,42 @@ class TestTorchvision:
         assert 'torchvision' in mmcv.ops.get_compiler_version()
         assert mmcv.utils.env.collect_env()['MMCV Compiler'] == mmcv.ops.get_compiler_version()
 
-    @pytest.mark.parametrize('first, said', [('mmdet.utils', True), ('mmengine', False)])
     @pytest.mark.slow
-    def test_mmdet_imported_first_is_told_what_to_do(self, first, said):
-        code = f'import {first}, mmshared'
+    def test_what_mmdet_put_in_place_of_the_operators_before_is_replaced(self):
+        code = """
+import inspect, sys
+import mmdet.apis, mmdet.utils.large_image
+def placeholders():
+    for name in [name for name in sys.modules if name.startswith('mmdet.')]:
+        for value in vars(sys.modules[name]).values():
+            if (inspect.isclass(value) or inspect.isfunction(value)) and value.__module__ == name:
+                if 'requires mmcv to be compiled' in inspect.getsource(value):
+                    yield value.__name__
+before = sorted(placeholders())
+import mmshared
+print(*before, 'then', *placeholders())
+"""
+        result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT)
+        assert result.stdout.splitlines()[-1].split() == ['RoIPool', 'batched_nms', 'batched_nms', 'roi_align', 'then']
+        assert 'before mmshared' not in result.stderr
+
+    @pytest.mark.slow
+    def test_who_tried_the_models_of_mmdet_first_is_told_what_to_do(self):
+        code = 'try:\n    import mmdet.models\nexcept ImportError:\n    import mmshared'
         result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT)
         assert result.returncode == 0
-        assert ('import mmshared before mmdet' in result.stderr) is said
+        assert 'mmdet.models was imported before mmshared' in result.stderr
+
+
+@pytest.mark.slow
+def test_that_onedl_is_not_installed_is_not_said_and_other_messages_are():
+    code = """
+import mmshared, mmdet.datasets, mmpretrain.datasets
+from mmengine.logging import print_log
+print_log('other', level=10)
+"""
+    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT)
+    assert result.stdout.splitlines() == ['other'], result.stderr
 
 
 def soft_nms(candidates, scores, threshold, sigma, least, method):

@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import os
 import re
 import subprocess
 import sys
@@ -81,8 +82,10 @@ def test_stock_classes_load_a_folded_checkpoint(tmp_path):
         result = fold(config, checkpoint, folder / 'plain.pth')
         assert result.returncode == 0, result.stderr
         assert float(re.search(r'relative difference of the outputs: (\S+)', result.stdout).group(1)) < 1e-4
-        assert 'mmshared' not in (folder / 'plain.py').read_text()
-        assert load_checkpoint_file(str(folder / 'plain.pth'))['meta'] == dict(dataset_meta=dict(classes=['a']))
+        stock = (folder / 'plain.py').read_text()
+        assert stock.count('mmshared') == stock.count("'mmshared.compat'") == int(name == 'detector')
+        meta = load_checkpoint_file(str(folder / 'plain.pth'))['meta']
+        assert meta == dict(dataset_meta=dict(classes=['a']), cfg=Config.fromfile(folder / 'plain.py').pretty_text)
     script = STOCK.format(operators=str(ROOT / 'mmshared/compat/mmcv_ops.py'))
     stock = subprocess.run([sys.executable, '-c', script, *CONFIGS], capture_output=True, text=True, cwd=tmp_path)
     assert stock.returncode == 0, stock.stderr
@@ -91,6 +94,53 @@ def test_stock_classes_load_a_folded_checkpoint(tmp_path):
         with torch.no_grad():
             expected = feature_maps(model, images)
         assert difference(torch.load(tmp_path / name / 'maps.pth', weights_only=True), expected) < 1e-4, name
+
+
+# What a user does in a process of its own: mmdet is imported before the config says where its operators come from.
+INFERENCE = """
+import sys
+import numpy as np
+from mmdet.apis import DetInferencer
+assert 'mmshared' not in sys.modules
+arguments = dict(config=('plain.py', 'plain.pth'), checkpoint=(None, 'plain.pth'))[sys.argv[1]]
+inferencer = DetInferencer(*arguments, device='cpu', show_progress=False)
+image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+found = inferencer(image, no_save_vis=True)['predictions'][0]
+print(inferencer.visualizer.dataset_meta['classes'], len(found['scores']))
+"""
+
+
+@pytest.mark.parametrize('given', ['config', 'checkpoint'])
+@pytest.mark.slow
+def test_a_folded_detector_runs_in_a_fresh_process(tmp_path, given):
+    config, checkpoint, _ = trained('detector', tmp_path)
+    assert fold(config, checkpoint, tmp_path / 'plain.pth').returncode == 0
+    if given == 'checkpoint':
+        (tmp_path / 'plain.py').unlink()
+    command = [sys.executable, '-c', INFERENCE, given]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    classes, count = result.stdout.splitlines()[-1].rsplit(maxsplit=1)
+    assert classes in ("['a']", "('a',)") and int(count) > 0
+
+
+@pytest.mark.parametrize('umask, mode', [(0o022, 0o644), (0o027, 0o640)])
+@pytest.mark.slow
+def test_what_is_written_is_for_whom_the_umask_says(tmp_path, umask, mode):
+    pytest.importorskip('safetensors')
+    pytest.importorskip('onnxruntime')
+    config = ROOT / 'configs/shared_resnet/shared-resnet32-s8u1_b256_cifar10.py'
+    torch.save(dict(state_dict=build_model(Config.fromfile(config)).state_dict()), tmp_path / 'shared.pth')
+    out = tmp_path / 'out'
+    before = os.umask(umask)
+    try:
+        fold(config, tmp_path / 'shared.pth', out / 'plain.pth', '--onnx', out / 'plain.onnx')
+        fold(config, tmp_path / 'shared.pth', out / 'other.safetensors')
+        call('model_converters/publish_model.py', out / 'plain.pth', out / 'published.pth')
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in out.iterdir()} == {mode}
+    assert {path.suffix for path in out.iterdir()} == {'.pth', '.py', '.onnx', '.safetensors'}
 
 
 @pytest.mark.slow
@@ -134,7 +184,7 @@ def test_shared_filters_are_stored_once_in_onnx(name, text, most, tmp_path):
     counted = sum(tensor.numel() for tensor in exported.state_dict().values())
     assert stored < 1.07 * counted
     assert stored < most * sum(p.numel() for p in fold_layers(exported).parameters())
-    assert ('one of mmshared' in result.stdout) == ('mmshared' in (tmp_path / 'plain.py').read_text())
+    assert ('one of mmshared' in result.stdout) == ("'mmshared'," in (tmp_path / 'plain.py').read_text())
 
 
 @pytest.mark.slow
@@ -148,10 +198,10 @@ def test_torchvision_and_safetensors(tmp_path):
     safetensors.save_file(model.state_dict(), tmp_path / 'shared.safetensors')
     model.load_state_dict(safetensors.load_file(tmp_path / 'shared.safetensors'), strict=True)
     torch.save(dict(state_dict=model.state_dict()), tmp_path / 'shared.pth')
-    result = fold(config, tmp_path / 'shared.pth', tmp_path / 'plain.safetensors', '--torchvision', '--safetensors')
+    result = fold(config, tmp_path / 'shared.pth', tmp_path / 'plain.safetensors', '--torchvision')
     assert result.returncode == 0, result.stderr
     twin = resnet34().eval()
-    twin.load_state_dict(safetensors.load_file(tmp_path / 'plain.safetensors'), strict=True)
+    twin.load_state_dict(load_checkpoint_file(str(tmp_path / 'plain.safetensors')), strict=True)
     x = image(96)
     with torch.no_grad():
         assert difference([twin(x)], [model(x)]) < 1e-4
@@ -252,3 +302,9 @@ def test_the_stock_config_keeps_the_hooks_and_imports_of_others(tmp_path):
     stock = stock_config(Config.fromfile(tmp_path / 'mine.py'))
     assert [hook['type'] for hook in stock.custom_hooks] == ['EMAHook'] and stock.custom_imports['imports'] == ['json']
     assert stock.model.backbone.type == 'ResNet' and 'sharing' not in stock.model.backbone
+
+
+def test_the_stock_config_forgets_the_training_it_comes_from():
+    cfg = Config.fromfile(ROOT / 'configs' / CONFIGS['detector'][0])
+    cfg.update(load_from='old.pth', resume=True, work_dir='work_dirs/old')
+    assert not {'load_from', 'resume', 'work_dir', 'runner_type'} & set(stock_config(cfg))

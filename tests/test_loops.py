@@ -439,7 +439,7 @@ def test_the_tool_writes_a_network_of_loops_that_loads_and_tells_what_it_costs(i
 
     written, checkpoint = Config.fromfile(out.with_suffix('.py')), torch.load(out, weights_only=True)
     assert [hook['type'] for hook in written.custom_hooks] == ['EmptyCacheHook']
-    assert checkpoint['meta'] == dict(dataset_meta=dict(classes=list('abcdefghij')))
+    assert checkpoint['meta']['dataset_meta'] == dict(classes=list('abcdefghij'))
     folded = evaluating(build_model(written))
     folded.load_state_dict(checkpoint['state_dict'], strict=True)
     assert parameter_count(folded) == int(after.replace(',', ''))

@@ -2,6 +2,7 @@
 
 import re
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,11 +10,12 @@ import torch
 from matplotlib.figure import Figure
 from mmengine.config import Config
 from mmengine.hooks import Hook
+from mmengine.logging import MessageHub
 from PIL import Image
 from torch import nn
 
 from helpers import ROOT, TIED, backbone, call, small, stage_banks, train
-from mmshared import BasisHealthHook, GradientFlowHook, SharingError
+from mmshared import BasisHealthHook, GradientFlowHook, ProgressHook, SharingError
 from mmshared.analysis.logs import read_scalars
 from mmshared.analysis.plots import draw_curves, draw_metric
 from mmshared.engine.build import build_model
@@ -196,3 +198,18 @@ def test_a_figure_of_one_point_has_axes_about_it(monkeypatch, value):
     for axis in [axis for figure in figures for axis in figure.axes]:
         (low, high), (left, right) = axis.get_ylim(), axis.get_xlim()
         assert low <= 0 and high >= 1 and left == 0 and right >= 1
+
+
+def test_progress_is_a_line_for_each_epoch_with_its_mean_loss(capsys):
+    hook, hub = ProgressHook(), MessageHub('progress')
+    runner = SimpleNamespace(epoch=1, max_epochs=3, train_dataloader=range(2), message_hub=hub)
+    hook.before_train(runner)
+    for loss in (9, 1, 2):
+        hub.update_scalar('train/loss', loss)
+    hook.after_train_epoch(runner)
+    hook.after_val_epoch(runner, {'coco/bbox_mAP': 0.5, 'coco/bbox_mAP_50': 0.7})
+    runner.epoch = 2
+    hook.after_train_epoch(runner)
+    out, err = capsys.readouterr()
+    first = 'epoch 2 of 3: loss 1.500, 0.0 minutes left'
+    assert err.splitlines() == [first, 'validation: coco/bbox_mAP 0.500', 'epoch 3 of 3: loss 1.500'] and not out

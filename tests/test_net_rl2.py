@@ -115,7 +115,7 @@ def test_a_converted_checkpoint_gives_their_outputs(name, tmp_path):
         tmp_path / 'theirs.pth',
     )
     result = call('model_converters/net_rl2_to_mmshared.py', tmp_path / 'theirs.pth', tmp_path / 'ours.pth')
-    assert f'is for configs/shared_resnet/{path.name}, accuracy 92.50 by their own' in result.stdout, result.stderr
+    assert f'is for mmshared::shared_resnet/{path.name}, accuracy 92.50 by their own' in result.stdout, result.stderr
     ours = build_model(Config.fromfile(path))
     ours.load_state_dict(load_checkpoint_file(str(tmp_path / 'ours.pth'))['state_dict'], strict=True)
     ours.eval()

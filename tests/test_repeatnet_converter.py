@@ -253,7 +253,7 @@ def test_a_converted_checkpoint_gives_their_outputs(name, make, tmp_path):
     expected = theirs(x)
     checkpoint_of(theirs, tmp_path / 'theirs.ckpt')
     result = call(TOOL, tmp_path / 'theirs.ckpt', tmp_path / 'ours.pth')
-    assert f'is for configs/repeatnet/{name}.py' in result.stdout, result.stderr
+    assert f'is for mmshared::repeatnet/{name}.py' in result.stdout, result.stderr
     cfg = Config.fromfile(CONFIGS / f'repeatnet/{name}.py')
     cfg.merge_from_dict(
         {

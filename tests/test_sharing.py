@@ -13,7 +13,6 @@ from torch import nn
 
 from helpers import BANKS, BASIS, TIED, backbone, difference, evaluating, image, randomise_norms, small, stage_banks
 from mmshared import (
-    Bank,
     FilterBasis,
     OrthonormalFilterBasis,
     SharedLayer,
@@ -543,35 +542,6 @@ class TestFit:
             for conv in bank.layers:
                 assert (conv.unique.flatten(1) @ bank.filters.flatten(1).T).abs().max() < 1e-5 if unique_rank else True
         assert errors[0] > errors[1] > errors[2]
-
-
-def test_a_new_method_is_two_classes(mmpretrain):
-
-    class ScaledLayer(SharedLayer):
-        def __init__(self, layer, bank, norm=None):
-            super().__init__(layer, bank, norm)
-            self.scale = nn.Parameter(torch.ones(()))
-
-        def dense(self):
-            return self.bank() * self.scale, self.bias
-
-    class ScaledFilters(Bank):
-        layer_class = ScaledLayer
-
-        def __init__(self, layers):
-            super().__init__()
-            self.filters = nn.Parameter(layers[0].weight.detach().clone())
-
-        def generate(self):
-            return self.filters
-
-    MODELS.register_module(module=ScaledFilters, force=True)
-    model = evaluating(randomise_norms(backbone(bank=dict(type='ScaledFilters'))))
-    for conv in shared_layers(model):
-        conv.scale.data.uniform_(0.5, 2)
-    x = image()
-    before = model(x)
-    assert difference(fold_layers(model)(x), before) < 1e-5
 
 
 def test_public_names():

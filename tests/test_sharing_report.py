@@ -19,6 +19,12 @@ def test_a_plain_network_is_told_what_could_share():
     assert 'parameters of the whole model: 464,154, plain 464,154 (+0.0%)' in result.stdout
 
 
+def test_a_network_without_repeated_layers_has_a_sentence_and_no_table():
+    result = call(TOOL, 'mmpretrain::lenet/lenet5_mnist.py', '--shape', 1, 32, 32)
+    assert 'Nothing is shared in this network, and nothing repeats.' in result.stdout, result.stderr
+    assert '│' not in result.stdout
+
+
 def test_options_change_the_network_that_is_reported(tmp_path):
     config, option = CONFIGS / 'shared-resnet32-s8u1_b256_cifar10.py', 'model.backbone.sharing.bank.shared_rank=4'
     found = []

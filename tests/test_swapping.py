@@ -117,7 +117,7 @@ def test_a_stock_classifier_trains_with_its_backbone_swapped(name):
     gradients_reach_every_bank(model, model(image(64), samples, mode='loss'))
 
 
-# Of each row of README's table of patterns: the library, and what its first backbone needs.
+# Of each row of the table of patterns in the docs: the library, and what its first backbone needs.
 ROWS = {
     'ResNet34': ('mmpretrain', dict(type='ResNet', depth=34)),
     'ResNet50': ('mmpretrain', dict(type='ResNet', depth=50)),
@@ -138,8 +138,10 @@ ROWS = {
 
 
 @pytest.mark.slow
-def test_the_patterns_of_the_readme_save_what_it_says():
-    rows = dict(re.findall(r'^\| (\S+) \| (.*?) \|$', (ROOT / 'README.md').read_text(), re.M))
+def test_the_patterns_of_the_docs_save_what_they_say():
+    rows = dict(
+        re.findall(r'^\| (\S+) \| (.*?) \|$', (ROOT / 'docs/en/choosing_groups_and_banks.md').read_text(), re.M)
+    )
     for name, (library, network) in ROWS.items():
         patterns, saved, most = rows[name].split(' | ')
         network = build_empty(Config(dict(model=network, default_scope=library)))

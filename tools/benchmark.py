@@ -1,25 +1,29 @@
 """Train a suite of configs and seeds, and put the results into one table and one plot.
 
-A suite is a YAML file like those in configs/benchmarks: see there. The runs go one after the other, side by side on
+A suite is a YAML file like mmshared::benchmarks/dsfb_cifar10.yaml. The runs go one after the other, side by side on
 the available GPUs, or as jobs on a cluster. Finished runs are skipped, interrupted runs resume, and a run that fails
 does not stop the others. Call the same command again to do the rest.
 """
+
+from __future__ import annotations
 
 import argparse
 import shlex
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mmshared.analysis.jobs import Local, Slurm, train
-from mmshared.analysis.suite import Run, finished, read_suite, write_tables
-from mmshared.cli import errors_in_a_sentence, own_files
+from mmshared_cli import errors_in_a_sentence, own_files
+
+if TYPE_CHECKING:
+    from mmshared.analysis.suite import Run
 
 TRAIN = Path(__file__).with_name('train.py')
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('suite', type=Path, help='the YAML file of the suite')
+    parser.add_argument('suite', type=Path, help='the YAML file of the suite, or its name')
     parser.add_argument('--work-dir', type=Path, help='output folder (default: work_dirs/ and the name of the suite)')
     parser.add_argument('--gpus-per-run', type=int, default=1, metavar='N', help='processes per run (default: 1)')
     parser.add_argument(
@@ -63,7 +67,11 @@ def command_of(run: Run, processes: int) -> list[str]:
 @errors_in_a_sentence()
 def main() -> None:
     args = parse_args()
-    suite = read_suite(args.suite, args.work_dir)
+    from mmshared.analysis.jobs import Local, Slurm, train
+    from mmshared.analysis.suite import finished, read_suite, write_tables
+    from mmshared.engine.config import config_path
+
+    suite = read_suite(Path(config_path(str(args.suite))), args.work_dir)
     with own_files():
         left = [run for run in suite.runs if not finished(run, suite)]
         for run in suite.runs:

@@ -1,6 +1,6 @@
 """Evaluate a checkpoint of a detector or a classifier.
 
-The config is a file, or the name of a config of mmdet or mmpretrain: mmdet::retinanet/retinanet_r50_fpn_1x_coco.py.
+The config is a file, or the name of a config of mmshared, mmdet or mmpretrain: mmshared::faster_rcnn_r50_shared.py.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import argparse
 import copy
 from typing import TYPE_CHECKING
 
-from mmengine.config import DictAction
+from mmshared_cli import add_cfg_options, end_run, errors_in_a_sentence, interrupts_in_a_sentence, load_run
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -57,13 +57,7 @@ def parse_args() -> argparse.Namespace:
         const='pin_memory',
         help='do not pin the memory of the data loaders',
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        metavar='KEY=VALUE',
-        help='settings of the config, such as test_dataloader.batch_size=8; data_root=FOLDER moves the data set',
-    )
+    add_cfg_options(parser)
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help="set by PyTorch's older launcher")
     parser.add_argument('--traceback', action='store_true', help='show where an error comes from')
@@ -116,7 +110,6 @@ def main() -> None:
     import mmengine
     from mmengine.registry import METRICS, RUNNERS
 
-    from mmshared.cli import end_run, errors_in_a_sentence, interrupts_in_a_sentence, load_run
     from mmshared.engine.runner import check_config
 
     with errors_in_a_sentence(), interrupts_in_a_sentence():

@@ -1,11 +1,11 @@
 """Train a detector or a classifier.
 
-The config is a file, or the name of a config of mmdet or mmpretrain: mmdet::retinanet/retinanet_r50_fpn_1x_coco.py.
+The config is a file, or the name of a config of mmshared, mmdet or mmpretrain: mmshared::faster_rcnn_r50_shared.py.
 """
 
 import argparse
 
-from mmengine.config import DictAction
+from mmshared_cli import add_cfg_options, end_run, errors_in_a_sentence, interrupts_in_a_sentence, load_run, stdout_if
 
 
 def parse_args() -> argparse.Namespace:
@@ -41,12 +41,9 @@ def parse_args() -> argparse.Namespace:
         help='restart the workers of the data loaders in each epoch',
     )
     parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        metavar='KEY=VALUE',
-        help='settings of the config, such as train_cfg.max_epochs=6; data_root=FOLDER moves the data set',
+        '--quiet', action='store_true', help='print a line for each epoch; the log goes into the work dir only'
     )
+    add_cfg_options(parser)
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help="set by PyTorch's older launcher")
     parser.add_argument('--traceback', action='store_true', help='show where an error comes from')
@@ -59,12 +56,13 @@ def main() -> None:
     from mmengine.registry import RUNNERS
 
     from mmshared import SharingError
-    from mmshared.cli import end_run, errors_in_a_sentence, interrupts_in_a_sentence, load_run
     from mmshared.engine.runner import check_config
 
     hint = ' The same command with --resume continues from the last checkpoint.'
-    with errors_in_a_sentence(), interrupts_in_a_sentence(hint):
+    with errors_in_a_sentence(), interrupts_in_a_sentence(hint), stdout_if(not args.quiet):
         cfg = load_run(args)
+        if args.quiet:
+            cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type='ProgressHook')]
         if args.no_validate:
             cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
         if args.amp:

@@ -46,7 +46,7 @@ def read_accuracies(folder: Path, metric: str) -> list[float]:
     """
     results = [read_result(path) for path in sorted(folder.glob('seed_*/result.json'))]
     if not results:
-        raise SharingError(f'{folder} has no finished run: name the folder of a model that tools/benchmark.py ran.')
+        raise SharingError(f'{folder} has no finished run: name the folder of a model that `mmshared benchmark` ran.')
     others = {result['metric_name'] for result in results} - {metric}
     if others:
         raise SharingError(f'The runs in {folder} were measured by {", ".join(sorted(others))}, not by {metric}.')

@@ -7,22 +7,34 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+#: What mmdet logs in place of metrics if a detector finds nothing at all.
+NOTHING_DETECTED = 'The testing results of the whole dataset is empty'
+
 Curve = list[tuple[int, float]]
 Scores = dict[tuple[int, int], float]
 
 
 def read_records(work_dir: Path) -> Iterator[dict]:
-    """The records in a run's logs of scalars, without a last line that was cut off when the run was killed."""
+    """The records in a run's logs of scalars, without a last line that was cut off when the run was killed.
+
+    mmengine logs a validation at its epoch, which is 0 in a run that only counts iterations. There its step becomes
+    the last logged iteration before it.
+    """
+    iteration = 0
     for log in sorted(work_dir.glob('*/vis_data/scalars.json')):
         for line in log.read_text().splitlines():
             try:
-                yield json.loads(line)
+                record = json.loads(line)
             except ValueError:
                 break
+            if 'iter' in record:
+                iteration = record['step']
+            yield {**record, 'step': record['step'] or iteration}
 
 
 def read_scalars(work_dir: Path) -> dict[str, Curve]:
-    """The logged scalars of a run by name, each as (iteration or, for a metric, epoch, value).
+    """The logged scalars of a run by name, each as (iteration, value). A metric has the epoch in its place, unless the
+    run only counts iterations.
 
     A resumed run has several logs; where they overlap, the later one counts.
     """
@@ -32,6 +44,20 @@ def read_scalars(work_dir: Path) -> dict[str, Curve]:
             if isinstance(value, (int, float)):
                 curves.setdefault(name, {})[record['step']] = value
     return {name: sorted(curve.items()) for name, curve in curves.items()}
+
+
+def read_validations(work_dir: Path) -> list[dict[str, float]]:
+    """The metrics of each validation of a run, in order. A validation without detections has none."""
+    return [
+        {name: value for name, value in record.items() if '/' in name}
+        for record in read_records(work_dir)
+        if 'time' in record and 'iter' not in record  # 'iter' is logged in training, 'time' not by hooks
+    ]
+
+
+def detected_nothing(work_dir: Path) -> bool:
+    """Whether a run has validations without metrics because the detector found nothing, and for no other reason."""
+    return any(NOTHING_DETECTED in log.read_text() for log in work_dir.glob('*/*.log'))
 
 
 def last_scores(scalars: dict[str, Curve], score: str) -> Scores:

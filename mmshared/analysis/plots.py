@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import mmcv
 import numpy as np
@@ -34,10 +34,17 @@ def _frame(axis: Axes, x: Sequence[float], y: Sequence[float], scale: str = 'lin
         axis.set_ylim(sorted((-0.05 * end, end)))
 
 
-def draw_curves(scalars: dict[str, Curve], metric: str, out: Path | BinaryIO) -> None:
-    """Draw the loss, the losses of our hooks and a metric of a run, each in its own panel."""
+def draw_curves(scalars: dict[str, Curve], metric: str, out: Path | BinaryIO, step: str = 'epoch') -> None:
+    """Draw the loss, the losses of our hooks and a metric of a run, each in its own panel.
+
+    Args:
+        scalars (dict): The scalars of the run, from :func:`read_scalars`.
+        metric (str): The name of the metric.
+        out (Path | BinaryIO): The image to write.
+        step (str): What the steps of the metric count. Defaults to ``'epoch'``.
+    """
     losses = [('loss', 'linear'), ('loss_orth', 'log'), ('loss_distill', 'linear')]
-    panels = [*((name, 'iteration', scale) for name, scale in losses), (metric, 'epoch', 'linear')]
+    panels = [*((name, 'iteration', scale) for name, scale in losses), (metric, step, 'linear')]
     panels = [panel for panel in panels if scalars.get(panel[0])]
     figure = Figure(figsize=(4.5 * len(panels), 3.2))
     axes = figure.subplots(1, len(panels), squeeze=False)
@@ -182,40 +189,60 @@ def _draw_heat_maps(
     figure.savefig(out, dpi=110)
 
 
-def detections_in(model: nn.Module, images: Sequence[Path], score: float = 0.5) -> list[np.ndarray]:
-    """Images with what a detector finds in them.
+class Detections(NamedTuple):
+    """Images with what a detector found in them.
+
+    Attributes:
+        images (list[np.ndarray]): The images with boxes, RGB, (H, W, 3) each. Small ones are enlarged.
+        highest (float): The highest score of all boxes, 0 if there is none.
+        score (float): Boxes with a higher score are drawn.
+    """
+
+    images: list[np.ndarray]
+    highest: float
+    score: float
+
+    @property
+    def note(self) -> str:
+        """A sentence if no box is drawn."""
+        if self.highest > self.score:
+            return ''
+        return f'no detection scores above {self.score:g}, the highest is {self.highest:.2g}'
+
+
+def detections_in(model: nn.Module, images: Sequence[Path], score: float = 0.5) -> Detections:
+    """Draw what a detector finds into images.
 
     Args:
         model (nn.Module): A detector from ``mmdet.apis.init_detector``.
         images (Sequence[Path]): The files of the images.
-        score (float): The lowest score of a drawn box. Defaults to 0.5.
-
-    Returns:
-        list[np.ndarray]: The images, RGB, (H, W, 3) each. Small ones are enlarged.
+        score (float): Boxes with a higher score are drawn. Defaults to 0.5.
     """
     from mmdet.apis import inference_detector
     from mmdet.visualization import DetLocalVisualizer
 
     visualizer = DetLocalVisualizer()
     visualizer.dataset_meta = model.dataset_meta
-    drawn = []
+    drawn, highest = [], 0.0
     for path in images:
         image = mmcv.imread(str(path), channel_order='rgb')
         # Enlarge small images, so that boxes and labels are readable.
         factor = max(1, 480 // max(image.shape[:2]))
         found = inference_detector(model, str(path)).cpu()
         found.pred_instances.bboxes *= factor
+        highest = max([highest, *found.pred_instances.scores.tolist()])
         visualizer.add_datasample('', mmcv.imrescale(image, factor), found, draw_gt=False, pred_score_thr=score)
         drawn.append(visualizer.get_image())
-    return drawn
+    return Detections(drawn, highest, score)
 
 
-def draw_images(images: Sequence[np.ndarray], out: Path) -> None:
+def draw_images(images: Sequence[np.ndarray], out: Path, title: str = '') -> None:
     """Draw images side by side, in rows of four.
 
     Args:
         images (Sequence[np.ndarray]): The images, RGB, (H, W, 3) each.
         out (Path): The image to write.
+        title (str): A line above them.
     """
     height, width = images[0].shape[:2]
     columns = min(4, len(images))
@@ -227,6 +254,8 @@ def draw_images(images: Sequence[np.ndarray], out: Path) -> None:
         axis.axis('off')
     for axis, image in zip(axes.flat, images):
         axis.imshow(image)
+    if title:
+        figure.suptitle(title, fontsize=9)
     figure.tight_layout(pad=0.3)
     figure.savefig(out, dpi=110)
 

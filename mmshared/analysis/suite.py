@@ -20,7 +20,7 @@ from ..engine.build import build_empty
 from ..engine.config import load_config, merge_options
 from ..sharing import SharingError
 from .complexity import count_multiply_adds, parameter_count
-from .logs import read_records, read_scalars
+from .logs import detected_nothing, read_records, read_scalars, read_validations
 from .plots import draw_metric
 
 T = TypeVar('T')
@@ -228,20 +228,15 @@ def collect(run: Run, suite: Suite, resident_bytes: int) -> None:
         suite (Suite): Its suite.
         resident_bytes (int): The peak memory of its process, used if no GPU memory was logged.
     """
-    scalars = read_scalars(run.work_dir)
-    if suite.metric not in scalars:
-        raise SharingError(
-            f'The log of {run.title} has no {suite.metric}: its metrics are '
-            f'{", ".join(name for name in scalars if "/" in name) or "none"}.'
-        )
-    records = read_records(run.work_dir)
+    scalars, records = read_scalars(run.work_dir), read_records(run.work_dir)
+    metric = _last_metric(run, suite.metric)
     checkpoint = Path((run.work_dir / 'last_checkpoint').read_text().strip())
     partial = run.work_dir / 'result.json.partial'
     partial.write_text(
         json.dumps(
             dict(
                 metric_name=suite.metric,
-                metric=scalars[suite.metric][-1][1],
+                metric=metric,
                 checkpoint_bytes=(run.work_dir / checkpoint.name).stat().st_size,
                 seconds_per_iteration=statistics.median(record['time'] for record in records if 'loss' in record),
                 memory_bytes=max(
@@ -251,6 +246,19 @@ def collect(run: Run, suite: Suite, resident_bytes: int) -> None:
         )
     )
     os.replace(partial, run.work_dir / 'result.json')
+
+
+def _last_metric(run: Run, metric: str) -> float:
+    """The value of a metric in the last validation of a run, or of another scalar at its end. It is 0 for a detector
+    that found nothing: mmdet then logs no metric."""
+    scalars, validations = read_scalars(run.work_dir), read_validations(run.work_dir)
+    names = list(dict.fromkeys(name for metrics in validations for name in metrics))
+    is_metric = metric in names or ('/' in metric and not names)
+    if is_metric and validations and not validations[-1] and detected_nothing(run.work_dir):
+        return 0.0
+    if metric not in scalars:
+        raise SharingError(f'The log of {run.title} has no {metric}: its metrics are {", ".join(names) or "none"}.')
+    return scalars[metric][-1][1]
 
 
 def rows(suite: Suite) -> list[dict]:

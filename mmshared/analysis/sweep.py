@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ..engine.build import build_empty, relative_difference
-from ..engine.config import config_path
+from ..engine.config import config_folder
 from ..sharing import RepeatedLayers, SharingError, banks, fold_layers, repeated_layers
 
 TIED = dict(type='TiedFilters')
@@ -44,7 +44,7 @@ class Outcome(NamedTuple):
 
 def stock_configs(library: str) -> dict[str, Path]:
     """The configs of a library by their names in it."""
-    root = Path(config_path(f'{library}::_base_/default_runtime.py')).parents[1]
+    root = Path(config_folder(library))
     paths = [path for path in sorted(root.rglob('*.py')) if '_base_' not in path.parts]
     return {f'{library}::{path.relative_to(root)}': path for path in paths}
 

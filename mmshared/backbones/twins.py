@@ -22,7 +22,8 @@ class SharingMixin:
     Args:
         sharing (dict | list[dict]): The arguments of :func:`mmshared.share_layers`, or a list of such dicts, which are
             applied in order.
-        *args, **kwargs: The arguments of the plain class.
+        *args: The arguments of the plain class.
+        **kwargs: The same, by name.
 
     Attributes:
         own_blocks (int): Number of blocks at the start of a stage that keep their own layers. ``sharing`` can

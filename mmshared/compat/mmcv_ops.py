@@ -12,6 +12,7 @@ import importlib.util
 import sys
 import types
 import warnings
+from importlib import import_module
 from importlib.machinery import ModuleSpec
 
 import torch
@@ -352,15 +353,25 @@ SUPPLIED = (
 )
 
 
+#: The operators in whose place mmdet puts a function or class of its own that raises, if it is imported first, by the
+#: modules that it can import without them.
+_PLACEHOLDERS = {
+    'mmdet.apis.inference': 'RoIPool',
+    'mmdet.evaluation.metrics.dump_odvg_results': 'batched_nms',
+    'mmdet.structures.mask.structures': 'roi_align',
+    'mmdet.utils.large_image': 'batched_nms',
+}
+
+
 def supply() -> None:
     """Put the operators where mmcv looks for its extension, unless the real one is installed."""
     name = 'mmcv._ext'
     if name in sys.modules or importlib.util.find_spec(name) is not None:
         return
-    if any(module in sys.modules for module in ('mmdet.utils', 'mmdet.models', 'mmdet.structures.mask')):
+    if any(module.startswith('mmdet.models.') for module in sys.modules):
         warnings.warn(
-            'mmdet was imported before mmshared, while mmcv had no compiled operators, and keeps its own '
-            f'error for them: import mmshared before mmdet, or {BUILD_HINT}.',
+            'mmdet.models was imported before mmshared, while mmcv had no compiled operators, and keeps its own '
+            f'error for them: import mmshared before it, or {BUILD_HINT}.',
             stacklevel=3,
         )
     extension = _TorchvisionExtension(name, __doc__)
@@ -368,3 +379,6 @@ def supply() -> None:
     for function in SUPPLIED:
         setattr(extension, function, globals()[function])
     sys.modules[name] = extension
+    for module, operator in _PLACEHOLDERS.items():
+        if module in sys.modules:
+            setattr(sys.modules[module], operator, getattr(import_module('mmcv.ops'), operator))

@@ -1,4 +1,4 @@
-"""What the converters of the authors' checkpoints have in common."""
+"""What the converters of others' checkpoints have in common."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from torch import Tensor
 
 
 class Converted(NamedTuple):
-    """A checkpoint of the authors, for a model of mmshared.
+    """A checkpoint of others, for a model of mmshared or of a library.
 
     Attributes:
         state_dict (dict): The state dict of that model.
-        config (Path | Config): The config of that model: a file, or the config itself if no file exists.
+        config (Path | Config | str): The config of that model: a file, the config itself if no file exists, or its
+            name in a library.
         options (dict): The options that the config needs.
         note (str): Anything else to print about it.
     """
 
     state_dict: dict[str, Tensor]
-    config: Path | Config
+    config: Path | Config | str
     options: dict[str, Any] = {}
     note: str = ''
 

@@ -12,6 +12,7 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from ..engine.build import build_empty, build_model, feature_maps, relative_difference
+from ..engine.checkpoint import written_whole
 from ..engine.config import drop_hooks, plain_twin
 from ..sharing import SharingError, banks, fold_layers
 
@@ -59,18 +60,24 @@ def fold_model(cfg: Config, shared: nn.Module, images: Tensor) -> Folded:
 
 
 def stock_config(cfg: Config) -> Config:
-    """The config of the plain network: without sharing, without the hooks and the Runner of mmshared, and without
-    importing mmshared unless the plain network is one of its own."""
+    """The config of the plain network: without sharing, without the hooks and the Runner of mmshared, and without the
+    checkpoint and the folder of the training.
+
+    It imports mmshared if the plain network is one of its own. A detector's or segmentor's tries to import mmcv's
+    operators from it: without mmshared, the network runs where mmcv has its compiled ones.
+    """
     stock = drop_hooks(Config(copy.deepcopy(cfg.to_dict())))
     stock.model = plain_twin(stock.model)
-    stock.pop('runner_type', None)
+    for key in ('runner_type', 'load_from', 'resume', 'work_dir'):
+        stock.pop(key, None)
     imports = (stock.pop('custom_imports', None) or {}).get('imports', [])
+    imports = [name for name in ([imports] if isinstance(imports, str) else imports) if name != 'mmshared']
     if any(type(module).__module__.startswith('mmshared') for module in build_empty(stock).modules()):
-        imports = ['mmshared']
-    else:
-        imports = [name for name in imports if name != 'mmshared']
+        imports.insert(0, 'mmshared')
+    elif stock.default_scope != 'mmpretrain':  # which uses no operator of mmcv
+        imports.insert(0, 'mmshared.compat')
     if imports:
-        stock.custom_imports = dict(imports=imports, allow_failed_imports=False)
+        stock.custom_imports = dict(imports=imports, allow_failed_imports='mmshared.compat' in imports)
     return stock
 
 
@@ -106,8 +113,14 @@ def to_torchvision(model: nn.Module) -> dict[str, Tensor]:
 
 
 def save_safetensors(state_dict: dict[str, Tensor], path: Path) -> None:
-    """Write a state dict as safetensors."""
-    from safetensors.torch import save_file
+    """Write a state dict as safetensors.
+
+    Raises:
+        SharingError: If it cannot be written.
+    """
+    from safetensors.torch import save
 
     # Clones: the heads of some detectors also share layers.
-    save_file({key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in state_dict.items()}, path)
+    content = save({key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in state_dict.items()})
+    with written_whole(path) as partial:
+        partial.write_bytes(content)  # the library's own save_file makes files that only their owner may read

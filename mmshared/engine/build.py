@@ -67,7 +67,7 @@ def load_model(cfg: Config, checkpoint: str) -> nn.Module:
     if share_state_dict(model, dict(state_dict)):
         raise SharingError(
             f'The checkpoint {checkpoint} is of the plain network, and that of this config shares: '
-            'convert it with tools/model_converters/dense_to_shared.py.'
+            'convert it with `mmshared dense-to-shared`.'
         )
     load_whole(model, state_dict, checkpoint, 'the model of this config')
     model.eval()

@@ -3,12 +3,16 @@
 import os
 import os.path as osp
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 from zipfile import BadZipFile, ZipFile
 
 import torch
+from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from mmengine.runner import checkpoint as mmengine_checkpoint
@@ -32,7 +36,7 @@ def _function_of(owner: Any, name: str) -> Any:
 
 
 def load_checkpoint_file(filename: str, map_location: Any = 'cpu', mmap: bool = False) -> dict:
-    """Load a checkpoint from a file without running any code in it.
+    """Load a checkpoint from a file, of PyTorch or of safetensors, without running any code in it.
 
     Args:
         filename (str): The file.
@@ -47,8 +51,11 @@ def load_checkpoint_file(filename: str, map_location: Any = 'cpu', mmap: bool = 
     if not osp.isfile(filename):
         raise SharingError(f'There is no checkpoint {filename}: check the path.')
     try:
-        _check_archive(filename)
-        checkpoint = torch.load(filename, map_location=map_location, weights_only=True, mmap=mmap)
+        if filename.endswith('.safetensors'):
+            checkpoint = import_module('safetensors.torch').load_file(filename)
+        else:
+            _check_archive(filename)
+            checkpoint = torch.load(filename, map_location=map_location, weights_only=True, mmap=mmap)
     except Exception as error:  # torch.load and zipfile raise many types
         reason = re.split(r'[.\n]\s', str(error).strip())[0] or type(error).__name__
         raise SharingError(
@@ -138,25 +145,34 @@ def state_dict_of(checkpoint: dict, key: str = 'state_dict') -> dict[str, Tensor
     return dict(state_dict)
 
 
-def converted(state_dict: dict[str, Tensor], checkpoint: str) -> dict:
-    """A checkpoint of weights converted from another checkpoint, with the class names of that one."""
+def converted(state_dict: dict[str, Tensor], checkpoint: str, cfg: Config) -> dict:
+    """A checkpoint of weights converted from another checkpoint, with the class names of that one and, as mmengine
+    saves it, the config of its model."""
     meta = load_checkpoint_file(checkpoint).get('meta') or {}
-    return dict(state_dict=state_dict, meta={key: meta[key] for key in ('dataset_meta',) if key in meta})
+    kept = {key: meta[key] for key in ('dataset_meta',) if key in meta}
+    return dict(state_dict=state_dict, meta=dict(kept, cfg=cfg.pretty_text))
 
 
-def save_checkpoint(checkpoint: dict, path: Path) -> None:
-    """Write a checkpoint completely or not at all: an existing file is replaced only at the end.
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Yield the name of a file to write in place of another, which is replaced at the end or, after an error, kept.
 
     Raises:
         SharingError: If it cannot be written.
     """
     partial = path.with_name(f'{path.name}.partial')
     try:
-        torch.save(checkpoint, partial)
+        yield partial
         partial.replace(path)
     except (OSError, RuntimeError) as error:
         partial.unlink(missing_ok=True)
         raise SharingError(f'{path} cannot be written: {str(error).splitlines()[0]}') from None
+
+
+def save_checkpoint(checkpoint: dict, path: Path) -> None:
+    """Write a checkpoint, as :func:`written_whole` does."""
+    with written_whole(path) as partial:
+        torch.save(checkpoint, partial)
 
 
 def refuse_pickles() -> None:

@@ -22,22 +22,25 @@ from ..sharing import SharingError
 LIBRARIES = ('mmdet', 'mmpretrain', *filter(find_spec, ['mmseg']))
 
 
+def config_folder(package: str) -> str:
+    """The folder of a package's configs: ours, or that of one of the libraries."""
+    return osp.join(import_module(package).__path__[0], '.mim', 'configs')
+
+
 def config_path(name: str) -> str:
-    """The file of a config, from a path or from its name in a library, such as ``mmdet::dcn/....py``."""
-    library, _, inner = name.rpartition('::')
-    if not library:
-        path = name
-    elif library in LIBRARIES:
-        path = osp.join(import_module(library).__path__[0], '.mim', 'configs', inner)
-    else:
-        raise SharingError(f'{name}: configs by name are those of {" and ".join(LIBRARIES)}, not of {library}.')
+    """The file of a config, from a path or from its name in a package, such as ``mmdet::dcn/....py``."""
+    package, _, inner = name.rpartition('::')
+    packages = ('mmshared', *LIBRARIES)
+    if package and package not in packages:
+        raise SharingError(f'{name}: configs by name are those of {" and ".join(packages)}, not of {package}.')
+    path = osp.join(config_folder(package), inner) if package else name
     if not osp.isfile(path):
-        raise SharingError(f'There is no config {name}{f" ({path})" if library else ""}: check the name.')
+        raise SharingError(f'There is no config {name}{f" ({path})" if package else ""}: check the name.')
     return path
 
 
 def load_config(name: str) -> Config:
-    """Load the config of a model, from a path or from its name in a library.
+    """Load the config of a model, from a path or from its name in a package.
 
     Its ``custom_imports`` may name modules in its own folder.
 
@@ -176,7 +179,8 @@ def _takes_sharing(kind: Any) -> bool:
 
 
 def check_data(cfg: Config, loaders: Sequence[str], download: bool = True) -> None:
-    """Raise a :class:`SharingError` if a data set of the config is not where it is expected.
+    """Raise a :class:`SharingError` if a data set of the config is not where it is expected, if its annotations are an
+    empty file, or if a data loader has no batch size above 0.
 
     Args:
         cfg (Config): The config.
@@ -184,7 +188,10 @@ def check_data(cfg: Config, loaders: Sequence[str], download: bool = True) -> No
         download (bool): Whether to skip data sets that download themselves. Defaults to True.
     """
     for loader in loaders:
-        for dataset in inner_datasets((cfg.get(loader) or {}).get('dataset')):
+        settings = cfg.get(loader) or {}
+        if not settings.get('batch_size', 1) > 0:
+            raise SharingError(f'The batch_size of {loader} is {settings["batch_size"]}: it must be 1 or more.')
+        for dataset in inner_datasets(settings.get('dataset')):
             root, prefix = dataset.get('data_root') or '', dataset.get('data_prefix') or ''
             if not root or '://' in root or download and _downloads(dataset, cfg.get('default_scope', 'mmengine')):
                 continue
@@ -200,6 +207,9 @@ def check_data(cfg: Config, loaders: Sequence[str], download: bool = True) -> No
                     f'The data set of {loader} is expected in {root}, which {lack}: put the data set '
                     'there, or name its folder with the option data_root=FOLDER.'
                 )
+            annotations = osp.join(root, dataset.get('ann_file') or '')
+            if osp.isfile(annotations) and osp.getsize(annotations) == 0:
+                raise SharingError(f'The annotations {annotations} of {loader} are an empty file.')
 
 
 def _downloads(dataset: dict, scope: str) -> bool:

@@ -1,7 +1,8 @@
 """mmengine's Runner with the checks that mmshared promises, whichever tool runs it."""
 
 import atexit
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,15 @@ from mmengine.config import Config
 from mmengine.dist import barrier, init_dist
 from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
+from mmengine.runner import BaseLoop, Runner
 from mmengine.utils.dl_utils import set_multi_processing
 from torch import nn
+from torch.utils.data import DataLoader
 
 from ..sharing import SharingError
 from .build import check_sharing
 from .config import check_data, check_twins
+from .data import check_classes, explain_failure, unreadable_image
 
 DDP = 'MMDistributedDataParallel'
 
@@ -36,10 +39,12 @@ def check_config(cfg: Config, loaders: Sequence[str] = ()) -> None:
 
 @RUNNERS.register_module()
 class SharingRunner(Runner):
-    """Trains and tests networks that share. It differs from mmengine's Runner in four ways:
+    """Trains and tests networks that share. It differs from mmengine's Runner in five ways:
 
     - It refuses a network that cannot share as configured before anything is built, and missing data before any are
       read.
+    - It says which annotations or which image cannot be read, and which classes annotations have instead of those of
+      the config.
     - Testing and resuming need a checkpoint of the whole network. Training may start from one with another head.
     - If the note of a run's last checkpoint is wrong, the run resumes from the newest checkpoint.
     - Processes of pytorch's launcher also train without GPUs, and leave their group at the end.
@@ -78,13 +83,41 @@ class SharingRunner(Runner):
         check_data(self.cfg, ['test_dataloader'])
         return super().build_test_loop(loop)
 
+    @staticmethod
+    def build_dataloader(dataloader: Any, *args: Any, **kwargs: Any) -> DataLoader:
+        try:
+            loader = Runner.build_dataloader(dataloader, *args, **kwargs)
+        except Exception:
+            explain_failure(dataloader.get('dataset'))
+            raise
+        check_classes(loader.dataset)
+        return loader
+
+    def train(self) -> nn.Module:
+        with self._images_named():
+            return super().train()
+
     def val(self) -> dict:
         self._needs_whole = True
-        return super().val()
+        with self._images_named():
+            return super().val()
 
     def test(self) -> dict:
         self._needs_whole = True
-        return super().test()
+        with self._images_named():
+            return super().test()
+
+    @contextmanager
+    def _images_named(self) -> Iterator[None]:
+        """Turn the error of an image that cannot be decoded into a sentence with its name."""
+        try:
+            yield
+        except Exception as error:
+            loops = (self._train_loop, self._val_loop, self._test_loop)
+            image = unreadable_image(error, [loop.dataloader.dataset for loop in loops if isinstance(loop, BaseLoop)])
+            if image is None:
+                raise
+            raise SharingError(f'The image {image} cannot be read: it is empty, damaged or not an image.') from error
 
     def resume(self, *args: Any, **kwargs: Any) -> None:
         self._needs_whole = True

@@ -2,6 +2,7 @@ from .bank_monitor_hooks import BasisHealthHook, GradientFlowHook, LayerSimilari
 from .distillation_hook import DistillationHook
 from .loss_hook import BankLossHook, LossHook
 from .orthogonality_loss_hook import OrthogonalityLossHook, Space, orthogonality_loss, orthogonality_spaces
+from .progress_hook import ProgressHook
 from .recurrence_loss_hook import RecurrenceLossHook, layer_similarity, recurrence_loss, template_banks
 from .train_only_hook import TrainOnlyHook
 
@@ -13,6 +14,7 @@ __all__ = [
     'LayerSimilarityHook',
     'LossHook',
     'OrthogonalityLossHook',
+    'ProgressHook',
     'RecurrenceLossHook',
     'TrainOnlyHook',
     'basis_health',

@@ -16,7 +16,7 @@ from .least_squares import output_error
 
 _WANTED = (
     'Nothing of it was loaded into the shared network. Give a checkpoint of the same network, either plain or '
-    'shared by the same groups and bank; tools/model_converters has tools that convert others.'
+    'shared by the same groups and bank; `mmshared --help` lists tools that convert others.'
 )
 
 

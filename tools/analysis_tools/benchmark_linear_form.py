@@ -1,5 +1,7 @@
-"""Time the fast form of plain copies (linear) against the direct one: multiply-adds, training step and inference, with
-both forms of each network alternating in one process. Ratios are medians over the rounds, with their quartiles.
+"""Time the fast form of plain copies (linear) against the direct one.
+
+Measures multiply-adds, training step and inference, with both forms of each network alternating in one process. Ratios
+are medians over the rounds, with their quartiles.
 """
 
 import argparse
@@ -7,15 +9,7 @@ import copy
 from functools import partial
 from pathlib import Path
 
-import torch
-
-from mmshared import KernelTransform, SharingError
-from mmshared.analysis.complexity import count_multiply_adds
-from mmshared.analysis.speed import Step, inference_of, time_in_turn
-from mmshared.cli import add_shape, errors_in_a_sentence
-from mmshared.engine.build import build_model
-from mmshared.engine.config import load_config
-from mmshared.sharing.kernel_transforms import Linear
+from mmshared_cli import add_shape, errors_in_a_sentence
 
 
 @errors_in_a_sentence()
@@ -28,6 +22,15 @@ def main() -> None:
     args = parser.parse_args()
     if min(args.batch, args.rounds) < 1:
         parser.error('--batch and --rounds must be 1 or more')
+    import torch
+
+    from mmshared import KernelTransform, SharingError
+    from mmshared.analysis.complexity import count_multiply_adds
+    from mmshared.analysis.speed import Step, inference_of, time_in_turn
+    from mmshared.engine.build import build_model
+    from mmshared.engine.config import load_config
+    from mmshared.sharing.kernel_transforms import Linear
+
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     images = torch.randn(args.batch, *args.shape, device=device)
     for config in args.configs:

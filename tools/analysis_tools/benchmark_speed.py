@@ -5,27 +5,20 @@ their fastest form, with fused batch norms), the loss by itself, the memory of a
 weights. Ratios are taken within a round; their median and quartiles over the rounds are printed.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
-from mmshared.analysis.plots import draw_growth
-from mmshared.analysis.speed import Setting, benchmark, growth
-from mmshared.cli import add_shape, errors_in_a_sentence, output_file, output_image, own_files
-from mmshared.engine.config import load_config
+from mmshared_cli import add_shape, errors_in_a_sentence, output_file, output_image, own_files
 
-
-def usable_device(name: str) -> torch.device:
-    """Argument type for a device that works on this machine."""
-    try:
-        torch.ones(1, device=name).cpu()
-        return torch.device(name)
-    except (AssertionError, NotImplementedError, RuntimeError) as error:
-        raise argparse.ArgumentTypeError(f'{name} cannot be used here: {str(error).splitlines()[0]}') from None
+if TYPE_CHECKING:
+    import torch
 
 
 def parse_args() -> argparse.Namespace:
@@ -44,12 +37,7 @@ def parse_args() -> argparse.Namespace:
     )
     add_shape(parser)
     parser.add_argument('--rounds', type=int, default=10, help='number of rounds (default: 10)')
-    parser.add_argument(
-        '--device',
-        type=usable_device,
-        default='cuda' if torch.cuda.is_available() else 'cpu',
-        help='default: cuda if there is one',
-    )
+    parser.add_argument('--device', help='default: cuda if there is one')
     parser.add_argument('--autocast', choices=['bfloat16', 'float16'], help='use mixed precision')
     parser.add_argument('--channels-last', action='store_true', help='use the channels-last memory format')
     parser.add_argument('--compile', action='store_true', help='compile all networks with torch.compile')
@@ -68,6 +56,20 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
+def usable_device(name: str | None) -> torch.device:
+    """A device by its name, if it works on this machine. None is a GPU if there is one."""
+    import torch
+
+    from mmshared import SharingError
+
+    name = name or ('cuda' if torch.cuda.is_available() else 'cpu')
+    try:
+        torch.ones(1, device=name).cpu()
+        return torch.device(name)
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
+        raise SharingError(f'--device {name} cannot be used here: {str(error).splitlines()[0]}') from None
+
+
 def print_table(rows: list[dict], title: str) -> None:
     table = Table(title=title)
     for name in ('work', 'network', '', 'ratio', 'quartiles'):
@@ -83,17 +85,19 @@ def print_table(rows: list[dict], title: str) -> None:
 @own_files()
 def main() -> None:
     args = parse_args()
-    cfg = load_config(args.config)
-    setting = Setting(
-        args.shape, args.rounds, args.device, args.autocast, args.channels_last, args.compile, args.reference
-    )
+    from mmshared.analysis.plots import draw_growth
+    from mmshared.analysis.speed import Setting, benchmark, growth
+    from mmshared.engine.config import load_config
+
+    cfg, device = load_config(args.config), usable_device(args.device)
+    setting = Setting(args.shape, args.rounds, device, args.autocast, args.channels_last, args.compile, args.reference)
     if args.plot:
         found = growth(cfg, setting, args.batch, args.batches, args.depths, args.ranks)
         draw_growth(found, args.plot)
         print(f'wrote {args.plot}')
     else:
         found = benchmark(cfg, setting, args.batch, args.inference_batch)
-        print_table(found, f'{Path(args.config).stem} on {args.device}')
+        print_table(found, f'{Path(args.config).stem} on {device}')
     if args.json:
         args.json.write_text(json.dumps(found, indent=1))
 

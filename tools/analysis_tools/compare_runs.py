@@ -6,10 +6,7 @@ without the orthogonality loss.
 
 import argparse
 
-from mmshared import SharingError
-from mmshared.analysis.logs import read_scalars
-from mmshared.analysis.plots import draw_runs
-from mmshared.cli import add_runs, errors_in_a_sentence, named_runs, own_files
+from mmshared_cli import add_runs, errors_in_a_sentence, named_runs, own_files
 
 
 @errors_in_a_sentence()
@@ -26,6 +23,10 @@ def main() -> None:
     parser.add_argument('--linear', action='store_true', help='use a linear scale instead of a logarithmic one')
     args = parser.parse_args()
     work_dirs = named_runs(parser, args)
+    from mmshared import SharingError
+    from mmshared.analysis.logs import read_scalars
+    from mmshared.analysis.plots import draw_runs
+
     runs = {name: read_scalars(path) for name, path in work_dirs.items()}
     for name, path in work_dirs.items():
         if not runs[name]:

@@ -1,15 +1,11 @@
-"""Draw the shortest path scores of several runs by distance, within and beyond the distances they were trained on, and
-print them as tables."""
+"""Draw the shortest path scores of several runs by distance, and print them as tables.
+
+The distances are within and beyond those that the runs were trained on.
+"""
 
 import argparse
 
-from mmengine.config import Config
-
-import mmshared  # noqa: F401  (before mmpretrain: it supplies mmcv's operators)
-from mmshared import SharingError
-from mmshared.analysis.logs import last_scores, read_scalars, score_table
-from mmshared.analysis.plots import draw_scores
-from mmshared.cli import add_runs, errors_in_a_sentence, named_runs, own_files
+from mmshared_cli import add_runs, errors_in_a_sentence, named_runs, own_files
 
 TITLES = dict(exact='grids without a wrong cell', f1='mean F1 of the cells on shortest paths')
 
@@ -20,8 +16,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_runs(parser, 'extrapolation.png')
     args = parser.parse_args()
+    work_dirs = named_runs(parser, args)
+    from mmengine.config import Config
+
+    from mmshared import SharingError
+    from mmshared.analysis.logs import last_scores, read_scalars, score_table
+    from mmshared.analysis.plots import draw_scores
+
     panels, longest = {title: {} for title in TITLES.values()}, set()
-    for name, path in named_runs(parser, args).items():
+    for name, path in work_dirs.items():
         configs, scalars = sorted(path.glob('*.py')), read_scalars(path)
         for score, title in TITLES.items():
             panels[title][name] = last_scores(scalars, score)

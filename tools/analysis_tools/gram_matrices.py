@@ -1,23 +1,27 @@
-"""Draw the Gram matrices of the filter bases in a checkpoint as heat maps. Orthonormal bases give the identity."""
+"""Draw the Gram matrices of the filter bases in a checkpoint as heat maps.
+
+Orthonormal bases give the identity.
+"""
 
 import argparse
 
-from mmshared import SharingError
-from mmshared.analysis.plots import draw_gram_matrices
-from mmshared.cli import errors_in_a_sentence, output_image, own_files
-from mmshared.engine.build import load_model
-from mmshared.engine.config import load_config
-from mmshared.hooks import basis_health, basis_spaces
+from mmshared_cli import errors_in_a_sentence, output_image, own_files
 
 
 @errors_in_a_sentence()
 @own_files()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='the config of the checkpoint')
     parser.add_argument('checkpoint', help='the checkpoint')
     parser.add_argument('--out', type=output_image, default='gram_matrices.png', help='default: gram_matrices.png')
     args = parser.parse_args()
+    from mmshared import SharingError
+    from mmshared.analysis.plots import draw_gram_matrices
+    from mmshared.engine.build import load_model
+    from mmshared.engine.config import load_config
+    from mmshared.hooks import basis_health, basis_spaces
+
     spaces = basis_spaces(load_model(load_config(args.config), args.checkpoint))
     if not spaces:
         raise SharingError('The model of this config has no filter basis.')

@@ -1,23 +1,17 @@
-"""Draw how alike the layers of each template bank in a checkpoint are, as heat maps, and print the groups of layers
-that would share a kernel in loops."""
+"""Draw how alike the layers of each template bank in a checkpoint are, as heat maps.
+
+Also prints the groups of layers that would share a kernel in loops.
+"""
 
 import argparse
 
-import torch
-
-from mmshared import SharingError, layer_similarity
-from mmshared.analysis.plots import draw_similarities
-from mmshared.cli import errors_in_a_sentence, output_image, own_files
-from mmshared.convert.loops import similar_layers
-from mmshared.engine.build import load_model
-from mmshared.engine.config import load_config
-from mmshared.hooks import template_banks
+from mmshared_cli import errors_in_a_sentence, output_image, own_files
 
 
 @errors_in_a_sentence()
 @own_files()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='the config of the checkpoint')
     parser.add_argument('checkpoint', help='the checkpoint')
     parser.add_argument(
@@ -32,6 +26,15 @@ def main() -> None:
     args = parser.parse_args()
     if not 0 <= args.threshold < 1:
         parser.error(f'--threshold {args.threshold}: give a similarity from 0 to below 1')
+    import torch
+
+    from mmshared import SharingError, layer_similarity
+    from mmshared.analysis.plots import draw_similarities
+    from mmshared.convert.loops import similar_layers
+    from mmshared.engine.build import load_model
+    from mmshared.engine.config import load_config
+    from mmshared.hooks import template_banks
+
     model = load_model(load_config(args.config), args.checkpoint)
     if not template_banks(model):
         raise SharingError('The model of this config has no TemplateBank.')

@@ -9,24 +9,14 @@ from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 
-from mmdet.apis import init_detector
-from mmdet.registry import DATASETS
-from mmengine.runner import find_latest_checkpoint
-
-import mmshared  # noqa: F401  (before mmdet: it supplies mmcv's operators)
-from mmshared import SharingError
-from mmshared.analysis.complexity import parameter_count
-from mmshared.analysis.logs import read_scalars
-from mmshared.analysis.plots import detections_in, draw_curves, draw_images
-from mmshared.cli import errors_in_a_sentence, own_files
-from mmshared.engine.build import build_plain
-from mmshared.engine.config import load_config
+from mmshared_cli import errors_in_a_sentence, own_files
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('work_dir', type=Path, help='the work dir of a run of train.py')
     parser.add_argument('--images', type=int, default=8, help='number of validation images (default: 8)')
+    parser.add_argument('--score', type=float, default=0.5, help='draw detections that score higher (default: 0.5)')
     parser.add_argument('--metric', help="name of the metric (default: the run's box AP)")
     args = parser.parse_args()
     if args.images < 1:
@@ -37,6 +27,15 @@ def parse_args() -> argparse.Namespace:
 @errors_in_a_sentence()
 def main() -> None:
     args = parse_args()
+    from mmengine.runner import find_latest_checkpoint
+
+    from mmshared import SharingError  # before mmdet: it supplies mmcv's operators
+    from mmshared.analysis.complexity import parameter_count
+    from mmshared.analysis.logs import read_scalars, read_validations
+    from mmshared.analysis.plots import detections_in, draw_curves, draw_images
+    from mmshared.engine.build import build_plain
+    from mmshared.engine.config import load_config
+
     configs, checkpoint = sorted(args.work_dir.glob('*.py')), find_latest_checkpoint(str(args.work_dir))
     if not configs or checkpoint is None:
         raise SharingError(
@@ -49,21 +48,26 @@ def main() -> None:
     if cfg.default_scope != 'mmdet':
         raise SharingError(
             f'{args.work_dir} is of a run of {cfg.default_scope}: the report is about detectors. '
-            'compare_runs.py draws the scalars of any run.'
+            '`mmshared compare-runs` draws the scalars of any run.'
         )
     scalars = read_scalars(args.work_dir)
-    metrics = [name for name in scalars if '/' in name]
+    metrics = list(dict.fromkeys(name for validation in read_validations(args.work_dir) for name in validation))
     metric = args.metric or next((name for name in metrics if name.endswith(('bbox_mAP', '/mAP'))), '')
     if args.metric and not any(name.startswith(args.metric) for name in metrics):
-        raise SharingError(f'The run has no metric {args.metric}: it has {", ".join(metrics)}.')
+        raise SharingError(f'The run has no metric {args.metric}: it has {", ".join(metrics) or "none"}.')
+    from mmdet.apis import init_detector
+    from mmdet.registry import DATASETS
+
     model = init_detector(cfg, str(checkpoint), device='cpu')
 
     with redirect_stdout(StringIO()):  # pycocotools reports every step
         dataset = DATASETS.build(cfg.val_dataloader.dataset)
     images = [Path(dataset.get_data_info(i)['img_path']) for i in range(min(args.images, len(dataset)))]
     with own_files():
-        draw_curves(scalars, metric, args.work_dir / 'curves.png')
-    draw_images(detections_in(model, images), args.work_dir / 'detections.png')
+        step = 'epoch' if 'max_epochs' in cfg.train_cfg else 'iteration'
+        draw_curves(scalars, metric, args.work_dir / 'curves.png', step)
+    found = detections_in(model, images, args.score)
+    draw_images(found.images, args.work_dir / 'detections.png', found.note)
 
     for name, curve in scalars.items():
         if metric and name.startswith(metric) and curve[-1][1] >= 0:  # -1: no object of that size
@@ -72,6 +76,8 @@ def main() -> None:
     for name, counted, twin in (('detector', model, plain), ('backbone', model.backbone, plain.backbone)):
         here, there = parameter_count(counted), parameter_count(twin)
         print(f'parameters of the {name}: {here:,} shared, {there:,} plain ({1 - here / there:.1%} fewer)')
+    if found.note:
+        print(f'{found.note} (see --score)')
     print(f'images: {args.work_dir}/detections.png, {args.work_dir}/curves.png\ncheckpoint: {checkpoint}')
 
 

@@ -1,19 +1,17 @@
-"""Print which layers of a config's model share what: parameters and multiply-adds by group, and compared with the
-plain network. For a plain network, print which layers could share."""
+"""Print which layers of a config's model share what, or could share.
+
+Parameters and multiply-adds by group, and compared with the plain network. For a plain network, the layers that could
+share.
+"""
 
 import argparse
 import json
 from pathlib import Path
 
-from mmengine.config import DictAction
 from rich.console import Console
 from rich.table import Table
 
-from mmshared import banks, repeated_layers
-from mmshared.analysis.complexity import complexity, sharing_groups
-from mmshared.cli import add_shape, errors_in_a_sentence, output_file, own_files
-from mmshared.engine.build import build_model
-from mmshared.engine.config import load_config, merge_options
+from mmshared_cli import add_cfg_options, add_shape, errors_in_a_sentence, output_file, own_files
 
 
 def print_table(title: str, caption: str, names: list[str], numbers: list[str], rows: list[list[str]]) -> None:
@@ -30,12 +28,17 @@ def print_table(title: str, caption: str, names: list[str], numbers: list[str], 
 @errors_in_a_sentence()
 @own_files()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='a config file, or the name of a config of mmdet or mmpretrain')
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='the config file, or its name')
     add_shape(parser)
     parser.add_argument('--json', type=output_file, help='also write the report to this file')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, help='changes to the config')
+    add_cfg_options(parser)
     args = parser.parse_args()
+    from mmshared import banks, repeated_layers
+    from mmshared.analysis.complexity import complexity, sharing_groups
+    from mmshared.engine.build import build_model
+    from mmshared.engine.config import load_config, merge_options
+
     cfg = load_config(args.config)
     merge_options(cfg, args.cfg_options)
     model, title = build_model(cfg), Path(args.config).stem

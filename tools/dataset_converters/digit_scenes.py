@@ -13,7 +13,6 @@ from xml.etree import ElementTree
 
 import numpy as np
 from PIL import Image
-from sklearn.datasets import load_digits
 from tqdm import tqdm
 
 CLASSES = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
@@ -105,6 +104,8 @@ def voc_annotation(name: str, size: int, boxes: list[tuple[int, Box]]) -> Elemen
 
 
 def write(out: Path, args: argparse.Namespace) -> None:
+    from sklearn.datasets import load_digits  # not at the top: --help should not wait for it
+
     for folder in ('JPEGImages', 'Annotations', 'ImageSets/Main'):
         (out / folder).mkdir(parents=True)
     digits, rng = load_digits(), np.random.default_rng(args.seed)

@@ -1,4 +1,4 @@
-"""Build every stock config of mmdet and mmpretrain with the repeated layers of its backbone tied.
+"""Build every stock config with the repeated layers of its backbone tied.
 
 The whole model is built without values. Each distinct backbone is built once with values, run forward and backward,
 folded and run again. Prints for each config whether it was built, has no repeated layer, cannot be built here even
@@ -13,13 +13,9 @@ import sys
 import time
 import warnings
 
-import torch
 from tqdm import tqdm
 
-from mmshared import SharingError
-from mmshared.analysis.sweep import Sweep, count, stock_configs
-from mmshared.cli import errors_in_a_sentence, output_file, own_files
-from mmshared.engine.config import LIBRARIES
+from mmshared_cli import errors_in_a_sentence, output_file, own_files
 
 
 @errors_in_a_sentence()
@@ -29,15 +25,21 @@ def main() -> None:
     parser.add_argument(
         'libraries',
         nargs='*',
-        default=LIBRARIES,
         metavar='library',
-        help=f'one or more of {" and ".join(LIBRARIES)} (default: all)',
+        help='mmdet, mmpretrain or mmseg (default: all that are installed)',
     )
     parser.add_argument(
         '--match', default='', metavar='PATTERN', help='regular expression to find in the names of configs'
     )
     parser.add_argument('--json', type=output_file, help='also write the results to this file')
     args = parser.parse_args()
+    import torch
+
+    from mmshared import SharingError
+    from mmshared.analysis.sweep import Sweep, count, stock_configs
+    from mmshared.engine.config import LIBRARIES
+
+    args.libraries = args.libraries or LIBRARIES
     alien = set(args.libraries) - set(LIBRARIES)
     if alien:
         parser.error(f'{alien.pop()}: the libraries are {" and ".join(LIBRARIES)}')

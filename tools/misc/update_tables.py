@@ -1,4 +1,7 @@
-"""Build every model of the metafiles, and update its parameters and multiply-adds and the tables in the READMEs."""
+"""Count the parameters and multiply-adds of the models for the metafiles and the READMEs.
+
+Builds every model of the metafiles.
+"""
 
 import argparse
 from pathlib import Path
@@ -6,12 +9,11 @@ from pathlib import Path
 import yaml
 from tqdm import tqdm
 
-import mmshared  # noqa: F401
-from mmshared.analysis.tables import measure, readmes
-
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
+    from mmshared.analysis.tables import measure, readmes
+
     root = Path(__file__).parents[2]
     for path in tqdm(sorted(root.glob('configs/*/metafile.yml')), unit='metafile', disable=None):
         metafile = yaml.safe_load(path.read_text())

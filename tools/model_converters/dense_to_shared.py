@@ -1,20 +1,16 @@
-"""Convert a checkpoint of a plain network to one of a config's shared network, and print what it loses.
+"""Convert a checkpoint of a plain network to one of a config's shared network.
 
-A shared network does the same when such a checkpoint is loaded. This tool shows the loss and saves the result.
+A shared network does the same when such a checkpoint is loaded. This tool also prints what each stage loses, and saves
+the result.
 """
 
 import argparse
 from pathlib import Path
 
-from mmengine.config import DictAction
 from rich.console import Console
 from rich.table import Table
 
-from mmshared.cli import check_files, errors_in_a_sentence, output_file
-from mmshared.convert.dense import rank_for_energy, share_checkpoint
-from mmshared.engine.build import build_model
-from mmshared.engine.checkpoint import converted, load_checkpoint_file, save_checkpoint, state_dict_of
-from mmshared.engine.config import load_config, merge_options
+from mmshared_cli import add_cfg_options, check_files, errors_in_a_sentence, output_file
 
 
 @errors_in_a_sentence()
@@ -29,11 +25,16 @@ def main() -> None:
         metavar='SHARE',
         help='also print how many filters would keep this share of the energy, for example 0.95',
     )
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, help='changes to the config')
+    add_cfg_options(parser)
     args = parser.parse_args()
     if args.rank_for_energy is not None and not 0 < args.rank_for_energy <= 1:
         parser.error(f'--rank-for-energy {args.rank_for_energy}: give a share above 0 and up to 1')
     check_files(parser, args.config, args.src, args.dst)
+    from mmshared.convert.dense import rank_for_energy, share_checkpoint
+    from mmshared.engine.build import build_model
+    from mmshared.engine.checkpoint import converted, load_checkpoint_file, save_checkpoint, state_dict_of
+    from mmshared.engine.config import load_config, merge_options
+
     cfg = load_config(args.config)
     merge_options(cfg, args.cfg_options)
     state_dict = state_dict_of(load_checkpoint_file(args.src))
@@ -57,7 +58,7 @@ def main() -> None:
         ]
         table.add_row(*cells, *([str(rank_for_energy(conversion, args.rank_for_energy))] if wanted else []))
     Console(width=max(110, Console().width)).print(table)
-    save_checkpoint(converted(state_dict, args.src), args.dst)
+    save_checkpoint(converted(state_dict, args.src, cfg), args.dst)
     print(f'wrote {args.dst}')
 
 

@@ -1,28 +1,25 @@
-"""Convert a checkpoint of a shared network to one of the plain network that it equals, for the stock classes.
+"""Convert a checkpoint of a shared network to one of the plain network that it equals.
 
-Writes the checkpoint and, beside it, the stock config that it loads into with strict=True, without mmshared. The
-outputs of both networks on random images are compared first; if they differ, nothing is written.
+Writes the checkpoint and, beside it, the stock config that it loads into with strict=True, without mmshared: a
+detector only takes mmcv's operators from it, where mmcv has no compiled ones. The outputs of both networks on random
+images are compared first; if they differ, nothing is written.
 """
 
 import argparse
 from importlib.util import find_spec
 
-import torch
-from mmengine.config import DictAction
-
-from mmshared.cli import add_shape, check_files, errors_in_a_sentence, output_file, own_files
-from mmshared.convert.fold import fold_model, save_safetensors, to_torchvision
-from mmshared.convert.onnx import export_onnx
-from mmshared.engine.build import load_model
-from mmshared.engine.checkpoint import converted, save_checkpoint
-from mmshared.engine.config import load_config, merge_options
+from mmshared_cli import add_cfg_options, add_shape, check_files, errors_in_a_sentence, output_file, own_files
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='the config of the shared network')
     parser.add_argument('checkpoint', help='its checkpoint')
-    parser.add_argument('out', type=output_file, help='the checkpoint to write; its config gets the same name')
+    parser.add_argument(
+        'out',
+        type=output_file,
+        help='the checkpoint to write, as safetensors if its name ends in .safetensors; its config gets the same name',
+    )
     parser.add_argument(
         '--onnx',
         type=output_file,
@@ -34,18 +31,21 @@ def parse_args() -> argparse.Namespace:
         action='store_true',
         help='write the ONNX model with its filters shared, stored once, if its file is smaller',
     )
-    parser.add_argument('--safetensors', action='store_true', help='write the checkpoint as safetensors')
     parser.add_argument('--torchvision', action='store_true', help="write the keys of torchvision's ResNets")
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, help='changes to the config')
+    add_cfg_options(parser)
     add_shape(parser)
     args = parser.parse_args()
     if args.keep_shared and not args.onnx:
         parser.error('--keep-shared needs --onnx')
     args.out_config = args.out.with_suffix('.py')
     check_files(parser, args.config, args.checkpoint, args.out, args.out_config, args.onnx)
-    for name, packages in dict(onnx=('onnx', 'onnxruntime', 'onnxscript'), safetensors=('safetensors',)).items():
-        if getattr(args, name) and not all(map(find_spec, packages)):
-            parser.error(f"--{name} needs packages that are not installed: pip install 'mmshared[export]'")
+    args.safetensors = args.out.suffix == '.safetensors'
+    for name, wanted, packages in (
+        ('--onnx', args.onnx, ('onnx', 'onnxruntime', 'onnxscript')),
+        (args.out, args.safetensors, ('safetensors',)),
+    ):
+        if wanted and not all(map(find_spec, packages)):
+            parser.error(f"{name} needs packages that are not installed: pip install 'mmshared[export]'")
     return args
 
 
@@ -53,6 +53,14 @@ def parse_args() -> argparse.Namespace:
 @own_files()
 def main() -> None:
     args = parse_args()
+    import torch
+
+    from mmshared.convert.fold import fold_model, save_safetensors, to_torchvision
+    from mmshared.convert.onnx import export_onnx
+    from mmshared.engine.build import load_model
+    from mmshared.engine.checkpoint import converted, save_checkpoint
+    from mmshared.engine.config import load_config, merge_options
+
     cfg = load_config(args.config)
     merge_options(cfg, args.cfg_options)
     shared = load_model(cfg, args.checkpoint)
@@ -66,11 +74,12 @@ def main() -> None:
     if args.safetensors:
         save_safetensors(state_dict, args.out)
     else:
-        save_checkpoint(state_dict if args.torchvision else converted(state_dict, args.checkpoint), args.out)
+        save_checkpoint(state_dict if args.torchvision else converted(state_dict, args.checkpoint, stock), args.out)
     print(f'wrote {args.out} ({args.out.stat().st_size / 1e6:.1f} MB)')
     if not args.torchvision:
         stock.dump(args.out_config)
-        print(f'wrote {args.out_config}' + (', whose network is one of mmshared' if 'custom_imports' in stock else ''))
+        own = 'mmshared' in stock.get('custom_imports', {}).get('imports', [])
+        print(f'wrote {args.out_config}' + (', whose network is one of mmshared' if own else ''))
 
 
 if __name__ == '__main__':

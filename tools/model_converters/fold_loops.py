@@ -6,19 +6,15 @@ threshold (complete linkage). Prints what each stage runs, as a program of loops
 it, its config. A network without similar layers is not changed.
 """
 
+from __future__ import annotations
+
 import argparse
+from typing import TYPE_CHECKING
 
-from mmengine.config import Config, DictAction
+from mmshared_cli import add_cfg_options, check_files, errors_in_a_sentence, output_file, own_files
 
-import mmshared  # noqa: F401  (before mmpretrain: it supplies mmcv's operators)
-from mmshared import SharingError
-from mmshared.analysis.complexity import parameter_count
-from mmshared.analysis.speed import checkpoint_bytes
-from mmshared.cli import check_files, errors_in_a_sentence, output_file, own_files
-from mmshared.convert.loops import evaluate, fold_loops, recalibrate, stage_programs
-from mmshared.engine.build import load_model
-from mmshared.engine.checkpoint import converted, save_checkpoint
-from mmshared.engine.config import check_data, load_config, merge_options
+if TYPE_CHECKING:
+    from mmengine.config import Config
 
 
 def parse_args() -> argparse.Namespace:
@@ -39,13 +35,7 @@ def parse_args() -> argparse.Namespace:
         help='estimate the statistics of the batch norms again, on N batches of the training set',
     )
     parser.add_argument('--no-test', action='store_true', help='do not evaluate on the test set before and after')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        default={},
-        help='override settings of the config; data_root=FOLDER moves its data set',
-    )
+    add_cfg_options(parser)
     args = parser.parse_args()
     if not 0 <= args.threshold < 1:
         parser.error(f'--threshold {args.threshold}: give a similarity from 0 to below 1')
@@ -58,6 +48,9 @@ def parse_args() -> argparse.Namespace:
 
 def can_test(cfg: Config) -> bool:
     """Whether a config has a test set and its data are there. Prints a line if not."""
+    from mmshared import SharingError
+    from mmshared.engine.config import check_data
+
     if not cfg.get('test_dataloader'):
         print('The config has no test set: nothing is evaluated.')
         return False
@@ -72,6 +65,13 @@ def can_test(cfg: Config) -> bool:
 @errors_in_a_sentence()
 def main() -> None:
     args = parse_args()
+    from mmshared.analysis.complexity import parameter_count
+    from mmshared.analysis.speed import checkpoint_bytes
+    from mmshared.convert.loops import evaluate, fold_loops, recalibrate, stage_programs
+    from mmshared.engine.build import load_model
+    from mmshared.engine.checkpoint import converted, save_checkpoint
+    from mmshared.engine.config import check_data, load_config, merge_options
+
     cfg = load_config(args.config)
     merge_options(cfg, args.cfg_options)
     if args.recalibrate:
@@ -100,7 +100,7 @@ def main() -> None:
         metrics = {name: evaluate(*network) for name, network in networks.items()}
         for metric in metrics['before']:
             print(f'{metric}: ' + ', '.join(f'{values[metric]:.4g} {name}' for name, values in metrics.items()))
-    save_checkpoint(converted(folded.state_dict(), args.checkpoint), args.out)
+    save_checkpoint(converted(folded.state_dict(), args.checkpoint, folded_cfg), args.out)
     with own_files():
         folded_cfg.dump(args.out_config)
     print(f'wrote {args.out} and {args.out_config}')

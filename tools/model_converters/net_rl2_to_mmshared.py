@@ -1,8 +1,9 @@
-"""Convert the authors' checkpoint of deeply shared filter bases (https://github.com/ssregibility/Net_RL2) to one of
-mmshared, and print the config of the model it loads into."""
+"""Convert the authors' checkpoint of deeply shared filter bases to one of mmshared.
 
-from mmshared.cli import convert_file
-from mmshared.convert.net_rl2 import convert_checkpoint
+Theirs is of https://github.com/ssregibility/Net_RL2. Prints the config of the model that it loads into.
+"""
+
+from mmshared_cli import convert_file
 
 if __name__ == '__main__':
-    convert_file(__doc__, convert_checkpoint)
+    convert_file(__doc__, 'mmshared.convert.net_rl2')

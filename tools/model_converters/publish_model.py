@@ -1,27 +1,30 @@
-"""Prepare a training checkpoint for publishing, like mmdet's tool of this name: keep only weights and meta data, and
-put the first digits of the file's SHA-256 into its name."""
+"""Prepare a training checkpoint for publishing: keep only weights and meta data.
+
+Like mmdet's tool of this name, puts the first digits of the file's SHA-256 into its name.
+"""
 
 import argparse
 import hashlib
 import io
 
-import torch
-
-from mmshared import SharingError
-from mmshared.cli import errors_in_a_sentence, output_file, own_files
-from mmshared.engine.checkpoint import load_checkpoint_file
+from mmshared_cli import errors_in_a_sentence, output_file, own_files
 
 
 @errors_in_a_sentence()
 @own_files()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('in_file', help='the checkpoint')
     parser.add_argument('out_file', type=output_file, help='the name of the checkpoint to write, without the digits')
     parser.add_argument(
         '--save-keys', nargs='+', default=['meta', 'state_dict'], help='what to keep (default: meta state_dict)'
     )
     args = parser.parse_args()
+    import torch
+
+    from mmshared import SharingError
+    from mmshared.engine.checkpoint import load_checkpoint_file
+
     checkpoint = load_checkpoint_file(args.in_file)
     missing = [key for key in args.save_keys if key not in checkpoint]
     if missing:

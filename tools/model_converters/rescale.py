@@ -1,4 +1,4 @@
-"""Start a network of repeated kernels from a trained small network, whose kernels become the repeated ones.
+"""Start a network of repeated kernels from the kernels of a trained small network.
 
 If kernels repeat within each layer, the batch norms and the linear layer of the small network are repeated too. With
 plain copies (linear), and with signs that all start as plus (bireal), the large network computes the same as the small
@@ -10,13 +10,7 @@ If kernels repeat between layers, as in the VGGs, the layers that the small netw
 
 import argparse
 
-from mmengine.config import DictAction
-
-from mmshared.cli import check_files, errors_in_a_sentence, output_file
-from mmshared.convert.rescale import rescale
-from mmshared.engine.build import build_model
-from mmshared.engine.checkpoint import load_checkpoint_file, save_checkpoint, state_dict_of
-from mmshared.engine.config import load_config, merge_options
+from mmshared_cli import add_cfg_options, check_files, errors_in_a_sentence, output_file
 
 
 @errors_in_a_sentence()
@@ -25,9 +19,14 @@ def main() -> None:
     parser.add_argument('config', help='the config of the large network, with repeated kernels')
     parser.add_argument('small', help='the checkpoint of the small network')
     parser.add_argument('out', type=output_file, help='the checkpoint to write')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, help='changes to the config')
+    add_cfg_options(parser)
     args = parser.parse_args()
     check_files(parser, args.config, args.small, args.out)
+    from mmshared.convert.rescale import rescale
+    from mmshared.engine.build import build_model
+    from mmshared.engine.checkpoint import load_checkpoint_file, save_checkpoint, state_dict_of
+    from mmshared.engine.config import load_config, merge_options
+
     cfg = load_config(args.config)
     merge_options(cfg, args.cfg_options)
     state_dict, fresh = rescale(build_model(cfg), state_dict_of(load_checkpoint_file(args.small)))

@@ -1,4 +1,10 @@
-"""What the tools have in common: argument types, one-sentence errors, the configs of runs."""
+"""What the tools have in common: argument types, one-sentence errors, the configs of runs.
+
+Nothing here imports PyTorch before the arguments are parsed, and the tools do not either: ``--help`` should not wait
+for it. So this is not a part of the package mmshared, which imports PyTorch.
+"""
+
+from __future__ import annotations
 
 import argparse
 import logging
@@ -6,18 +12,15 @@ import os
 import os.path as osp
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from importlib import import_module
+from io import TextIOBase
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-import torch.distributed as dist
-from mmengine.config import Config
-
-from .convert.authors import Converted
-from .engine.checkpoint import save_checkpoint
-from .engine.config import LIBRARIES, load_config, merge_options
-from .sharing import SharingError
+if TYPE_CHECKING:
+    from mmengine.config import Config
 
 
 @contextmanager
@@ -29,7 +32,11 @@ def errors_in_a_sentence() -> Iterator[None]:
         sys.argv.remove('--traceback')
     try:
         yield
-    except SharingError as error:
+    except ValueError as error:
+        from mmshared import SharingError
+
+        if not isinstance(error, SharingError):
+            raise
         if whole:
             error.__suppress_context__ = False  # show the error behind it too
             raise
@@ -45,7 +52,19 @@ def own_files() -> Iterator[None]:
     except OSError as error:
         if error.filename is None:
             raise
+        from mmshared import SharingError
+
         raise SharingError(f'{error.filename} cannot be read or written: {error.strerror}.') from error
+
+
+class _Nowhere(TextIOBase):
+    def write(self, text: str) -> int:
+        return len(text)
+
+
+def stdout_if(wanted: bool) -> redirect_stdout:
+    """A context that drops what is printed to stdout unless it is wanted."""
+    return redirect_stdout(sys.stdout if wanted else _Nowhere())
 
 
 def output_file(name: str) -> Path:
@@ -122,6 +141,9 @@ def interrupts_in_a_sentence(hint: str = '') -> Iterator[None]:
 
 def end_run() -> None:
     """Exit at the end of a distributed run on CPUs: the threads of gloo may abort a process that exits normally."""
+    import torch
+    from torch import distributed as dist
+
     if dist.is_initialized() and not torch.cuda.is_available():
         dist.destroy_process_group()
         logging.shutdown()
@@ -132,14 +154,17 @@ def end_run() -> None:
 
 def load_run(args: argparse.Namespace) -> Config:
     """Load the config of a run of train.py or test.py and apply the arguments that both have."""
+    from mmshared import SharingError
+    from mmshared.engine.config import LIBRARIES, load_config, merge_options
+
     cfg = load_config(args.config)
     if cfg.default_scope not in LIBRARIES:
         raise SharingError(f'{args.config} is of {cfg.default_scope}: the tools know {" and ".join(LIBRARIES)}.')
-    merge_options(cfg, args.cfg_options or {})
+    merge_options(cfg, args.cfg_options)
     cfg.setdefault('runner_type', 'SharingRunner')
     cfg.launcher = args.launcher
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    cfg.work_dir = args.work_dir or cfg.get('work_dir') or osp.join('work_dirs', Path(args.config).stem)
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or osp.join('work_dirs', Path(cfg.filename).stem)
     with own_files():
         Path(cfg.work_dir).mkdir(parents=True, exist_ok=True)
     if cfg.default_scope == 'mmdet' and cfg.get('compile'):
@@ -154,6 +179,27 @@ def load_run(args: argparse.Namespace) -> Config:
             loader.setdefault('collate_fn', dict(type='default_collate'))
         loader.update({option: False for option in args.loaders_without or () if loader})
     return cfg
+
+
+class CfgOptions(argparse.Action):
+    """mmengine's ``DictAction``, imported when the option is used: this takes a third of a second."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        from mmengine.config import DictAction
+
+        DictAction(self.option_strings, self.dest)(parser, namespace, values, option_string)
+
+
+def add_cfg_options(parser: argparse.ArgumentParser) -> None:
+    """Add the option ``--cfg-options``, for :func:`mmshared.engine.config.merge_options`."""
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=CfgOptions,
+        default={},
+        metavar='KEY=VALUE',
+        help='settings of the config, such as train_cfg.max_epochs=6; data_root=FOLDER moves the data set',
+    )
 
 
 def add_runs(parser: argparse.ArgumentParser, out: str) -> None:
@@ -175,27 +221,32 @@ def named_runs(parser: argparse.ArgumentParser, args: argparse.Namespace) -> dic
 
 @errors_in_a_sentence()
 @own_files()
-def convert_file(description: str, convert: Callable[[str, Path], Converted]) -> None:
-    """The command of a converter of authors' checkpoints: reads SRC, writes DST and prints which config it is for. If
+def convert_file(description: str, module: str) -> None:
+    """The command of a converter of others' checkpoints: reads SRC, writes DST and prints which config it is for. If
     no config file exists for it, one is written beside DST.
 
     Args:
         description (str): The description in the command's help.
-        convert (Callable): Converts a file. Also gets the folder of the configs.
+        module (str): The module whose ``convert_checkpoint`` converts a file. It also gets the folder of our configs.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('src', help='their checkpoint')
     parser.add_argument('dst', type=output_file, help='the checkpoint to write')
     args = parser.parse_args()
     check_files(parser, args.src, args.dst, args.dst.with_suffix('.py'))
-    configs = Path(__file__).parents[1] / 'configs'
-    state_dict, config, options, note = convert(args.src, configs)
+    from mmengine.config import Config
+
+    from mmshared.engine.checkpoint import save_checkpoint
+    from mmshared.engine.config import config_folder
+
+    configs = Path(config_folder('mmshared'))
+    state_dict, config, options, note = import_module(module).convert_checkpoint(args.src, configs)
     if isinstance(config, Config):
         name = args.dst.with_suffix('.py')
         config.dump(name)
     else:
-        name = Path('configs', config.relative_to(configs))
-    save_checkpoint(dict(state_dict=state_dict, meta=dict(config=name.name)), args.dst)
+        name = config if isinstance(config, str) else f'mmshared::{config.relative_to(configs)}'
+    save_checkpoint(dict(state_dict=state_dict, meta=dict(config=Path(name).name)), args.dst)
     options = (
         ' '.join(['with --cfg-options', *(f'{key}={value}' for key, value in options.items())]) if options else ''
     )

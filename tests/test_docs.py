@@ -1,0 +1,116 @@
+"""What the documentation says is there, and its example of a bank works."""
+
+import copy
+import re
+import sys
+
+import pytest
+import torch
+from mmengine.registry import HOOKS, MODELS
+from torch import nn
+
+import mmshared
+from helpers import ROOT, evaluating, image, randomise_norms
+from mmshared import banks, fold_layers
+from mmshared.engine.build import build_model
+from mmshared.engine.config import load_config
+
+ADDING = ROOT / 'docs/en/adding_a_bank.md'
+PAGES = sorted(
+    [
+        *ROOT.glob('*.md'),
+        *(ROOT / 'docs/en').rglob('*.md'),
+        *ROOT.glob('projects/*/README.md'),
+        *ROOT.glob('configs/*/README.md'),
+    ]
+)
+BLOCK = re.compile(r'^```(\w+)(?: title="(.*?)")?\n(.*?)^```', re.M | re.S)
+pages = pytest.mark.parametrize('page', PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+def blocks(page, language):
+    return [code for kind, _, code in BLOCK.findall(page.read_text()) if kind == language]
+
+
+@pages
+def test_what_a_page_links_to_exists(page):
+    links = re.findall(r'\]\((?!\w+:)([^()\s#]+)', page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+@pages
+def test_the_files_that_a_page_names_exist(page):
+    names = re.findall(r'(?<![\w./(])(?:tools|configs|projects|mmshared)/[\w./-]+\.(?:py|sh|yaml)\b', page.read_text())
+    assert [name for name in names if not (ROOT / name).exists()] == []
+
+
+@pages
+def test_the_options_of_the_commands_on_a_page_exist(page):
+    common = (ROOT / 'tools/mmshared_cli/__init__.py').read_text()
+    for line in '\n'.join(blocks(page, 'bash')).replace('\\\n', ' ').splitlines():
+        command = re.match(r'(?:\w+=\S+ )*(?:python )?(tools/\S+\.(?:py|sh))([^#]*)', line)
+        if command:
+            tool = ROOT / re.sub(r'(?:dist|slurm)_(\w+)\.sh', r'\1.py', command[1])
+            known = tool.read_text() + common
+            assert [each for each in re.findall(r'--[\w-]+', command[2]) if f"'{each}'" not in known] == [], line
+
+
+@pages
+def test_the_python_on_a_page_is_python(page):
+    for code in blocks(page, 'python'):
+        compile(code, page.name, 'exec')
+
+
+def test_every_public_name_is_in_the_api_reference():
+    pages = '\n'.join(path.read_text() for path in (ROOT / 'docs/en/api').glob('*.md'))
+    shown = {name.rpartition('.')[2] for name in re.findall(r'^::: (mmshared\S+)$', pages, re.M)}
+    assert {*mmshared.__all__} - shown == {'__version__'}
+
+
+def test_the_messages_of_troubleshooting_are_ours():
+    page = (ROOT / 'docs/en/troubleshooting.md').read_text().partition('## Of other libraries')[0]
+    source = ''.join(path.read_text() for path in (ROOT / 'mmshared').rglob('*.py'))
+    source = re.sub(r"""['"]\s*f?['"]""", '', source)  # messages are written over several lines
+    parts = [part.strip() for line in page.splitlines() if '**`' in line for part in re.split('`|…', line)]
+    assert len(parts) > 60
+    assert [part for part in parts if len(part) > 12 and '*' not in part and part not in source] == []
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder with the files of the page about adding a bank, from which Python imports."""
+    for _, title, code in BLOCK.findall(ADDING.read_text()):
+        if title:
+            (tmp_path / title).write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    MODELS.module_dict.pop('ScaledFilters', None)
+    sys.modules.pop('scaled_filters', None)
+
+
+@pytest.mark.slow
+def test_the_bank_that_a_page_adds_folds_and_is_fitted(folder):
+    cfg = load_config(str(folder / 'resnet18_scaled.py'))
+    model = evaluating(randomise_norms(build_model(cfg)))
+    for bank in banks(model):
+        for i, layer in enumerate(bank.layers):
+            nn.init.constant_(layer.scale, 0.5 + i)
+    images = image(32)
+    expected = model(images)
+    plain = fold_layers(copy.deepcopy(model))
+    assert not banks(plain)
+    torch.testing.assert_close(plain(images), expected)
+    again = evaluating(build_model(cfg))
+    again.load_state_dict(plain.state_dict())
+    torch.testing.assert_close(again(images), expected)
+
+
+@pytest.mark.slow
+def test_the_bank_that_a_page_adds_has_the_loss_of_its_config(folder):
+    cfg = load_config(str(folder / 'resnet18_scaled.py'))
+    (hook,) = (HOOKS.build(each) for each in cfg.custom_hooks)
+    assert hook.loss(hook.find(build_model(cfg))) < 1e-6  # it starts orthogonal
+
+
+def test_the_check_on_the_page_about_adding_a_bank_passes(folder):
+    exec(blocks(ADDING, 'python')[-1], {})
