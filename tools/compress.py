@@ -1,15 +1,15 @@
 """Make a trained network smaller: layers share parameters, so that it keeps a budget, and it is fine-tuned.
 
-The config is a file, or the name of a config of mmdet or mmpretrain: mmdet::retinanet/retinanet_r50_fpn_1x_coco.py.
+The config is a file, or the name of a config of mmshared, mmdet or mmpretrain: mmdet::yolox/yolox_s_8xb8-300e_coco.py.
 Everything is written to the work dir. What is there is not made again: the same command goes on where it was
-interrupted, and with another budget it measures nothing again.
+interrupted, and with another budget nothing is measured again.
 """
 
 import argparse
 import re
 from pathlib import Path
 
-from mmengine.config import DictAction
+from mmshared_cli import add_cfg_options, end_run, errors_in_a_sentence, interrupts_in_a_sentence, load_run, stdout_if
 
 
 def parse_args() -> argparse.Namespace:
@@ -32,13 +32,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--work-dir', help='folder for everything that is written (default: work_dirs/ and the name of the config)'
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        metavar='KEY=VALUE',
-        help='settings of the config, such as train_dataloader.batch_size=8; data_root=FOLDER moves the data set',
-    )
+    add_cfg_options(parser)
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help="set by PyTorch's older launcher")
     parser.add_argument('--traceback', action='store_true', help='show where an error comes from')
@@ -75,22 +69,18 @@ def size(text: str) -> int:
 def main() -> None:
     args = parse_args()
     # Imported after the arguments are parsed: --help should not wait for PyTorch.
-    from mmshared.cli import end_run, errors_in_a_sentence, interrupts_in_a_sentence, load_run
     from mmshared.compress.pipeline import Budget, Compression
 
-    with errors_in_a_sentence(), interrupts_in_a_sentence(' The same command goes on from here.'):
+    hint = ' The same command goes on from here.'
+    with errors_in_a_sentence(), interrupts_in_a_sentence(hint):
         budgets = dict(kept=args.keep, parameters=args.params, bytes=args.bytes)
         budget = next((Budget(amount, unit) for unit, amount in budgets.items() if amount), None)
-        Compression(
-            load_run(args),
-            None if args.cfg_options else args.config,
-            args.checkpoint,
-            budget,
-            args.max_drop,
-            args.plan,
-            args.images,
-            args.epochs,
-        ).run()
+        base = None if args.cfg_options else args.config
+        goal = dict(budget=budget, max_drop=args.max_drop, plan=args.plan)
+        with stdout_if(False):  # the logs are in the work dir
+            cfg = load_run(args)
+            report = Compression(cfg, base, args.checkpoint, **goal, images=args.images, epochs=args.epochs).run()
+        print(f'report: {report}')
     end_run()
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ..engine.files import write_text
+from ..engine.checkpoint import write_text
 from ..sharing.layers import plain_layers
 from ..sharing.surgery import make_bank
 from .outputs import Outputs, difference, outputs_of

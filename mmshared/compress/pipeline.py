@@ -6,30 +6,32 @@ import copy
 import json
 import os.path as osp
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import barrier, is_main_process
-from mmengine.logging import print_log
-from mmengine.registry import RUNNERS
+from mmengine.registry import DATASETS, RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 from rich.console import Console
 from torch import Tensor, nn
 
+from ..analysis.logs import read_scalars
+from ..analysis.plots import detections_in
 from ..convert.dense import share_checkpoint
 from ..convert.fold import fold_model
 from ..engine.build import build_model, is_detector, load_model, load_whole
-from ..engine.checkpoint import converted, load_checkpoint_file, save_checkpoint, state_dict_of
+from ..engine.checkpoint import converted, load_checkpoint_file, save_checkpoint, state_dict_of, write_text
 from ..engine.config import check_twins, dotted, load_config
-from ..engine.files import write_text
 from ..engine.runner import check_config, join_group
 from ..sharing import SharingError
 from .calibration import calibration_loader
 from .costs import CostMeter
+from .norms import recalibrate_norms
 from .plan import (
     Group,
     Option,
@@ -44,8 +46,9 @@ from .plan import (
     size_of,
     smallest,
 )
-from .statistics import collect_moments, recalibrate_norms
-from .steps import Steps, digest_of
+from .report import Results, measure, write_report
+from .statistics import collect_moments
+from .steps import Steps, digest_of, say
 
 # Costs are measured on so many images: one has a few logits, or thousands of scores and boxes.
 _CLASSIFIED, _DETECTED = 512, 32
@@ -54,6 +57,8 @@ _CLASSIFIED, _DETECTED = 512, 32
 _LR = 0.1
 # The search for the smallest network ends when its size is known to this share of the parameters.
 _PRECISION = 0.01
+# The report shows the detections in so many images.
+_DRAWN = 4
 
 
 class Budget(NamedTuple):
@@ -70,6 +75,14 @@ class Budget(NamedTuple):
     def limit(self, plain: Size) -> tuple[float, str]:
         """The largest size, and whether it is in parameters or bytes."""
         return (self.amount * plain.parameters, 'parameters') if self.unit == 'kept' else (self.amount, self.unit)
+
+
+class Network(NamedTuple):
+    """A network that was evaluated."""
+
+    cfg: Config
+    checkpoint: Path
+    metrics: dict[str, float]
 
 
 @dataclass
@@ -120,11 +133,11 @@ class Compression:
             self.bare.pop(key, None)
         self.sources = [self.bare.pretty_text, Path(self.checkpoint)]
 
-    def run(self) -> dict[str, dict[str, float]]:
+    def run(self) -> Path:
         """Run the steps that are left.
 
         Returns:
-            dict: The metrics of the networks ``plain``, ``converted`` and, if there was fine-tuning, ``finetuned``.
+            Path: The report.
 
         Raises:
             SharingError: If something does not fit. What can be known before anything has run is said before.
@@ -132,19 +145,20 @@ class Compression:
         self.check()
         join_group(self.cfg.get('launcher', 'none'), self.cfg.get('env_cfg', {}))
         steps = Steps(self.folder)
-        metrics = dict(plain=self.evaluate(steps, 'plain', self.bare, Path(self.checkpoint)))
+        plain = Network(self.bare, Path(self.checkpoint), self.evaluate(steps, 'plain', self.bare, self.checkpoint))
         moments = steps('moments.pth', [*self.sources, self.images, self.layers], self.write_moments, together=True)
         wanted = [self.budget, self.max_drop] if self.plan is None else [self.plan]
         if self.plan is None:
             wanted.append(steps('options.json', [*self.sources, moments], self.write_options))
         plan = steps('plan.json', wanted, self.write_plan, together=True)
         cfg, last = self.convert(steps, plan)
-        metrics['converted'] = self.evaluate(steps, 'converted', cfg, last)
+        networks = dict(plain=plain, converted=Network(cfg, last, self.evaluate(steps, 'converted', cfg, last)))
         if self.epochs:
             last = self.fine_tune(steps, cfg, last)
-            metrics['finetuned'] = self.evaluate(steps, 'finetuned', cfg, last)
+            networks['finetuned'] = Network(cfg, last, self.evaluate(steps, 'finetuned', cfg, last))
         steps('folded.pth', [cfg.pretty_text, last], partial(self.write_folded, cfg, last))
-        return metrics
+        sources = [plan, *(source for each in networks.values() for source in (each.checkpoint, each.metrics))]
+        return steps('report.html', sources, partial(self.write_report, networks))
 
     def check(self) -> None:
         """Raise a :class:`SharingError` for what can be known to be wrong before anything has run."""
@@ -202,7 +216,7 @@ class Compression:
             raise SharingError(f'The plan {source} cannot be read: {error}.') from None
         return check_plan(Plan.from_json(text, source), self.model, source)
 
-    def evaluate(self, steps: Steps, name: str, cfg: Config, checkpoint: Path) -> dict[str, float]:
+    def evaluate(self, steps: Steps, name: str, cfg: Config, checkpoint: str | Path) -> dict[str, float]:
         """The metrics of a network on the validation images."""
 
         def make(path: Path) -> None:
@@ -210,7 +224,7 @@ class Compression:
             if is_main_process():
                 write_text(path, json.dumps(metrics, indent=1, default=float))
 
-        return json.loads(steps(f'{name}.json', [cfg.pretty_text, checkpoint], make, together=True).read_text())
+        return json.loads(steps(f'{name}.json', [cfg.pretty_text, Path(checkpoint)], make, together=True).read_text())
 
     def runner(self, cfg: Config, work_dir: Path, **settings: Any) -> Runner:
         """A runner of a config with its own work dir."""
@@ -247,7 +261,7 @@ class Compression:
         else:
             plan = self.search(json.loads((self.folder / 'plain.json').read_text()))
         if is_main_process():
-            console = Console()
+            console = Console(stderr=True)
             console.print(plan.table(), width=max(110, console.width))
             write_text(path, plan.to_json())
 
@@ -269,7 +283,7 @@ class Compression:
             written = steps('plan.json', [plan.to_json()], lambda path, plan=plan: write_text(path, plan.to_json()))
             found = self.evaluate(steps, 'converted', *self.convert(steps, written))[metric]
             drop = points * (score - found)
-            print_log(f'{kept:.1%} of the parameters: {metric} {found:.4g}, {drop:.2f} points less', logger='current')
+            say(f'{kept:.1%} of the parameters: {metric} {found:.4g}, {drop:.2f} points less')
             low, high, best = (low, kept, plan) if drop <= self.max_drop else (kept, high, best)
         if best is None:
             raise SharingError(
@@ -294,14 +308,16 @@ class Compression:
             model, state_dict = build_model(cfg), dict(self.model.cpu().state_dict())
             share_checkpoint(model, state_dict, self.checkpoint, self.moments)
             model.load_state_dict(state_dict)
-            recalibrate_norms(model.to(get_device()), calibration_loader(self.bare, self.images))
-            save_checkpoint(converted(model.state_dict(), self.checkpoint), path)
+            device = get_device()
+            recalibrate_norms(model.to(device), self.model.to(device), calibration_loader(self.bare, self.images))
+            if is_main_process():
+                save_checkpoint(converted(model.state_dict(), self.checkpoint, cfg), path)
 
         config = steps('compressed.py', [plan, self.base, self.bare.pretty_text], write_config)
         cfg = copy.deepcopy(self.bare)
         cfg.model = load_config(str(config)).model
         sources = [cfg.pretty_text, *self.sources, self.folder / 'moments.pth']
-        return cfg, steps('converted.pth', sources, write_checkpoint)
+        return cfg, steps('converted.pth', sources, write_checkpoint, together=True)
 
     def fine_tune(self, steps: Steps, cfg: Config, checkpoint: Path) -> Path:
         """Fine-tune the shared network with the plain one as the teacher; returns its checkpoint."""
@@ -320,7 +336,7 @@ class Compression:
             self.runner(cfg, folder, resume=begun, load_from=None if begun else str(checkpoint)).train()
             if is_main_process():
                 trained = state_dict_of(load_checkpoint_file(find_latest_checkpoint(str(folder))))
-                save_checkpoint(converted(trained, self.checkpoint), path)
+                save_checkpoint(converted(trained, self.checkpoint, cfg), path)
 
         return steps('finetuned.pth', sources, make, together=True)
 
@@ -330,7 +346,40 @@ class Compression:
         batch = next(iter(calibration_loader(self.bare, 2)))
         folded = fold_model(cfg, shared, shared.data_preprocessor(batch, False)['inputs'])
         folded.config.dump(path.with_suffix('.py'))
-        save_checkpoint(converted(folded.plain.state_dict(), str(checkpoint)), path)
+        save_checkpoint(converted(folded.plain.state_dict(), str(checkpoint), folded.config), path)
+
+    def write_report(self, networks: dict[str, Network], path: Path) -> None:
+        """Write the report on the networks."""
+        models = {name: load_model(each.cfg, str(each.checkpoint)) for name, each in networks.items()}
+        batch = next(iter(calibration_loader(self.bare, 1)))
+        measured = measure(models, batch)
+        last = networks[list(networks)[-1]].checkpoint
+        plan = Plan.from_json((self.folder / 'plan.json').read_text(), 'plan.json')
+        write_report(
+            Results(
+                Path(self.cfg.filename or 'network').stem,
+                {name: dict(measured[name], metrics=each.metrics) for name, each in networks.items()},
+                next(iter(networks['plain'].metrics)),
+                [dict(asdict(row), bank=row.bank['type'] if row.bank else '') for row in plan.rows],
+                read_scalars(self.folder / 'finetuned') if self.epochs else {},
+                self.detections(networks) if is_detector(self.model) else {},
+                commands(self.folder, last),
+            ),
+            path.parent,
+        )
+
+    def detections(self, networks: dict[str, Network]) -> dict[str, list[np.ndarray]]:
+        """What the networks detect in some validation images."""
+        from mmdet.apis import init_detector
+
+        dataset = DATASETS.build(self.bare.val_dataloader.dataset)
+        files = [Path(dataset.get_data_info(i)['img_path']) for i in range(min(_DRAWN, len(dataset)))]
+        return {
+            name: detections_in(
+                init_detector(copy.deepcopy(each.cfg), str(each.checkpoint), device=get_device()), files
+            )
+            for name, each in networks.items()
+        }
 
 
 def fine_tuning(cfg: Config, epochs: int, teacher: str) -> Config:
@@ -356,3 +405,14 @@ def relative(path: str, folder: Path) -> str:
         return osp.relpath(path, folder)
     except ValueError:
         return osp.abspath(path)
+
+
+def commands(folder: Path, checkpoint: Path) -> dict[str, str]:
+    """Commands that use a compressed network."""
+    shared, folded = f'{folder / "compressed.py"} {checkpoint}', f'{folder / "folded.py"} {folder / "folded.pth"}'
+    return {
+        'Evaluate it': f'mmshared test {shared}',
+        'Train it further': f'mmshared train {folder / "compressed.py"} --cfg-options load_from={checkpoint}',
+        'Evaluate the plain network that it equals': f'mmshared test {folded}',
+        'Write it as ONNX': f'mmshared fold {shared} {folder / "folded.pth"} --onnx {folder / "folded.onnx"}',
+    }

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mmengine.dist import barrier, is_main_process
-from mmengine.logging import print_log
+from mmengine.dist import barrier, is_main_process, master_only
 
-from ..engine.files import write_text
+from ..engine.checkpoint import write_text
 
 
 class Steps:
@@ -45,14 +45,14 @@ class Steps:
         there = self._is_there(path, digest)
         barrier()  # all processes have looked
         if there:
-            print_log(f'{path}: there already', logger='current')
+            say(f'{path}: there already')
             return path
         start = time.time()
         if together or is_main_process():
             make(path)
         if is_main_process():
             write_text(self._note, json.dumps({**self._digests(), name: digest}, indent=1))
-            print_log(f'{path}: made in {time.time() - start:.0f} s', logger='current')
+            say(f'{path}: made in {time.time() - start:.0f} s')
         while not self._is_there(path, digest):  # a barrier would not wait for hours
             time.sleep(1)
         return path
@@ -76,3 +76,9 @@ def digest_of(sources: list[Any]) -> str:
             found.update(json.dumps(source, sort_keys=True).encode())
         found.update(b'\0')
     return found.hexdigest()
+
+
+@master_only
+def say(line: str) -> None:
+    """Print a line to stderr: what the runners print to stdout is in their logs."""
+    print(line, file=sys.stderr, flush=True)
