@@ -169,6 +169,12 @@ def written_whole(path: Path) -> Iterator[Path]:
         raise SharingError(f'{path} cannot be written: {str(error).splitlines()[0]}') from None
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a file of text completely or not at all."""
+    with written_whole(path) as partial:
+        partial.write_text(text, encoding='utf-8')
+
+
 def save_checkpoint(checkpoint: dict, path: Path) -> None:
     """Write a checkpoint, as :func:`written_whole` does."""
     with written_whole(path) as partial:

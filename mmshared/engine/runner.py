@@ -9,10 +9,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from mmengine.config import Config
-from mmengine.dist import barrier
+from mmengine.dist import barrier, init_dist
 from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import BaseLoop, Runner
+from mmengine.utils.dl_utils import set_multi_processing
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -58,11 +59,7 @@ class SharingRunner(Runner):
         return super().from_cfg(cfg)
 
     def setup_env(self, env_cfg: dict) -> None:
-        if self.distributed and not dist.is_initialized():
-            if self.launcher == 'pytorch' and not torch.cuda.is_available():
-                dist.init_process_group('gloo')  # mmengine asks for a GPU in each process
-            # A process that ends with the threads of its group running may be aborted.
-            atexit.register(_leave_group)
+        join_group(self.launcher, env_cfg)
         super().setup_env(env_cfg)
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
@@ -143,6 +140,24 @@ class SharingRunner(Runner):
             if lacks:
                 raise SharingError(f'The checkpoint {filename} is not of the network of this config: {lacks[0][:200]}')
         return super().load_checkpoint(filename, *args, **kwargs)  # extra keys are ignored
+
+
+def join_group(launcher: str, env_cfg: dict) -> None:
+    """Join the processes that a launcher has started, if it is not ``'none'`` and they are not joined yet.
+
+    Args:
+        launcher (str): The launcher.
+        env_cfg (dict): The ``env_cfg`` of a config.
+    """
+    if launcher == 'none' or dist.is_initialized():
+        return
+    set_multi_processing(**env_cfg.get('mp_cfg', {}), distributed=True)
+    if launcher == 'pytorch' and not torch.cuda.is_available():
+        dist.init_process_group('gloo')  # mmengine asks for a GPU in each process
+    else:
+        init_dist(launcher, **env_cfg.get('dist_cfg', {}))
+    # A process that ends with the threads of its group running may be aborted.
+    atexit.register(_leave_group)
 
 
 def _leave_group() -> None:

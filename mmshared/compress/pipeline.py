@@ -1,0 +1,418 @@
+"""Makes a trained network smaller: from its config, its checkpoint and a budget to a shared one and a report on it."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os.path as osp
+import shutil
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.dist import barrier, is_main_process
+from mmengine.registry import DATASETS, RUNNERS
+from mmengine.runner import Runner, find_latest_checkpoint
+from rich.console import Console
+from torch import Tensor, nn
+
+from ..analysis.logs import read_scalars
+from ..analysis.plots import detections_in
+from ..convert.dense import share_checkpoint
+from ..convert.fold import fold_model
+from ..engine.build import build_model, is_detector, load_model, load_whole
+from ..engine.checkpoint import converted, load_checkpoint_file, save_checkpoint, state_dict_of, write_text
+from ..engine.config import check_twins, dotted, load_config
+from ..engine.runner import check_config, join_group
+from ..sharing import SharingError
+from .calibration import calibration_loader
+from .costs import CostMeter
+from .norms import recalibrate_norms
+from .plan import (
+    Group,
+    Option,
+    Plan,
+    Size,
+    check_budget,
+    check_plan,
+    find_groups,
+    make_plan,
+    predict_costs,
+    shared_type,
+    size_of,
+    smallest,
+)
+from .report import Results, measure, write_report
+from .statistics import collect_moments
+from .steps import Steps, digest_of, say
+
+# Costs are measured on so many images: one has a few logits, or thousands of scores and boxes.
+_CLASSIFIED, _DETECTED = 512, 32
+# The fine-tuning starts at this share of the learning rate that the network was trained at. (At five times that, a
+# compressed ResNet-56 fell from 80 to 68 %.)
+_LR = 0.1
+# The search for the smallest network ends when its size is known to this share of the parameters.
+_PRECISION = 0.01
+# The report shows the detections in so many images.
+_DRAWN = 4
+
+
+class Budget(NamedTuple):
+    """How large a network may be.
+
+    Attributes:
+        amount (float): The size.
+        unit (str): What it counts: ``'parameters'``, ``'bytes'``, or ``'kept'``, the share of the parameters.
+    """
+
+    amount: float
+    unit: str
+
+    def limit(self, plain: Size) -> tuple[float, str]:
+        """The largest size, and whether it is in parameters or bytes."""
+        return (self.amount * plain.parameters, 'parameters') if self.unit == 'kept' else (self.amount, self.unit)
+
+
+class Network(NamedTuple):
+    """A network that was evaluated."""
+
+    cfg: Config
+    checkpoint: Path
+    metrics: dict[str, float]
+
+
+@dataclass
+class Compression:
+    """Makes a trained network smaller, step by step. Each step writes into the work dir of the config, and is skipped
+    if its files are there: called again, an interrupted run goes on.
+
+    ========================  ======================================================================
+    ``plain.json``            metrics of the plain network
+    ``moments.pth``           second moments of its layers' inputs
+    ``costs.json``            what was measured for the plan
+    ``plan.json``             which layers share what
+    ``compressed.py``         the config of the shared network
+    ``converted.pth, .json``  its checkpoint and metrics before any training
+    ``finetuned.pth, .json``  the same after fine-tuning, with the plain network as the teacher
+    ``folded.pth, .py``       the plain network that it equals, and its config
+    ``report.html, .json``    the report
+    ========================  ======================================================================
+
+    One of ``budget``, ``max_drop`` and ``plan`` is given.
+
+    Args:
+        cfg (Config): The config of the plain network.
+        base (str | None): The path or the name of this config: the config of the shared network builds on it. None if
+            it was changed after loading: then it is written as ``plain.py``.
+        checkpoint (str): The checkpoint of the plain network.
+        budget (Budget | None): How large the network may be.
+        max_drop (float | None): How many points of a hundred the first metric may drop before any training: the
+            smallest such network is searched for.
+        plan (Path | None): The file of a plan.
+        images (int): Number of training images for the statistics.
+        epochs (int): Number of epochs of fine-tuning; 0 for none.
+    """
+
+    cfg: Config
+    base: str | None
+    checkpoint: str
+    budget: Budget | None = None
+    max_drop: float | None = None
+    plan: Path | None = None
+    images: int = 512
+    epochs: int = 1
+
+    def __post_init__(self) -> None:
+        self.folder = Path(self.cfg.work_dir)
+        self.bare = copy.deepcopy(self.cfg)  # without what only this call knows
+        for key in ('work_dir', 'launcher', 'load_from', 'resume'):
+            self.bare.pop(key, None)
+        self.sources = [self.bare.pretty_text, Path(self.checkpoint)]
+
+    def run(self) -> Path:
+        """Run the steps that are left.
+
+        Returns:
+            Path: The report.
+
+        Raises:
+            SharingError: If something does not fit. What can be known before anything has run is said before.
+        """
+        self.check()
+        join_group(self.cfg.get('launcher', 'none'), self.cfg.get('env_cfg', {}))
+        steps = Steps(self.folder)
+        plain = Network(self.bare, Path(self.checkpoint), self.evaluate(steps, 'plain', self.bare, self.checkpoint))
+        moments = steps('moments.pth', [*self.sources, self.images, self.layers], self.write_moments, together=True)
+        wanted = [self.budget, self.max_drop] if self.plan is None else [self.plan]
+        if self.plan is None:
+            wanted.append(steps('options.json', [*self.sources, moments], self.write_options))
+        plan = steps('plan.json', wanted, self.write_plan, together=True)
+        cfg, last = self.convert(steps, plan)
+        networks = dict(plain=plain, converted=Network(cfg, last, self.evaluate(steps, 'converted', cfg, last)))
+        if self.epochs:
+            last = self.fine_tune(steps, cfg, last)
+            networks['finetuned'] = Network(cfg, last, self.evaluate(steps, 'finetuned', cfg, last))
+        steps('folded.pth', [cfg.pretty_text, last], partial(self.write_folded, cfg, last))
+        sources = [plan, *(source for each in networks.values() for source in (each.checkpoint, each.metrics))]
+        return steps('report.html', sources, partial(self.write_report, networks))
+
+    def check(self) -> None:
+        """Raise a :class:`SharingError` for what can be known to be wrong before anything has run."""
+        needed = ['train_dataloader', 'val_dataloader', *(['optim_wrapper'] if self.epochs else [])]
+        missing = [part for part in needed if not self.cfg.get(part)]
+        if missing:
+            raise SharingError(f'The config has no {" and no ".join(missing)}, which compression needs.')
+        if any('.sharing.' in f'.{key}.' for key, _ in dotted(self.cfg.model)):
+            raise SharingError('The network of this config shares already: give the config of the plain network.')
+        check_config(self.cfg, ['train_dataloader', 'val_dataloader'])
+        shared = copy.deepcopy(self.bare)
+        shared.model.type = shared_type(shared.model.type)
+        check_twins(shared)
+        if not self.groups:
+            raise SharingError('No layer of this network can become smaller.')
+        if self.budget:
+            check_budget(smallest(self.groups, self.size), self.size, *self.budget.limit(self.size))
+        if self.plan:
+            self.read_plan()
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The plain network with its weights, in eval mode."""
+        model = build_model(self.cfg)
+        state_dict = state_dict_of(load_checkpoint_file(self.checkpoint))
+        load_whole(model, state_dict, self.checkpoint, 'the model of this config')
+        model.eval()
+        return model.to(get_device())
+
+    @cached_property
+    def size(self) -> Size:
+        return size_of(self.model)
+
+    @cached_property
+    def groups(self) -> list[Group]:
+        return find_groups(self.model)
+
+    @property
+    def layers(self) -> list[str]:
+        """The layers that may share."""
+        if self.plan:
+            return [name for row in self.read_plan().rows if row.bank for name in row.layers]
+        return [name for group in self.groups for name in group.layers]
+
+    @cached_property
+    def moments(self) -> dict[str, Tensor]:
+        return load_checkpoint_file(str(self.folder / 'moments.pth'), mmap=True)
+
+    def read_plan(self) -> Plan:
+        """The plan in the file that was given."""
+        source = str(self.plan)
+        try:
+            text = Path(source).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise SharingError(f'The plan {source} cannot be read: {error}.') from None
+        return check_plan(Plan.from_json(text, source), self.model, source)
+
+    def evaluate(self, steps: Steps, name: str, cfg: Config, checkpoint: str | Path) -> dict[str, float]:
+        """The metrics of a network on the validation images."""
+
+        def make(path: Path) -> None:
+            metrics = self.runner(cfg, path.with_suffix(''), load_from=str(checkpoint)).val()
+            if is_main_process():
+                write_text(path, json.dumps(metrics, indent=1, default=float))
+
+        return json.loads(steps(f'{name}.json', [cfg.pretty_text, Path(checkpoint)], make, together=True).read_text())
+
+    def runner(self, cfg: Config, work_dir: Path, **settings: Any) -> Runner:
+        """A runner of a config with its own work dir."""
+        cfg = copy.deepcopy(cfg)
+        cfg.update(
+            work_dir=str(work_dir),
+            launcher=self.cfg.get('launcher', 'none'),
+            experiment_name=f'{work_dir.parent.name}-{work_dir.name}',
+            **settings,
+        )
+        return RUNNERS.build(cfg)
+
+    def write_moments(self, path: Path) -> None:
+        cache = path.with_suffix('')  # of an interrupted pass
+        moments = collect_moments(self.model, calibration_loader(self.bare, self.images), self.layers, cache=cache)
+        if is_main_process():
+            save_checkpoint(moments, path)
+            shutil.rmtree(cache, ignore_errors=True)
+
+    def write_options(self, path: Path) -> None:
+        """Measure what the options of each group cost."""
+        images = min(self.images, _DETECTED if is_detector(self.model) else _CLASSIFIED)
+        batches = list(calibration_loader(self.bare, images))
+        meter = CostMeter(self.model, batches, self.moments, self.folder / 'costs.json')
+        options = predict_costs(self.groups, meter)
+        write_text(path, json.dumps(options))
+
+    def write_plan(self, path: Path) -> None:
+        """The plan that was given, one for the budget, or that of the smallest network within the drop."""
+        if self.plan:
+            plan = self.read_plan()
+        elif self.budget:
+            plan = self.plan_for(*self.budget.limit(self.size))
+        else:
+            plan = self.search(json.loads((self.folder / 'plain.json').read_text()))
+        if is_main_process():
+            console = Console(stderr=True)
+            console.print(plan.table(), width=max(110, console.width))
+            write_text(path, plan.to_json())
+
+    def plan_for(self, limit: float, unit: str = 'parameters') -> Plan:
+        """The plan for a budget, from the options that were measured."""
+        read = json.loads((self.folder / 'options.json').read_text())
+        options = [[Option(bank, rank, Size(*size), cost) for bank, rank, size, cost in each] for each in read]
+        return make_plan(self.groups, options, self.size, limit, unit)
+
+    def search(self, plain: dict[str, float]) -> Plan:
+        """The plan of the smallest network whose first metric drops by no more than ``max_drop``, by bisection."""
+        metric, score = next(iter(plain.items()))
+        points = 100 if abs(score) <= 1 else 1  # accuracies are given in percent, average precisions from 0 to 1
+        low, high, best = smallest(self.groups, self.size).parameters / self.size.parameters, 1.0, None
+        while high - low > _PRECISION:
+            kept = (low + high) / 2
+            steps = Steps(self.folder / 'search' / f'{kept:.4f}')
+            plan = self.plan_for(kept * self.size.parameters)
+            written = steps('plan.json', [plan.to_json()], lambda path, plan=plan: write_text(path, plan.to_json()))
+            found = self.evaluate(steps, 'converted', *self.convert(steps, written))[metric]
+            drop = points * (score - found)
+            say(f'{kept:.1%} of the parameters: {metric} {found:.4g}, {drop:.2f} points less')
+            low, high, best = (low, kept, plan) if drop <= self.max_drop else (kept, high, best)
+        if best is None:
+            raise SharingError(
+                f'No smaller network keeps {metric} within {self.max_drop} points before fine-tuning: allow a larger '
+                'drop, or give a budget.'
+            )
+        return best
+
+    def convert(self, steps: Steps, plan: Path) -> tuple[Config, Path]:
+        """The config of the shared network of a plan, and its checkpoint before any training."""
+
+        def write_config(path: Path) -> None:
+            base = self.base
+            if base is None:
+                self.bare.dump(self.folder / 'plain.py')
+                base = str(self.folder / 'plain.py')
+            if '::' not in base:
+                base = relative(base, path.parent)
+            write_text(path, Plan.from_json(plan.read_text(), str(plan)).config(base, self.bare.model.type))
+
+        def write_checkpoint(path: Path) -> None:
+            model, state_dict = build_model(cfg), dict(self.model.cpu().state_dict())
+            share_checkpoint(model, state_dict, self.checkpoint, self.moments)
+            model.load_state_dict(state_dict)
+            device = get_device()
+            recalibrate_norms(model.to(device), self.model.to(device), calibration_loader(self.bare, self.images))
+            if is_main_process():
+                save_checkpoint(converted(model.state_dict(), self.checkpoint, cfg), path)
+
+        config = steps('compressed.py', [plan, self.base, self.bare.pretty_text], write_config)
+        cfg = copy.deepcopy(self.bare)
+        cfg.model = load_config(str(config)).model
+        sources = [cfg.pretty_text, *self.sources, self.folder / 'moments.pth']
+        return cfg, steps('converted.pth', sources, write_checkpoint, together=True)
+
+    def fine_tune(self, steps: Steps, cfg: Config, checkpoint: Path) -> Path:
+        """Fine-tune the shared network with the plain one as the teacher; returns its checkpoint."""
+        cfg = fine_tuning(cfg, self.epochs, self.checkpoint)
+        sources = [cfg.pretty_text, checkpoint]
+
+        def make(path: Path) -> None:
+            folder = path.with_suffix('')
+            note, digest = folder / 'sources', digest_of(sources)
+            if is_main_process() and not (note.is_file() and note.read_text() == digest):
+                shutil.rmtree(folder, ignore_errors=True)  # of another network
+                folder.mkdir()
+                note.write_text(digest)
+            barrier()
+            begun = (folder / 'last_checkpoint').is_file()
+            self.runner(cfg, folder, resume=begun, load_from=None if begun else str(checkpoint)).train()
+            if is_main_process():
+                trained = state_dict_of(load_checkpoint_file(find_latest_checkpoint(str(folder))))
+                save_checkpoint(converted(trained, self.checkpoint, cfg), path)
+
+        return steps('finetuned.pth', sources, make, together=True)
+
+    def write_folded(self, cfg: Config, checkpoint: Path, path: Path) -> None:
+        """Fold the shared network into the plain one that it equals."""
+        shared = load_model(cfg, str(checkpoint))
+        batch = next(iter(calibration_loader(self.bare, 2)))
+        folded = fold_model(cfg, shared, shared.data_preprocessor(batch, False)['inputs'])
+        folded.config.dump(path.with_suffix('.py'))
+        save_checkpoint(converted(folded.plain.state_dict(), str(checkpoint), folded.config), path)
+
+    def write_report(self, networks: dict[str, Network], path: Path) -> None:
+        """Write the report on the networks."""
+        models = {name: load_model(each.cfg, str(each.checkpoint)) for name, each in networks.items()}
+        batch = next(iter(calibration_loader(self.bare, 1)))
+        measured = measure(models, batch)
+        last = networks[list(networks)[-1]].checkpoint
+        plan = Plan.from_json((self.folder / 'plan.json').read_text(), 'plan.json')
+        write_report(
+            Results(
+                Path(self.cfg.filename or 'network').stem,
+                {name: dict(measured[name], metrics=each.metrics) for name, each in networks.items()},
+                next(iter(networks['plain'].metrics)),
+                [dict(asdict(row), bank=row.bank['type'] if row.bank else '') for row in plan.rows],
+                read_scalars(self.folder / 'finetuned') if self.epochs else {},
+                self.detections(networks) if is_detector(self.model) else {},
+                commands(self.folder, last),
+            ),
+            path.parent,
+        )
+
+    def detections(self, networks: dict[str, Network]) -> dict[str, list[np.ndarray]]:
+        """What the networks detect in some validation images."""
+        from mmdet.apis import init_detector
+
+        dataset = DATASETS.build(self.bare.val_dataloader.dataset)
+        files = [Path(dataset.get_data_info(i)['img_path']) for i in range(min(_DRAWN, len(dataset)))]
+        return {
+            name: detections_in(
+                init_detector(copy.deepcopy(each.cfg), str(each.checkpoint), device=get_device()), files
+            )
+            for name, each in networks.items()
+        }
+
+
+def fine_tuning(cfg: Config, epochs: int, teacher: str) -> Config:
+    """The config of a short fine-tuning: a tenth of the learning rate with a cosine schedule, distillation from the
+    checkpoint of the plain network, no validation."""
+    cfg = copy.deepcopy(cfg)
+    cfg.train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=epochs)
+    cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    cfg.optim_wrapper.optimizer.lr *= _LR
+    cfg.param_scheduler = dict(type='CosineAnnealingLR', T_max=epochs, by_epoch=True, convert_to_iter_based=True)
+    cfg.setdefault('default_hooks', {})
+    cfg.default_hooks.checkpoint = dict(type='CheckpointHook', interval=1, max_keep_ckpts=1)
+    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type='DistillationHook', checkpoint=teacher)]
+    sampler = cfg.train_dataloader.get('sampler')
+    if sampler and 'Infinite' in sampler.type:  # it has no epochs
+        cfg.train_dataloader.sampler = dict(type='DefaultSampler', shuffle=True)
+    return cfg
+
+
+def relative(path: str, folder: Path) -> str:
+    """A path from a folder; absolute if there is none, as between the drives of Windows."""
+    try:
+        return osp.relpath(path, folder)
+    except ValueError:
+        return osp.abspath(path)
+
+
+def commands(folder: Path, checkpoint: Path) -> dict[str, str]:
+    """Commands that use a compressed network."""
+    shared, folded = f'{folder / "compressed.py"} {checkpoint}', f'{folder / "folded.py"} {folder / "folded.pth"}'
+    return {
+        'Evaluate it': f'mmshared test {shared}',
+        'Train it further': f'mmshared train {folder / "compressed.py"} --cfg-options load_from={checkpoint}',
+        'Evaluate the plain network that it equals': f'mmshared test {folded}',
+        'Write it as ONNX': f'mmshared fold {shared} {folder / "folded.pth"} --onnx {folder / "folded.onnx"}',
+    }

@@ -1,0 +1,482 @@
+"""Plans which layers of a trained network share what, so that it keeps a budget at the least cost.
+
+Each group of layers has candidates, banks of several ranks. The costs of some are measured, those of the ranks between
+are interpolated, and one candidate or none is chosen for each group: the least sum of costs under the budget, which is
+a knapsack problem with multiple choice.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich.table import Table
+from scipy.interpolate import PchipInterpolator
+from scipy.optimize import Bounds, LinearConstraint, milp
+from torch import nn
+from tqdm import tqdm
+
+from ..sharing import SharedLayer, SharingError, repeated_layers, share_layers
+from ..sharing.layers import plain_layers
+from ..sharing.surgery import make_bank
+
+# The shares of a group's parameters that its candidates keep, and how many of them are measured.
+_KEPT = (0.04, 0.06, 0.08, 0.1, 0.13, 0.16, 0.2, 0.25, 0.3, 0.36, 0.43, 0.51, 0.6, 0.7, 0.8)
+_MEASURED = 4
+# Own filters of a layer for each shared filter of a basis: none, and two for 16, the best of the paper's.
+_OWN = (0.0, 0.125)
+# Groups with less than this share of the network's parameters stay as they are.
+_LARGE = 0.005
+
+
+class Size(NamedTuple):
+    """The size of a network or of some layers, with each tensor counted once.
+
+    Attributes:
+        parameters (int): Number of parameters.
+        bytes (int): Bytes of the parameters and buffers in a checkpoint.
+    """
+
+    parameters: int
+    bytes: int
+
+
+def size_of(module: nn.Module) -> Size:
+    """The size of a network or of some layers."""
+    stored = {id(tensor): tensor for tensor in module.state_dict(keep_vars=True).values()}.values()
+    return Size(
+        sum(each.numel() for each in module.parameters()), sum(each.numel() * each.itemsize for each in stored)
+    )
+
+
+class Option(NamedTuple):
+    """A way for a group to share, or to stay as it is.
+
+    Attributes:
+        bank (dict | None): The config of the bank; None if the layers stay plain.
+        rank (str): The rank of the bank, such as S16U2.
+        size (Size): The size of the group's weights, without biases.
+        cost (float): The cost, measured or interpolated; NaN as long as it is neither.
+    """
+
+    bank: dict | None
+    rank: str
+    size: Size
+    cost: float = float('nan')
+
+
+class Group(NamedTuple):
+    """Layers that could share.
+
+    Attributes:
+        stage (str): Their stage; of a single layer, the module that holds it.
+        group (str): Their name within the blocks of the stage; of a single layer, its name in the module.
+        layers (tuple[str, ...]): Their names in the network.
+        size (Size): The size of their weights.
+        ladders (list[list[Option]]): For each kind of bank the options of rising rank.
+    """
+
+    stage: str
+    group: str
+    layers: tuple[str, ...]
+    size: Size
+    ladders: list[list[Option]]
+
+
+def find_groups(model: nn.Module, share: bool = True) -> list[Group]:
+    """The groups of layers of a network that could become smaller: layers that repeat in a stage, and single layers,
+    whose weight could have a low rank. Those with less than 0.5 % of the network's parameters are left out.
+
+    Args:
+        model (nn.Module): The plain network.
+        share (bool): Whether layers may share. If not, each layer is a group of its own. Defaults to True.
+    """
+    empty = copy.deepcopy(model).to('meta')
+    places, least = plain_layers(empty), _LARGE * size_of(model).parameters
+    found = [(each.stage, each.group, each.layers) for each in repeated_layers(empty, own_blocks=0)] if share else []
+    repeated = {name for _, _, layers in found for name in layers}
+    found += [(*_split(name), (name,)) for name in places if name not in repeated]
+    order = list(places)
+    groups = []
+    for stage, group, names in sorted(found, key=lambda each: order.index(each[2][0])):
+        layers = [places[name].layer for name in names]
+        size = _size_of_weights(layers)
+        ladders = [] if size.parameters < least else _ladders(layers, size)
+        if ladders:
+            groups.append(Group(stage, group, names, size, ladders))
+    return groups
+
+
+def _split(name: str) -> tuple[str, str]:
+    stage, _, group = name.rpartition('.')
+    return stage, group
+
+
+def _size_of_weights(layers: Sequence[Any]) -> Size:
+    weights = [layer.weight for layer in layers]
+    return Size(sum(each.numel() for each in weights), sum(each.numel() * each.itemsize for each in weights))
+
+
+def _ladders(layers: Sequence[Any], plain: Size) -> list[list[Option]]:
+    """The options for plain layers without values that make them smaller."""
+    if any(getattr(layer, 'padding_mode', 'zeros') != 'zeros' for layer in layers):
+        return []
+    number = len(layers)
+    if getattr(layers[0], 'groups', 1) == 1:
+        kinds = [_bases(layers, own) for own in (_OWN if number > 1 else _OWN[:1])]
+    else:  # a basis is for ungrouped convs
+        kinds = [[(f'T{k}', dict(type='TemplateBank', num_templates=k)) for k in range(1, number)]]
+    ladders = [[Option(bank, rank, _size_of_bank(bank, layers)) for rank, bank in kind] for kind in kinds]
+    ladders = [[option for option in ladder if option.size.parameters < plain.parameters] for ladder in ladders]
+    return [ladder for ladder in ladders if ladder]
+
+
+def _bases(layers: Sequence[Any], own: float) -> list[tuple[str, dict]]:
+    """Bases of rising rank, each with its rank, with so many own filters for each shared one."""
+    number, weight = len(layers), layers[0].weight
+    filters, dims = weight.flatten(1).shape  # O, K
+    found = {}
+    for kept in _KEPT:
+        shared = round(kept * number * filters * dims / (dims + number * (own * dims + (1 + own) * filters)))
+        unique = round(own * shared)
+        if shared and shared + unique <= dims and (unique or not own):
+            config = dict(type='FilterBasis', shared_rank=shared, unique_rank=unique, base_channels=weight.shape[1])
+            found[f'S{shared}U{unique}'] = config
+    return list(found.items())
+
+
+def _size_of_bank(config: dict, layers: Sequence[Any]) -> Size:
+    """The size of a bank and of its layers, which are alike, without their biases."""
+    bank = make_bank(config, layers)
+    first = _size_of_shared([bank.make_layer(layers[0])])
+    if len(layers) < 2:
+        return first
+    second = _size_of_shared([bank.make_layer(layers[1])])  # without the bank
+    return Size(*(one + (len(layers) - 1) * more for one, more in zip(first, second)))
+
+
+def _size_of_shared(layers: Sequence[SharedLayer]) -> Size:
+    """The size of shared layers and of the banks in them, without their biases."""
+    whole, biases = size_of(nn.ModuleList(layers)), [layer.bias for layer in layers if layer.bias is not None]
+    return Size(
+        whole.parameters - sum(each.numel() for each in biases),
+        whole.bytes - sum(each.numel() * each.itemsize for each in biases),
+    )
+
+
+def smallest(groups: Sequence[Group], plain: Size) -> Size:
+    """The fewest parameters and the fewest bytes that a network of this plain size can have."""
+    least = []
+    for unit in Size._fields:
+        options = [[getattr(option.size, unit) for ladder in group.ladders for option in ladder] for group in groups]
+        saved = sum(getattr(group.size, unit) - min(each) for group, each in zip(groups, options))
+        least.append(getattr(plain, unit) - saved)
+    return Size(*least)
+
+
+def check_budget(least: Size, plain: Size, limit: float, unit: str) -> None:
+    """Raise a :class:`SharingError` if a network cannot be made so small, or is so small already."""
+    fewest, whole = getattr(least, unit), getattr(plain, unit)
+    if limit < fewest:
+        raise SharingError(
+            f'The smallest network that sharing makes of this one has {fewest:,} {unit}, {fewest / whole:.1%} of its '
+            f'{whole:,}, and the budget is {int(limit):,}: give a larger one.'
+        )
+    if limit >= whole:
+        raise SharingError(f'The network has {whole:,} {unit}, and the budget is {int(limit):,}: give a smaller one.')
+
+
+def predict_costs(groups: Sequence[Group], meter: Callable[[Sequence[str], dict], float]) -> list[list[Option]]:
+    """The options of each group with their costs. Some of each ladder are measured; between them, the logarithm of the
+    cost is interpolated over that of the size, without overshooting. A larger bank of a ladder never costs more.
+
+    A group on which no output depends, since no bank costs anything, has no options but to stay as it is.
+
+    Args:
+        groups (Sequence[Group]): The groups.
+        meter (Callable): Gives the cost of a bank for the layers of some names, a :class:`CostMeter` for example.
+    """
+    steps = [[_spread(ladder) for ladder in group.ladders] for group in groups]
+    options = []
+    with tqdm(total=sum(len(each) for ladders in steps for each in ladders), desc='costs', disable=None) as bar:
+        for group, ladders in zip(groups, steps):
+            found, some = [Option(None, '', group.size, 0.0)], False
+            for ladder, chosen in zip(group.ladders, ladders):
+                measured = []
+                for step in chosen:
+                    measured.append(meter(group.layers, ladder[step].bank))
+                    bar.update()
+                found += _interpolate(ladder, chosen, measured)
+                some |= any(measured)
+            options.append(found if some else found[:1])
+    return options
+
+
+def _spread(ladder: Sequence[Option]) -> list[int]:
+    """The steps of a ladder to measure, first and last among them."""
+    return sorted({round(step) for step in np.linspace(0, len(ladder) - 1, min(_MEASURED, len(ladder)))})
+
+
+def _interpolate(ladder: Sequence[Option], steps: Sequence[int], measured: Sequence[float]) -> list[Option]:
+    """The options of a ladder with their costs, from those that were measured at some steps."""
+    if len(steps) < 2:
+        return [ladder[step]._replace(cost=cost) for step, cost in zip(steps, measured)]
+    sizes = np.log([option.size.parameters for option in ladder])
+    falling = np.minimum.accumulate(np.maximum(measured, 1e-12))
+    costs = np.exp(PchipInterpolator(sizes[list(steps)], np.log(falling))(sizes))
+    return [option._replace(cost=float(cost)) for option, cost in zip(ladder, costs)]
+
+
+def choose(options: Sequence[Sequence[Option]], plain: Size, limit: float, unit: str = 'parameters') -> list[Option]:
+    """Choose one option for each group, so that the size of the network keeps a limit at the least sum of costs.
+
+    Args:
+        options (Sequence[Sequence[Option]]): The options of each group.
+        plain (Size): The size of the plain network.
+        limit (float): The largest size.
+        unit (str): What the limit counts: ``'parameters'`` or ``'bytes'``.
+
+    Raises:
+        SharingError: If no choice keeps the limit.
+    """
+    kept = getattr(plain, unit) - sum(getattr(each[0].size, unit) for each in options)  # outside of the groups
+    fronts = [_front(each, unit) for each in options]
+    least = kept + sum(getattr(front[0].size, unit) for front in fronts)
+    check_budget(plain._replace(**{unit: least}), plain, limit, unit)
+    chosen, room = [], limit - kept
+    while not chosen or sum(getattr(option.size, unit) for option in chosen) > limit - kept:
+        chosen = _knapsack(fronts, room, unit)
+        room -= 1  # the solver takes 0.999999 for 1
+    return chosen
+
+
+def _front(options: Sequence[Option], unit: str) -> list[Option]:
+    """The options of rising size and falling cost: those for which no other is both smaller and cheaper."""
+    front: list[Option] = []
+    for option in sorted(options, key=lambda each: (getattr(each.size, unit), each.cost)):
+        if not front or option.cost < front[-1].cost:
+            front.append(option)
+    return front
+
+
+def _knapsack(fronts: Sequence[Sequence[Option]], room: float, unit: str) -> list[Option]:
+    """One option of each group, whose sizes together find room at the least sum of costs."""
+    options = [option for front in fronts for option in front]
+    costs = np.array([option.cost for option in options])
+    one_each = np.zeros((len(fronts), len(options)))
+    start = 0
+    for row, front in zip(one_each, fronts):
+        row[start : start + len(front)] = 1
+        start += len(front)
+    solution = milp(
+        costs * (1e4 / max(costs.max(), 1e-12)),  # far from the tolerances of the solver
+        integrality=np.ones(len(options)),
+        bounds=Bounds(0, 1),
+        constraints=[
+            LinearConstraint(one_each, 1, 1),
+            LinearConstraint([[getattr(option.size, unit) for option in options]], ub=room),
+        ],
+        options=dict(mip_rel_gap=0),
+    )
+    return [option for option, taken in zip(options, solution.x) if taken > 0.5]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a group of layers becomes.
+
+    Attributes:
+        stage (str): Their stage; of a single layer, the module that holds it.
+        group (str): Their name within the blocks of the stage; of a single layer, its name in the module.
+        layers (list[str]): Their names in the network.
+        before (int): The number of parameters of their weights.
+        after (int): The same in the bank and the layers that share it.
+        bank (dict | None): The config of the bank; None if they stay plain.
+        rank (str): The rank of the bank, such as S16U2.
+        cost (float): The predicted cost.
+    """
+
+    stage: str
+    group: str
+    layers: list[str]
+    before: int
+    after: int
+    bank: dict | None
+    rank: str
+    cost: float
+
+    @property
+    def name(self) -> str:
+        return f'{self.stage}.{self.group}'.strip('.')
+
+    def sharing(self) -> dict:
+        """The arguments of :func:`mmshared.share_layers` for this group."""
+        if len(self.layers) == 1:
+            return dict(layers=[re.escape(self.layers[0])], bank=self.bank)
+        return dict(stages=re.escape(self.stage), groups=[re.escape(self.group)], own_blocks=0, bank=self.bank)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which layers of a network share what.
+
+    Attributes:
+        plain (Size): The size of the plain network.
+        rows (list[Row]): A row for each group, also for those that stay plain.
+    """
+
+    plain: Size
+    rows: list[Row]
+
+    @property
+    def parameters(self) -> int:
+        """The number of parameters of the shared network."""
+        return self.plain.parameters - sum(row.before - row.after for row in self.rows)
+
+    @property
+    def cost(self) -> float:
+        """The predicted cost."""
+        return sum(row.cost for row in self.rows)
+
+    def sharing(self) -> list[dict]:
+        """The ``sharing`` of the whole network."""
+        return [row.sharing() for row in self.rows if row.bank is not None]
+
+    def to_json(self) -> str:
+        totals = dict(parameters=self.parameters, cost=self.cost)
+        return json.dumps(
+            dict(plain=self.plain._asdict(), **totals, rows=[asdict(row) for row in self.rows]), indent=1
+        )
+
+    @classmethod
+    def from_json(cls, text: str, source: str) -> Plan:
+        """Read a plan.
+
+        Args:
+            text (str): What :meth:`to_json` made, perhaps edited.
+            source (str): Its name, for messages.
+
+        Raises:
+            SharingError: If it is not a plan.
+        """
+        try:
+            content = json.loads(text)
+            return cls(Size(**content['plain']), [Row(**row) for row in content['rows']])
+        except (ValueError, KeyError, TypeError) as error:
+            raise SharingError(f'{source} is not a plan: {error!r}. Edit the one that was written.') from None
+
+    def table(self) -> Table:
+        """The plan for people."""
+        table = Table(
+            caption=f'{self.parameters:,} of {self.plain.parameters:,} parameters '
+            f'({self.parameters / self.plain.parameters:.1%}), predicted cost {self.cost:.4g}'
+        )
+        for name in ('stage', 'group'):
+            table.add_column(name, overflow='fold')
+        for name in ('layers', 'before', 'after'):
+            table.add_column(name, justify='right')
+        for name in ('bank', 'rank'):
+            table.add_column(name, no_wrap=True)
+        table.add_column('predicted cost', justify='right')
+        for row in self.rows:
+            bank = '' if row.bank is None else row.bank['type']
+            numbers = [f'{each:,}' for each in (len(row.layers), row.before, row.after)]
+            table.add_row(row.stage, row.group, *numbers, bank, row.rank, f'{row.cost:.4g}')
+        return table
+
+    def config(self, base: str, model: str) -> str:
+        """The text of a config of the shared network.
+
+        Args:
+            base (str): The config of the plain network: its name in a library, or its path from the new config.
+            model (str): The type of its model.
+        """
+        lines = [f'_base_ = {base!r}', 'model = dict(', f'    type={shared_type(model)!r},', '    sharing=[']
+        for row in self.rows:
+            if row.bank is not None:
+                lines.append(f'        # {row.name}: {row.after:,} of {row.before:,} parameters')
+                lines.append(f'        {_call(row.sharing())},')
+        return '\n'.join([*lines, '    ],', ')', ''])
+
+
+def shared_type(model: str) -> str:
+    """The type of the twin that shares: ``mmdet.SharedRetinaNet`` for ``mmdet.RetinaNet``."""
+    library, dot, name = model.rpartition('.')
+    return f'{library}{dot}Shared{name}'
+
+
+def _call(value: Any) -> str:
+    """A value as a config writes it: ``dict(key=value)``, raw strings for patterns."""
+    if isinstance(value, dict):
+        return f'dict({", ".join(f"{key}={_call(each)}" for key, each in value.items())})'
+    if isinstance(value, list):
+        return f'[{", ".join(map(_call, value))}]'
+    return f"r'{value}'" if isinstance(value, str) and '\\' in value else repr(value)
+
+
+def make_plan(
+    groups: Sequence[Group], options: Sequence[Sequence[Option]], plain: Size, limit: float, unit: str = 'parameters'
+) -> Plan:
+    """Plan what each group becomes, so that the network keeps a limit at the least sum of costs.
+
+    Args:
+        groups (Sequence[Group]): The groups.
+        options (Sequence[Sequence[Option]]): The options of each, with their costs.
+        plain (Size): The size of the plain network.
+        limit (float): The largest size.
+        unit (str): What the limit counts: ``'parameters'`` or ``'bytes'``.
+
+    Raises:
+        SharingError: If nothing keeps the limit.
+    """
+    rows = [
+        Row(
+            each.stage,
+            each.group,
+            list(each.layers),
+            each.size.parameters,
+            option.size.parameters,
+            *option[:2],
+            option.cost,
+        )
+        for each, option in zip(groups, choose(options, plain, limit, unit))
+    ]
+    return Plan(plain, rows)
+
+
+def check_plan(plan: Plan, model: nn.Module, source: str) -> Plan:
+    """Check that a plan is one for a network, and count its parameters again: it may have been edited.
+
+    Args:
+        plan (Plan): The plan.
+        model (nn.Module): The plain network.
+        source (str): Its name, for messages.
+
+    Raises:
+        SharingError: If it is for another network.
+    """
+    empty = copy.deepcopy(model).to('meta')
+    places, rows = plain_layers(empty), []
+    for row in plan.rows:
+        missing = [name for name in row.layers if name not in places]
+        if missing or not row.layers:
+            raise SharingError(
+                f'{source} is of another network: this one has no layer {"".join(missing[:1])} to share.'
+            )
+        size = _size_of_weights([places[name].layer for name in row.layers])
+        after = size
+        if row.bank is not None:
+            made = share_layers(empty, **row.sharing())
+            if [sorted(bank.names) for bank in made] != [sorted(row.layers)]:
+                raise SharingError(
+                    f'The layers of {row.name} in {source} are not those of this name in the stage: change banks and '
+                    'ranks or remove rows, and leave the layers.'
+                )
+            after = _size_of_shared(made[0].layers)
+        rows.append(replace(row, before=size.parameters, after=after.parameters))
+    return Plan(size_of(model), rows)

@@ -1,0 +1,84 @@
+"""The steps of a run, each of which makes a file: what is there already is not made again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mmengine.dist import barrier, is_main_process, master_only
+
+from ..engine.checkpoint import write_text
+
+
+class Steps:
+    """Makes the files of a folder. One that is there is made again only if what it is made from has changed: of that
+    the folder keeps a note, ``steps.json``.
+
+    Args:
+        folder (Path): The folder. It is created.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._note = folder / 'steps.json'
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def __call__(self, name: str, sources: list[Any], make: Callable[[Path], None], together: bool = False) -> Path:
+        """Make a file if it is not there.
+
+        Args:
+            name (str): Its name.
+            sources (list): What it is made from: values that JSON knows, and paths, for the content of the files.
+            make (Callable): Makes it, completely or not at all, at a path.
+            together (bool): Whether all processes of a distributed run make it. Defaults to False: the first one does,
+                and the others wait.
+
+        Returns:
+            Path: The file.
+        """
+        path, digest = self.folder / name, digest_of(sources)
+        there = self._is_there(path, digest)
+        barrier()  # all processes have looked
+        if there:
+            say(f'{path}: there already')
+            return path
+        start = time.time()
+        if together or is_main_process():
+            make(path)
+        if is_main_process():
+            write_text(self._note, json.dumps({**self._digests(), name: digest}, indent=1))
+            say(f'{path}: made in {time.time() - start:.0f} s')
+        while not self._is_there(path, digest):  # a barrier would not wait for hours
+            time.sleep(1)
+        return path
+
+    def _digests(self) -> dict[str, str]:
+        return json.loads(self._note.read_text()) if self._note.is_file() else {}
+
+    def _is_there(self, path: Path, digest: str) -> bool:
+        return path.is_file() and self._digests().get(path.name) == digest
+
+
+def digest_of(sources: list[Any]) -> str:
+    """A digest of values and of the contents of files."""
+    found = hashlib.sha256()
+    for source in sources:
+        if isinstance(source, Path):
+            with open(source, 'rb') as file:
+                while block := file.read(2**24):
+                    found.update(block)
+        else:
+            found.update(json.dumps(source, sort_keys=True).encode())
+        found.update(b'\0')
+    return found.hexdigest()
+
+
+@master_only
+def say(line: str) -> None:
+    """Print a line to stderr: what the runners print to stdout is in their logs."""
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,321 @@
+"""Compression: steps that are made once, and the whole tool on tiny networks."""
+
+import json
+import re
+
+import pytest
+import torch
+
+from helpers import ROOT, call, randomise_norms
+from mmshared import SharingError, banks
+from mmshared.compress.calibration import calibration_loader
+from mmshared.compress.pipeline import Budget, Compression, fine_tuning
+from mmshared.compress.plan import Plan, size_of
+from mmshared.compress.steps import Steps
+from mmshared.engine.build import build_model, load_model
+from mmshared.engine.config import load_config, merge_options
+
+CLASSIFIER = """
+_base_ = 'mmpretrain::_base_/default_runtime.py'
+data_preprocessor = dict(num_classes=10, mean=[127, 127, 127], std=[64, 64, 64])
+train_dataloader = dict(
+    batch_size=8,
+    num_workers=0,
+    sampler=dict(type='DefaultSampler', shuffle=True),
+    dataset=dict(
+        type='CustomDataset',
+        data_root='{images}',
+        data_prefix='train',
+        pipeline=[dict(type='LoadImageFromFile'), dict(type='RandomFlip', prob=0.5), dict(type='PackInputs')],
+    ),
+)
+val_dataloader = dict(
+    batch_size=8,
+    num_workers=0,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(
+        type='CustomDataset',
+        data_root='{images}',
+        data_prefix='test',
+        pipeline=[dict(type='LoadImageFromFile'), dict(type='PackInputs')],
+    ),
+)
+val_evaluator = dict(type='Accuracy', topk=(1,))
+train_cfg = dict(by_epoch=True, max_epochs=90)
+val_cfg = dict()
+optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.1, momentum=0.9))
+param_scheduler = dict(type='MultiStepLR', milestones=[30, 60])
+model = dict(
+    type='ImageClassifier',
+    backbone=dict(
+        type='ResNet_CIFAR',
+        depth=18,
+        base_channels=4,
+        stem_channels=4,
+        num_stages=2,
+        strides=(1, 2),
+        dilations=(1, 1),
+        out_indices=(1,),
+    ),
+    neck=dict(type='GlobalAveragePooling'),
+    head=dict(type='LinearClsHead', num_classes=10, in_channels=8, loss=dict(type='CrossEntropyLoss')),
+)
+"""
+
+
+class TestSteps:
+    @staticmethod
+    def make(steps, *sources):
+        """Make a file; returns whether it was made now."""
+        made = []
+        steps('file', list(sources), lambda path: made.append(path.write_text('made')))
+        return bool(made)
+
+    def test_a_file_is_made_once(self, tmp_path):
+        assert [self.make(Steps(tmp_path), 1, 'a') for _ in range(3)] == [True, False, False]
+
+    def test_it_is_made_again_if_what_it_is_made_from_has_changed(self, tmp_path):
+        source = tmp_path / 'source'
+        source.write_text('old')
+        assert self.make(Steps(tmp_path), source, dict(rank=1))
+        assert self.make(Steps(tmp_path), source, dict(rank=2))
+        source.write_text('new')
+        assert self.make(Steps(tmp_path), source, dict(rank=2))
+        assert not self.make(Steps(tmp_path), source, dict(rank=2))
+
+    def test_it_is_made_again_if_it_was_removed_or_not_completed(self, tmp_path):
+        def interrupted(path):
+            path.write_text('half')
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            Steps(tmp_path)('file', [], interrupted)
+        assert self.make(Steps(tmp_path))
+        (tmp_path / 'file').unlink()
+        assert self.make(Steps(tmp_path))
+
+
+@pytest.fixture
+def config(images, tmp_path):
+    """The file of a config of a tiny classifier."""
+    path = tmp_path / 'classifier.py'
+    path.write_text(CLASSIFIER.replace('{images}', str(images)))
+    return str(path)
+
+
+@pytest.fixture
+def checkpoint(config, tmp_path):
+    model = randomise_norms(build_model(load_config(config)))
+    with torch.no_grad():
+        model.head.fc.weight.mul_(100)  # logits that differ
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'plain.pth')
+    return str(tmp_path / 'plain.pth')
+
+
+def compression(config, checkpoint, work_dir, **kwargs):
+    cfg = load_config(config)
+    cfg.work_dir, cfg.runner_type = str(work_dir), 'SharingRunner'
+    return Compression(cfg, config, checkpoint, **{**dict(images=16, budget=Budget(0.5, 'kept')), **kwargs})
+
+
+class TestChecks:
+    @pytest.fixture
+    def refusal(self, config, checkpoint, tmp_path):
+        def refusal(change=None, checkpoint=checkpoint, **kwargs):
+            found = compression(config, checkpoint, tmp_path / 'work', **kwargs)
+            if change:
+                found.cfg.merge_from_dict(change)
+            with pytest.raises(SharingError) as error:
+                found.check()
+            assert not (tmp_path / 'work').exists()
+            return str(error.value)
+
+        return refusal
+
+    def test_a_budget_that_cannot_be_met_is_refused_with_the_smallest_that_can(self, refusal):
+        told = refusal(budget=Budget(1000, 'bytes'))
+        assert re.search(
+            r'The smallest network .* has [\d,]+ bytes, [\d.]+% of its [\d,]+, and the budget is 1,000', told
+        )
+        assert 'and the budget is 100,000: give a smaller one' in refusal(budget=Budget(1e5, 'parameters'))
+
+    def test_missing_data_are_named(self, refusal):
+        change = {'train_dataloader.dataset.data_root': 'no/folder'}
+        assert 'The data set of train_dataloader is expected in no/folder, which is not there' in refusal(change)
+        assert refusal(dict(val_dataloader=None)) == 'The config has no val_dataloader, which compression needs.'
+
+    def test_a_checkpoint_of_another_network_is_refused(self, refusal, tmp_path):
+        torch.save(dict(state_dict={'a': torch.ones(1)}), tmp_path / 'other.pth')
+        assert 'other.pth is not of the model of this config' in refusal(checkpoint=str(tmp_path / 'other.pth'))
+
+    def test_a_network_that_shares_is_refused(self, refusal):
+        sharing = dict(groups=['conv1'], bank=dict(type='TiedFilters'))
+        change = {'model.backbone.type': 'SharedResNet_CIFAR', 'model.backbone.sharing': sharing}
+        assert 'shares already: give the config of the plain network' in refusal(change)
+
+    def test_a_plan_that_does_not_fit_is_refused(self, refusal, tmp_path):
+        plan = tmp_path / 'plan.json'
+        assert 'plan.json cannot be read' in refusal(budget=None, plan=plan)
+        row = dict(stage='a', group='b', layers=['a.0.b'], before=1, after=1, bank=None, rank='', cost=0)
+        plan.write_text(json.dumps(dict(plain=dict(parameters=1, bytes=4), rows=[row])))
+        assert 'plan.json is of another network: this one has no layer a.0.b' in refusal(budget=None, plan=plan)
+
+
+def test_fine_tuning_takes_a_tenth_of_the_learning_rate_and_the_plain_network_as_the_teacher(config):
+    cfg = load_config(config)
+    cfg.train_dataloader.sampler.type = 'InfiniteSampler'
+    tuned = fine_tuning(cfg, 3, 'plain.pth')
+    assert tuned.optim_wrapper.optimizer == dict(cfg.optim_wrapper.optimizer, lr=pytest.approx(0.01))
+    assert tuned.param_scheduler.type == 'CosineAnnealingLR' and tuned.param_scheduler.T_max == 3
+    assert tuned.custom_hooks == [dict(type='DistillationHook', checkpoint='plain.pth')]
+    assert tuned.train_dataloader.sampler == dict(type='DefaultSampler', shuffle=True)
+    assert cfg.optim_wrapper.optimizer.lr == 0.1
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.fixture
+def killed(monkeypatch):
+    """Lets each run make one file only. Returns the names of all that were made."""
+    made: list[str] = []
+    original = Steps.__call__
+
+    def make_one(self, name, sources, make, together=False):
+        def counted(path):
+            if made and made[-1] == 'killed':
+                raise Killed
+            make(path)
+            made.extend([path.name, 'killed'])
+
+        return original(self, name, sources, counted, together)
+
+    monkeypatch.setattr(Steps, '__call__', make_one)
+    return made
+
+
+@pytest.mark.slow
+class TestPipeline:
+    STEPS = [
+        'plain.json',
+        'moments.pth',
+        'options.json',
+        'plan.json',
+        'compressed.py',
+        'converted.pth',
+        'converted.json',
+        'finetuned.pth',
+        'finetuned.json',
+        'folded.pth',
+        'report.html',
+    ]
+
+    def test_a_run_that_is_killed_after_each_step_makes_each_file_once(self, config, checkpoint, tmp_path, killed):
+        runs = 0
+        while True:
+            runs += 1
+            killed[:] = [name for name in killed if name != 'killed']
+            try:
+                report = compression(config, checkpoint, tmp_path / 'work').run()
+                break
+            except Killed:
+                continue
+        assert killed[:-1] == self.STEPS and runs == len(self.STEPS)
+        assert list(json.loads(report.with_suffix('.json').read_text())) == ['plain', 'converted', 'finetuned', 'plan']
+
+    def test_a_classifier_by_the_tool(self, config, checkpoint, tmp_path):
+        work_dir = tmp_path / 'work'
+        arguments = [config, checkpoint, '--keep', '0.5', '--images', '16', '--work-dir', work_dir]
+        result = call('compress.py', *arguments)
+        assert result.returncode == 0, result.stderr
+        plan = Plan.from_json((work_dir / 'plan.json').read_text(), 'plan.json')
+        assert plan.parameters <= 0.5 * plan.plain.parameters
+
+        written = (work_dir / 'compressed.py').read_text()
+        assert written.startswith("_base_ = '../classifier.py'\nmodel = dict(")
+        cfg = load_config(str(work_dir / 'compressed.py'))
+        shared = load_model(cfg, str(work_dir / 'finetuned.pth')).eval()
+        assert size_of(shared).parameters == plan.parameters and len(banks(shared)) == len(plan.sharing())
+        folded = load_model(load_config(str(work_dir / 'folded.py')), str(work_dir / 'folded.pth'))
+        batch = next(iter(calibration_loader(cfg, 4)))
+        outputs = [model.test_step(batch) for model in (shared, folded)]
+        scores = [torch.stack([sample.pred_score for sample in each]) for each in outputs]
+        assert torch.allclose(*scores, atol=1e-5)
+
+        before = {path.name: path.stat().st_mtime_ns for path in work_dir.iterdir() if path.is_file()}
+        assert call('compress.py', *arguments).returncode == 0
+        assert before == {path.name: path.stat().st_mtime_ns for path in work_dir.iterdir() if path.is_file()}
+
+    def test_another_budget_measures_nothing_again_and_an_edited_plan_is_taken(self, config, checkpoint, tmp_path):
+        work_dir, kept = tmp_path / 'work', []
+        for budget in (0.5, 0.7):
+            compression(config, checkpoint, work_dir, budget=Budget(budget, 'kept'), epochs=0).run()
+            kept.append((work_dir / 'options.json').stat().st_mtime_ns)
+        assert kept[0] == kept[1] and not (work_dir / 'finetuned.pth').exists()
+        content = json.loads((work_dir / 'plan.json').read_text())
+        content['rows'] = [row for row in content['rows'] if row['bank']][:1]
+        (tmp_path / 'edited.json').write_text(json.dumps(content))
+        compression(config, checkpoint, work_dir, budget=None, plan=tmp_path / 'edited.json', epochs=0).run()
+        shared = load_model(load_config(str(work_dir / 'compressed.py')), str(work_dir / 'converted.pth'))
+        assert [list(bank.names) for bank in banks(shared)] == [content['rows'][0]['layers']]
+
+    def test_the_smallest_network_within_a_drop(self, config, checkpoint, tmp_path, monkeypatch):
+        """Judged by a metric that is the share of the parameters."""
+
+        def evaluate(self, steps, name, cfg, checkpoint):
+            return dict(size=100 * size_of(load_model(cfg, str(checkpoint))).parameters / self.size.parameters)
+
+        monkeypatch.setattr(Compression, 'evaluate', evaluate)
+        found = compression(config, checkpoint, tmp_path / 'work', budget=None, max_drop=30, epochs=0)
+        found.run()
+        kept = size_of(
+            load_model(load_config(str(tmp_path / 'work/compressed.py')), str(tmp_path / 'work/converted.pth'))
+        )
+        assert 0.7 <= kept.parameters / found.size.parameters < 0.75
+        again = compression(config, checkpoint, tmp_path / 'other', budget=None, max_drop=-1, epochs=0)
+        with pytest.raises(SharingError, match='No smaller network keeps size within -1 points'):
+            again.run()
+
+    def test_options_of_the_config_are_kept(self, config, checkpoint, tmp_path):
+        work_dir = tmp_path / 'work'
+        options = ['--cfg-options', 'train_dataloader.batch_size=5', '--epochs', '0', '--images', '16']
+        result = call('compress.py', config, checkpoint, '--keep', '0.5', '--work-dir', work_dir, *options)
+        assert result.returncode == 0, result.stderr
+        assert (work_dir / 'compressed.py').read_text().startswith("_base_ = 'plain.py'\n")
+        assert load_config(str(work_dir / 'compressed.py')).train_dataloader.batch_size == 5
+
+    def test_a_detector(self, tmp_path):
+        """From random weights: everything of it is small, except that it is a detector."""
+        data = tmp_path / 'digits'
+        scenes = ['--train', '4', '--val', '2', '--size', '64', '--digits', '1', '2', '--digit-size', '16', '32']
+        assert call('dataset_converters/digit_scenes.py', data, *scenes).returncode == 0
+        cfg = load_config(str(ROOT / 'configs/small/faster-rcnn_r50-narrow_12e_digits.py'))
+        merge_options(cfg, {'data_root': str(data), 'model.backbone.depth': 18})
+        cfg.model.neck.in_channels = [16, 32, 64, 128]
+        for loader in (cfg.train_dataloader, cfg.val_dataloader):
+            loader.update(num_workers=0, persistent_workers=False)
+        cfg.work_dir, cfg.runner_type = str(tmp_path / 'work'), 'SharingRunner'
+        model = randomise_norms(build_model(cfg))
+        torch.save(dict(state_dict=model.state_dict()), tmp_path / 'plain.pth')
+        found = Compression(cfg, None, str(tmp_path / 'plain.pth'), Budget(0.3, 'kept'), images=2)
+        report = json.loads(found.run().with_suffix('.json').read_text())
+        assert list(report['finetuned']['metrics']) == list(report['plain']['metrics'])
+        rows = {row.name: row for row in Plan.from_json((tmp_path / 'work/plan.json').read_text(), 'plan.json').rows}
+        assert rows['roi_head.bbox_head.shared_fcs.0'].rank.endswith('U0')  # more than half of all parameters
+        assert {'backbone', 'neck', 'roi_head'} <= {name.partition('.')[0] for name, row in rows.items() if row.bank}
+        plain = load_model(load_config(str(tmp_path / 'work/folded.py')), str(tmp_path / 'work/folded.pth'))
+        assert type(plain) is type(model) and size_of(plain).parameters >= size_of(model).parameters
+
+    @pytest.mark.parametrize(
+        'text, told',
+        [
+            ('10MB', 'the budget is 10,000,000:'),
+            ('1.5kib', 'the budget is 1,536:'),
+            ('2e3', 'the budget is 2,000:'),
+            ('10 apples', '10 apples is not a size: write for example 10MB'),
+        ],
+    )
+    def test_sizes_have_units(self, text, told, config, checkpoint, tmp_path):
+        result = call('compress.py', config, checkpoint, '--bytes', text, '--work-dir', tmp_path / 'work')
+        assert result.returncode == 1 and told in result.stderr

@@ -1,0 +1,296 @@
+"""Plans: what they count is what is built, they keep their budget, and a measurement is made once."""
+
+import json
+from functools import cache
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mmengine.model import BaseModel
+from torch import nn
+
+from helpers import ROOT, TIED
+from mmshared import SharingError, banks, share_layers
+from mmshared.compress.costs import CostMeter
+from mmshared.compress.outputs import Outputs, difference, outputs_of
+from mmshared.compress.plan import (
+    Option,
+    Plan,
+    Size,
+    check_plan,
+    choose,
+    find_groups,
+    make_plan,
+    predict_costs,
+    size_of,
+    smallest,
+)
+from mmshared.engine.build import build_model
+from mmshared.engine.config import load_config
+
+
+class Network(BaseModel):
+    """Two convs in each of four blocks, one that is used by nobody, and a linear that does not repeat."""
+
+    def __init__(self, width=8):
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.Conv2d(width, width, 1))
+            for _ in range(4)
+        )
+        self.fc = nn.Linear(width, 40)
+        self.spare = nn.Linear(width, 40)
+
+    def forward(self, inputs, mode='tensor'):
+        x = self.stem(inputs)
+        for block in self.blocks:
+            x = x + block(x).relu()
+        return self.fc(x.mean((2, 3)))
+
+
+def batches(number=2):
+    generator = torch.Generator().manual_seed(0)
+    return [dict(inputs=torch.randn(4, 3, 8, 8, generator=generator)) for _ in range(number)]
+
+
+def rank_cost(layers, bank):
+    """A cost that falls with the rank."""
+    return 1 / (1 + bank.get('shared_rank', 0) + 2 * bank.get('unique_rank', 0))
+
+
+@cache
+def groups_of(width=8):
+    return find_groups(Network(width))
+
+
+def planned(kept, unit='parameters'):
+    groups, plain = groups_of(), size_of(Network())
+    return make_plan(groups, predict_costs(groups, rank_cost), plain, kept * getattr(plain, unit), unit)
+
+
+class TestGroups:
+    def test_layers_that_repeat_are_groups_and_others_may_have_a_low_rank(self):
+        groups = groups_of()
+        assert [(each.stage, each.group, len(each.layers)) for each in groups] == [
+            ('', 'stem', 1),
+            ('blocks', '0', 4),
+            ('blocks', '2', 4),
+            ('', 'fc', 1),
+            ('', 'spare', 1),
+        ]
+
+    def test_without_sharing_each_layer_is_a_group(self):
+        groups = find_groups(Network(), share=False)
+        assert [len(each.layers) for each in groups] == [1] * 11
+
+    def test_every_option_is_smaller_than_the_plain_layers(self):
+        for group in groups_of():
+            options = [option for ladder in group.ladders for option in ladder]
+            assert options and all(0 < option.size.parameters < group.size.parameters for option in options)
+
+    def test_small_layers_stay_as_they_are(self):
+        network = Network()
+        network.fc = nn.Linear(8, 40000)
+        assert [each.group for each in find_groups(network)] == ['0', 'fc']
+
+
+class TestChoice:
+    sizes = st.integers(1, 10**7)
+    groups = st.lists(st.lists(st.tuples(sizes, st.floats(1e-6, 10)), min_size=1, max_size=4), min_size=1, max_size=4)
+
+    @staticmethod
+    def options(groups):
+        """Options of the groups, each with one more that is the plain group, and the size of the network."""
+        found = []
+        for group in groups:
+            plain = Size(1 + max(size for size, _ in group), 0)
+            found.append(
+                [Option(None, '', plain, 0.0)] + [Option({}, '', Size(size, 0), cost) for size, cost in group]
+            )
+        return found, Size(100 + sum(each[0].size.parameters for each in found), 0)
+
+    @settings(max_examples=30, deadline=None)
+    @given(groups=groups, share=st.floats(0, 1))
+    def test_it_keeps_the_budget_at_the_least_cost_of_all_choices(self, groups, share):
+        options, plain = self.options(groups)
+        least = 100 + sum(min(option.size.parameters for option in each) for each in options)
+        limit = least + share * (plain.parameters - least)
+        chosen = choose(options, plain, limit)
+        assert 100 + sum(option.size.parameters for option in chosen) <= limit
+        best = [(100, 0.0)]
+        for each in options:
+            best = [(size + option.size.parameters, cost + option.cost) for size, cost in best for option in each]
+        assert sum(option.cost for option in chosen) == pytest.approx(min(c for s, c in best if s <= limit), abs=1e-6)
+
+    def test_a_larger_budget_never_costs_more(self):
+        costs = [planned(kept).cost for kept in (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.999)]
+        assert costs == sorted(costs, reverse=True) and costs[0] > costs[-1]
+
+    def test_a_budget_that_cannot_be_met_is_refused_with_the_smallest_that_can(self):
+        network = Network()
+        least = smallest(groups_of(), size_of(network)).parameters
+        with pytest.raises(SharingError, match=rf'has {least:,} parameters.* budget is {least - 1:,}:'):
+            planned((least - 1) / size_of(network).parameters)
+        assert planned(least / size_of(network).parameters).parameters == least
+
+
+class TestCosts:
+    def test_some_ranks_are_measured_and_the_cost_of_those_between_lies_between(self):
+        measured = {}
+
+        def cost(layers, bank):
+            return measured.setdefault(json.dumps([layers, bank]), rank_cost(layers, bank))
+
+        groups = groups_of(16)
+        options = predict_costs(groups, cost)
+        assert len(measured) < sum(map(len, options)) - len(options)
+        for group, (plain, *found) in zip(groups, options):
+            assert plain.bank is None and plain.cost == 0
+            known = [measured.get(json.dumps([group.layers, option.bank])) for option in found]
+            assert all(cost is None or cost == pytest.approx(option.cost) for cost, option in zip(known, found))
+            for ladder in group.ladders:
+                costs = [option.cost for option in found if option.rank in {each.rank for each in ladder}]
+                assert costs == sorted(costs, reverse=True)
+
+    def test_a_measured_cost_that_rises_with_the_rank_does_not_make_a_larger_bank_cost_more(self):
+        options = predict_costs(groups_of(), lambda layers, bank: 1 + bank.get('shared_rank', 0) % 3)
+        bases = [option for option in options[1] if option.rank.endswith('U0')]
+        assert len(bases) > 3 and [each.cost for each in bases] == sorted((each.cost for each in bases), reverse=True)
+
+    def test_the_cost_is_the_change_of_the_outputs_and_the_network_stays_as_it_was(self):
+        network, data = Network(), batches()
+        before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
+        found = {group.group: group for group in find_groups(network)}
+        meter = CostMeter(network, data, {})
+        measured = meter(found['2'].layers, TIED)
+        assert all(torch.equal(tensor, before[key]) for key, tensor in network.state_dict().items())
+
+        plain = [network(**batch).log_softmax(1) for batch in data]
+        kernels = {f'{name}.weight': before[f'{name}.weight'] for name in found['2'].layers}
+        mean = torch.stack(list(kernels.values())).mean(0)
+        network.load_state_dict({**before, **dict.fromkeys(kernels, mean)})
+        tied = [network(**batch).log_softmax(1) for batch in data]
+        expected = sum((p.exp() * (p - q)).sum() for p, q in zip(plain, tied)) / 8
+        assert measured == pytest.approx(expected.item(), rel=1e-4)
+
+    def test_what_no_output_depends_on_stays_plain(self):
+        network = Network()
+        groups = find_groups(network)
+        options = predict_costs(groups, CostMeter(network, batches(), {}))
+        assert [len(each) == 1 for each in options] == [False, False, False, False, True]
+
+    def test_each_is_measured_once_also_by_a_later_process(self, tmp_path):
+        network, groups = Network(), groups_of()
+        first, again = (CostMeter(network, batches(), {}, tmp_path / 'costs.json') for _ in range(2))
+        costs = predict_costs(groups, first)
+        again = CostMeter(network, batches(), {}, tmp_path / 'costs.json')
+        assert predict_costs(groups, again) == costs
+        assert first.measured > 0 and again.measured == 0
+
+    def test_what_was_measured_of_other_weights_or_images_does_not_count(self, tmp_path):
+        network, cache = Network(), tmp_path / 'costs.json'
+        layers = ['blocks.0.2', 'blocks.1.2']
+        CostMeter(network, batches(), {}, cache)(layers, TIED)
+        others = CostMeter(network, batches(3), {}, cache), CostMeter(Network(), batches(3), {}, cache)
+        assert [other(layers, TIED) > 0 and other.measured for other in others] == [1, 1]
+
+    def test_damage_to_the_file_costs_only_time(self, tmp_path):
+        (tmp_path / 'costs.json').write_text('{"digest"')
+        meter = CostMeter(Network(), batches(), {}, tmp_path / 'costs.json')
+        assert meter(['blocks.0.2', 'blocks.1.2'], TIED) > 0
+
+
+class TestPlan:
+    @pytest.mark.parametrize('kept', [0.4, 0.6, 0.8])
+    @pytest.mark.parametrize('unit', ['parameters', 'bytes'])
+    def test_what_it_counts_is_what_is_built(self, kept, unit):
+        network = Network()
+        plain = size_of(network)
+        plan = planned(kept, unit=unit)
+        for sharing in plan.sharing():
+            share_layers(network, **sharing)
+        assert size_of(network).parameters == plan.parameters
+        assert getattr(size_of(network), unit) <= kept * getattr(plain, unit)
+        assert [list(bank.names) for bank in banks(network)] == [row.layers for row in plan.rows if row.bank]
+
+    def test_it_reads_what_it_writes(self):
+        plan = planned(0.5)
+        assert Plan.from_json(plan.to_json(), 'plan.json') == plan == check_plan(plan, Network(), 'plan.json')
+
+    def test_rows_may_be_dropped_and_ranks_changed(self):
+        plan = planned(0.5)
+        content = json.loads(plan.to_json())
+        content['rows'] = [row for row in content['rows'] if row['group'] in ('0', '2')]
+        content['rows'][0]['bank']['shared_rank'] += 1
+        edited = check_plan(Plan.from_json(json.dumps(content), 'plan.json'), Network(), 'plan.json')
+        network = Network()
+        for sharing in edited.sharing():
+            share_layers(network, **sharing)
+        assert [row.group for row in edited.rows] == ['0', '2']
+        assert size_of(network).parameters == edited.parameters > plan.parameters
+
+    def test_a_plan_of_another_network_is_refused(self):
+        plan = planned(0.5)
+        network = Network()
+        network.blocks = network.blocks[:2]
+        with pytest.raises(SharingError, match=r'plan.json is of another network: this one has no layer blocks\.2\.0'):
+            check_plan(plan, network, 'plan.json')
+
+    @pytest.mark.parametrize('text', ['', '{}', '[]', '{"plain": {"parameters": 1, "bytes": 4}, "rows": [{"a": 1}]}'])
+    def test_what_is_no_plan_is_refused(self, text):
+        with pytest.raises(SharingError, match='plan.json is not a plan'):
+            Plan.from_json(text, 'plan.json')
+
+
+class Selecting(BaseModel):
+    """A network that selects some of its own outputs and computes with them, as a DETR does."""
+
+    def __init__(self):
+        super().__init__()
+        self.score = nn.Linear(4, 1)
+        self.box = nn.Linear(4, 2)
+
+    def forward(self, inputs, mode='tensor'):
+        scores = self.score(inputs)[..., 0]
+        chosen = scores.topk(3, dim=1).indices
+        return scores, self.box(inputs.gather(1, chosen[..., None].expand(-1, -1, 4)))
+
+
+class TestOutputs:
+    def test_another_network_is_compared_at_what_the_first_one_selected(self):
+        network, batch = Selecting(), dict(inputs=torch.randn(2, 9, 4))
+        plain = outputs_of(network, batch)
+        with torch.no_grad():
+            network.score.weight.neg_()  # it would select the worst
+        scores, boxes = difference(outputs_of(network, batch, plain.chosen), plain)
+        assert scores[0] > 0 and boxes[0] == 0
+        assert difference(outputs_of(network, batch), plain)[1, 0] > 0
+
+    def test_neither_the_scale_nor_the_mean_of_an_output_changes_its_error(self):
+        plain, found = torch.randn(2, 50).unbind()
+        errors = [
+            difference(Outputs([scale * found + mean], []), Outputs([scale * plain + mean], []))
+            for scale, mean in ((1, 0), (100, 7))
+        ]
+        ratios = [(errors[:, 0] / errors[:, 1]).item() for errors in errors]
+        assert ratios[0] == pytest.approx(ratios[1], rel=1e-4)
+
+    @pytest.mark.slow
+    def test_the_second_stage_sees_the_proposals_of_the_plain_network(self, mmdet):
+        cfg = load_config(str(ROOT / 'configs/small/faster-rcnn_r50-narrow_12e_digits.py'))
+        cfg.model.backbone.depth = 18
+        cfg.model.neck.in_channels = [16, 32, 64, 128]
+        network = build_model(cfg).eval()
+        shape = dict(img_shape=(64, 64), ori_shape=(64, 64), scale_factor=(1, 1))
+        from mmdet.structures import DetDataSample
+
+        batch = dict(inputs=[torch.randint(0, 256, (3, 64, 64))], data_samples=[DetDataSample(metainfo=shape)])
+        plain = outputs_of(network, batch)
+        assert [len(kind) for kind in plain.kinds][2:] == [100 * 11, 100 * 40]  # scores and boxes of the second stage
+        with torch.no_grad():
+            network.rpn_head.rpn_reg.weight.mul_(-3)
+        errors = difference(outputs_of(network, batch, plain.chosen), plain)[:, 0]
+        assert (errors > 0).tolist() == [False, True, False, False]
+        assert not hasattr(network.rpn_head.predict, 'chosen') and 'predict' not in vars(network.rpn_head)
