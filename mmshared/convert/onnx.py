@@ -41,25 +41,47 @@ def export_onnx(
     Raises:
         SharingError: If the outputs differ by more than a relative 1e-3, or 0.3 with int8.
     """
+    forms = onnx_forms(inner(shared), inner(plain), shape, keep_shared, int8)
+    files = {name: form.SerializeToString() for name, form in forms.items()}
+    yield from compare(files, inner(plain), shape)
+    name, content = list(files.items())[-1]
+    with written_whole(out) as partial:
+        partial.write_bytes(content)
+    yield f'wrote {out} ({len(content) / 1e6:.2f} MB, {name})'
+
+
+def onnx_forms(
+    shared: nn.Module, plain: nn.Module, shape: Sequence[int], keep_shared: bool, int8: bool
+) -> dict[str, Any]:
+    """Make ONNX models of a network with dynamic batch and image size.
+
+    Args:
+        shared (nn.Module): The shared network, which takes images.
+        plain (nn.Module): The plain one that it equals.
+        shape (Sequence[int]): Channels, height and width for the export.
+        keep_shared (bool): Whether to make the form that computes weights from banks.
+        int8 (bool): Whether to make the forms with weights as int8.
+
+    Returns:
+        dict[str, ModelProto]: The models by name, of ``'plain'``, ``'plain int8'``, ``'shared'``, ``'shared int8'``.
+
+    Raises:
+        SharingError: If no weight of the plain network is one of the shared, or if ONNX cannot compute it.
+    """
     from .onnx_integers import with_integers
     from .onnx_shared import put_shared, shared_weights, to_onnx
 
     open_axes = {0: torch.export.Dim('batch'), 2: torch.export.Dim('height'), 3: torch.export.Dim('width')}
-    images = torch.randn(2, *shape)
-    model = to_onnx(inner(plain), (images,), input_names=['images'], dynamic_shapes=(open_axes,))
+    model = to_onnx(plain, (torch.randn(2, *shape),), input_names=['images'], dynamic_shapes=(open_axes,))
     forms = {'plain': model}
     if int8:
         forms['plain int8'] = with_integers(model)
     if keep_shared:
-        weights = shared_weights(model, inner(shared))
+        weights = shared_weights(model, shared)
         forms['shared'] = put_shared(model, weights)
         if int8:
             forms['shared int8'] = put_shared(forms['plain int8'], with_integers(weights))
-    files = {name: form.SerializeToString() for name, form in forms.items()}
-    yield from compare(files, inner(plain), shape)
-    with written_whole(out) as partial:
-        partial.write_bytes(files[name := list(files)[-1]])
-    yield f'wrote {out} ({len(files[name]) / 1e6:.2f} MB, {name})'
+    return forms
 
 
 def compare(files: dict[str, bytes], network: nn.Module, shape: Sequence[int]) -> Iterator[str]:
@@ -93,7 +115,7 @@ def compare(files: dict[str, bytes], network: nn.Module, shape: Sequence[int]) -
     feed = {'images': torch.randn(1, *shape).numpy()}
     cpu = torch.device('cpu')
     loads = time_in_turn({name: lambda c=content: open_session(c) for name, content in files.items()}, 3, cpu)
-    runs = time_in_turn({name: lambda s=session: s.run(None, feed) for name, session in sessions.items()}, 20, cpu)
+    runs = time_in_turn({name: lambda s=session: s.run(None, feed) for name, session in sessions.items()}, 10, cpu)
     for name, content in files.items():
         added = nodes[name] - nodes['plain']
         yield (

@@ -51,13 +51,15 @@ def with_integers(model: ModelProto) -> ModelProto:
 def weight_axes(graph: GraphProto) -> dict[str, tuple[int, ...]]:
     """The names of the weights of a graph, and the axes of each within a filter or row."""
     shapes = {constant.name: tuple(constant.dims) for constant in graph.initializer}
+    whole = {name: name for name in shapes}  # the constants that values are, or are parts of
     axes = {}
     for node in graph.node:
-        if node.op_type in ('Conv', 'ConvTranspose', 'Gemm', 'MatMul') and node.input[1] in shapes:
-            name = node.input[1]
-            columns = node.op_type == 'MatMul' or (
-                node.op_type == 'Gemm' and not any(each.name == 'transB' and each.i for each in node.attribute)
-            )
+        if node.op_type in ('Reshape', 'Split', 'Transpose') and node.input[0] in whole:
+            whole.update(dict.fromkeys(node.output, whole[node.input[0]]))
+        elif node.op_type in ('Conv', 'ConvTranspose', 'Gemm', 'MatMul') and node.input[1] in whole:
+            name = whole[node.input[1]]
+            turned = any(each.name == 'transB' and each.i for each in node.attribute)
+            columns = name in node.input and (node.op_type == 'MatMul' or node.op_type == 'Gemm' and not turned)
             axes[name] = (len(shapes[name]) - 2,) if columns else row_axes(shapes[name])
     return axes
 

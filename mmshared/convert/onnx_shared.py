@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 import onnx.compose
+import onnx_ir.passes.common as passes
 import torch
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 from onnxscript import optimizer
@@ -89,11 +90,10 @@ def to_onnx(module: nn.Module, args: tuple[Tensor, ...], **options: Any) -> Mode
             should_fold=lambda node: False if node.op_type in ('Cast', 'Reshape') else None,
         )
         optimizer.remove_unused_nodes(program.model)
+    passes.DeduplicateInitializersPass()(program.model)
+    passes.ClearMetadataAndDocStringPass()(program.model)
     model = program.model_proto
-    for each in (model, model.graph, *model.graph.node, *model.graph.value_info, *model.graph.initializer):
-        each.ClearField('metadata_props')
-        each.ClearField('doc_string')
-    del model.graph.value_info[:]
+    model.graph.ClearField('value_info')  # shapes, which onnxruntime finds itself
     return model
 
 
