@@ -174,7 +174,7 @@ def test_shared_filters_are_stored_once_in_onnx(name, text, most, tmp_path):
     out, onnx = tmp_path / 'plain.pth', tmp_path / 'model.onnx'
     result = fold(config, tmp_path / 'shared.pth', out, '--onnx', onnx, '--keep-shared', '--int8')
     assert result.returncode == 0, result.stderr
-    found = re.findall(r'ONNX, (.*): (\S+) MB, (.*); loads in \S+ s, runs in \S+ of the time', result.stdout)
+    found = re.findall(r'ONNX, (.*): (\S+) MB, (.*); loads in \S+ s .*, runs in \S+ of the time', result.stdout)
     forms, sizes, nodes = zip(*found)
     plain, plain_int8, shared, shared_int8 = map(float, sizes)
     assert forms == ('plain', 'plain int8', 'shared', 'shared int8') and len(set(nodes)) == 1

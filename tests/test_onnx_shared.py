@@ -15,7 +15,7 @@ onnx = pytest.importorskip('onnx')
 pytest.importorskip('onnxruntime')
 pytest.importorskip('onnxscript')
 
-from mmshared.convert.onnx import nodes_that_run, onnx_forms, open_session  # noqa: E402
+from mmshared.convert.onnx import compare, nodes_that_run, onnx_forms, open_session  # noqa: E402
 from mmshared.convert.onnx_integers import rounded, weight_axes  # noqa: E402
 from mmshared.convert.onnx_shared import find_weights, shared_weights, size_of  # noqa: E402
 
@@ -212,3 +212,44 @@ def test_a_network_that_is_another_is_refused():
     model = onnx.helper.make_model(small_graph(torch.randn(6, 6)))
     with pytest.raises(SharingError, match='None of the weights'):
         shared_weights(model, network)
+
+
+class FactorisedLayer(SharedLayer):
+    def dense(self):
+        return torch.linalg.qr(self.bank())[0], self.bias
+
+
+class FactorisedFilters(TurnedFilters):
+    layer_class = FactorisedLayer
+
+
+@pytest.mark.slow
+def test_a_bank_that_onnx_cannot_compute_is_told():
+    network = nn.Sequential(*[nn.Sequential(nn.Linear(6, 6)) for _ in range(2)])
+    share_layers(network, ['0'], dict(type=FactorisedFilters), own_blocks=0)
+    model = onnx.helper.make_model(small_graph(network[0][0].weight.detach()))
+    with pytest.raises(SharingError, match='cannot be computed in ONNX, only stored: .*linalg_qr'):
+        shared_weights(model, network)
+
+
+def test_what_onnxruntime_computes_in_each_run_is_told():
+    network = nn.Conv2d(3, 3, 1, bias=False).requires_grad_(False)
+    values = network.weight.copy_(torch.arange(9).view(3, 3, 1, 1) / 8)
+    images, maps = (onnx.helper.make_tensor_value_info(name, 1, ['n', 3, 'h', 'w']) for name in ('images', 'maps'))
+    conv = onnx.helper.make_node('Conv', ['images', 'w0'], ['maps'])
+    plain = onnx.helper.make_graph([conv], 'plain', [images], [maps], small_graph(values).initializer)
+    factor = onnx.helper.make_node('DequantizeLinear', ['integers', 'scale'], ['w0'])
+    constants = [
+        onnx.numpy_helper.from_array(np.arange(9, dtype=np.int8).reshape(3, 3, 1, 1), 'integers'),
+        onnx.numpy_helper.from_array(np.float32(1 / 8), 'scale'),
+    ]
+    other = onnx.helper.make_graph([factor, conv], 'other', [images], [maps], constants)
+    opset = [onnx.helper.make_opsetid('', 18)]
+    files = {
+        graph.name: onnx.helper.make_model(graph, opset_imports=opset, ir_version=10).SerializeToString()
+        for graph in (plain, other)
+    }
+    lines = list(compare(files, network, (3, 8, 8)))
+    assert [line for line in lines if 'in each run' in line] == [
+        'onnxruntime computes weights in each run: 1 DequantizeLinear'
+    ]

@@ -119,8 +119,8 @@ def compare(files: dict[str, bytes], network: nn.Module, shape: Sequence[int]) -
     for name, content in files.items():
         added = nodes[name] - nodes['plain']
         yield (
-            f'ONNX, {name}: {len(content) / 1e6:.2f} MB, {counts(nodes[name])}; loads in {loads[name].seconds:.2g} s, '
-            f'runs in {runs[name].ratio:.3g} of the time'
+            f'ONNX, {name}: {len(content) / 1e6:.2f} MB, {counts(nodes[name])}; loads in {loads[name].seconds:.2g} s '
+            f'({loads[name].ratio:.3g} of the first), runs in {runs[name].ratio:.3g} of the time'
         )
         if added:
             yield f'onnxruntime computes weights in each run: {counts(added)}'

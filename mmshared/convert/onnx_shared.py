@@ -161,8 +161,11 @@ def shared_weights(model: ModelProto, network: nn.Module) -> ModelProto:
             output_names=list(found),
         )
     except torch.onnx.errors.OnnxExporterError as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
-        raise SharingError(f'ONNX cannot compute the weights of a bank, leave them plain: {reason}') from error
+        reason: BaseException = error
+        while reason.__cause__:
+            reason = reason.__cause__
+        message = str(reason).splitlines()[0]
+        raise SharingError(f'The weights of a bank cannot be computed in ONNX, only stored: {message}') from error
     weights = onnx.compose.add_prefix(weights, PREFIX, rename_outputs=False)
     store_integers(weights.graph)
     return weights
