@@ -1,6 +1,5 @@
 """A folded checkpoint is one of the stock classes, which know nothing of mmshared."""
 
-import copy
 import hashlib
 import os
 import re
@@ -12,10 +11,10 @@ import torch
 from mmengine.config import Config
 from torch import nn
 
-from helpers import BASIS, ROOT, TEMPLATES, TIED, call, difference, image, randomise_norms, small, train
-from mmshared import SharingError, fold_layers, share_layers
+from helpers import BASIS, ROOT, TEMPLATES, call, difference, image, randomise_norms, small, train
+from mmshared import SharingError
 from mmshared.convert.fold import stock_config, to_torchvision
-from mmshared.convert.onnx import export_onnx
+from mmshared.convert.onnx import export_onnx, onnx_forms
 from mmshared.engine.build import build_model, feature_maps, inner, relative_difference
 from mmshared.engine.checkpoint import load_checkpoint_file
 from mmshared.engine.config import config_path
@@ -154,7 +153,7 @@ def test_onnx_is_one_conv_per_conv_and_takes_any_batch_and_size(tmp_path):
     plain = build_model(Config.fromfile(tmp_path / 'plain.py'))
     assert nodes.count('Conv') == sum(isinstance(module, nn.Conv2d) for module in plain.modules())
     assert 'Concat' not in nodes and 'BatchNormalization' not in nodes
-    assert 'ONNX against PyTorch, 3x3x96x128: relative difference' in result.stdout
+    assert 'ONNX against PyTorch, plain, 3x3x96x128: relative difference' in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -167,23 +166,22 @@ def test_onnx_is_one_conv_per_conv_and_takes_any_batch_and_size(tmp_path):
 )
 @pytest.mark.slow
 def test_shared_filters_are_stored_once_in_onnx(name, text, most, tmp_path):
-    onnx = pytest.importorskip('onnx')
+    pytest.importorskip('onnxruntime')
     config = tmp_path / 'shared.py'
     config.write_text(f"_base_ = '{ROOT}/configs/{name}'\n{text}")
     model = randomise_norms(build_model(Config.fromfile(config)))
     torch.save(dict(state_dict=model.state_dict()), tmp_path / 'shared.pth')
-    result = fold(
-        config, tmp_path / 'shared.pth', tmp_path / 'plain.pth', '--onnx', tmp_path / 'model.onnx', '--keep-shared'
-    )
+    out, onnx = tmp_path / 'plain.pth', tmp_path / 'model.onnx'
+    result = fold(config, tmp_path / 'shared.pth', out, '--onnx', onnx, '--keep-shared', '--int8')
     assert result.returncode == 0, result.stderr
-    assert re.search(r'ONNX: \S+ MB plain, \S+ MB shared', result.stdout) and 'ONNX nodes, shared' in result.stdout
-    graph = onnx.load(tmp_path / 'model.onnx').graph
-    stored = sum(torch.Size(each.dims).numel() for each in graph.initializer)
-    exported = inner(model)
-    # With the statistics of batch norms; the exporter folds a few small stacks of filters.
-    counted = sum(tensor.numel() for tensor in exported.state_dict().values())
-    assert stored < 1.07 * counted
-    assert stored < most * sum(p.numel() for p in fold_layers(exported).parameters())
+    found = re.findall(r'ONNX, (.*): (\S+) MB, (.*); loads in \S+ s .*, runs in \S+ of the time', result.stdout)
+    forms, sizes, nodes = zip(*found)
+    plain, plain_int8, shared, shared_int8 = map(float, sizes)
+    assert forms == ('plain', 'plain int8', 'shared', 'shared int8') and len(set(nodes)) == 1
+    assert shared < most * plain and plain_int8 < 0.4 * plain and shared_int8 < 0.45 * shared
+    assert shared_int8 == round(onnx.stat().st_size / 1e6, 2)
+    # With a factor for each channel in place of the batch norms, and the graph.
+    assert 1e6 * shared < 4.2 * sum(tensor.numel() for tensor in inner(model).state_dict().values())
     assert ('one of mmshared' in result.stdout) == ("'mmshared'," in (tmp_path / 'plain.py').read_text())
 
 
@@ -257,12 +255,12 @@ def test_the_difference_of_outputs_is_the_largest_and_no_number_is_one():
 
 
 @pytest.mark.slow
-def test_onnx_that_differs_is_not_written(tmp_path):
+def test_onnx_that_differs_is_not_written(tmp_path, monkeypatch):
     pytest.importorskip('onnxruntime')
-    plain = nn.Sequential(*[nn.Sequential(nn.Conv2d(3, 3, 3, padding=1)) for _ in range(3)])
-    shared = copy.deepcopy(plain)
-    share_layers(shared, ['0'], TIED, own_blocks=0)  # another kernel
-    lines = export_onnx(shared, plain, tmp_path / 'model.onnx', (3, 8, 8), keep_shared=True)
+    network, other = nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3)
+    forms = onnx_forms(other, other, (3, 8, 8), keep_shared=False, int8=False)
+    monkeypatch.setattr('mmshared.convert.onnx.onnx_forms', lambda *arguments: forms)
+    lines = export_onnx(network, network, tmp_path / 'model.onnx', (3, 8, 8), keep_shared=False, int8=False)
     with pytest.raises(SharingError, match='differs from the network: it was not written'):
         list(lines)
     assert not list(tmp_path.iterdir())
@@ -281,6 +279,7 @@ def test_what_cannot_be_folded_is_refused_and_nothing_written(tmp_path, monkeypa
         ((shared, tmp_path / f'{shared.stem}.pth', out, '--torchvision'), 'with the layers of a ResNet'),
         ((shared, tmp_path / 'none.pth', out, '--shape', '0'), 'give height and width'),
         ((shared, tmp_path / f'{shared.stem}.pth', out, '--keep-shared'), '--keep-shared needs --onnx'),
+        ((shared, tmp_path / f'{shared.stem}.pth', out, '--int8'), '--int8 needs --onnx'),
         ((shared, out.with_name('in.pth'), out.with_name('in.pth')), 'must be different files'),
         ((tmp_path / 'out.py', out.with_name('in.pth'), out), 'must be different files'),
     ]:

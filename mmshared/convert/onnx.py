@@ -6,16 +6,22 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
+from ..analysis.speed import time_in_turn
 from ..engine.build import inner, relative_difference
+from ..engine.checkpoint import written_whole
 from ..sharing import SharingError
+
+#: The largest relative difference of the outputs from PyTorch's.
+TOLERANCE, INT8_TOLERANCE = 1e-3, 0.3
 
 
 def export_onnx(
-    shared: nn.Module, plain: nn.Module, out: Path, shape: Sequence[int], keep_shared: bool
+    shared: nn.Module, plain: nn.Module, out: Path, shape: Sequence[int], keep_shared: bool, int8: bool
 ) -> Iterator[str]:
     """Write a network as ONNX with dynamic batch and image size, and compare onnxruntime with PyTorch.
 
@@ -25,54 +31,121 @@ def export_onnx(
         out (Path): The file.
         shape (Sequence[int]): Channels, height and width for the export and the comparison, which also uses a second
             size.
-        keep_shared (bool): Whether to write the form with shared filters instead, each stored once, if its file is
-            smaller.
+        keep_shared (bool): Whether to store each bank once, with the nodes that compute the weights of its layers,
+            where that is smaller. onnxruntime computes them on loading, and runs the plain network.
+        int8 (bool): Whether to store weights as int8.
 
     Yields:
         str: Lines to print.
 
     Raises:
-        SharingError: If the outputs differ by more than a relative 1e-3.
+        SharingError: If the outputs differ by more than a relative 1e-3, or 0.3 with int8.
     """
-    import onnx
-    import onnxruntime
+    forms = onnx_forms(inner(shared), inner(plain), shape, keep_shared, int8)
+    files = {name: form.SerializeToString() for name, form in forms.items()}
+    yield from compare(files, inner(plain), shape)
+    name, content = list(files.items())[-1]
+    with written_whole(out) as partial:
+        partial.write_bytes(content)
+    yield f'wrote {out} ({len(content) / 1e6:.2f} MB, {name})'
 
+
+def onnx_forms(
+    shared: nn.Module, plain: nn.Module, shape: Sequence[int], keep_shared: bool, int8: bool
+) -> dict[str, Any]:
+    """Make ONNX models of a network with dynamic batch and image size.
+
+    Args:
+        shared (nn.Module): The shared network, which takes images.
+        plain (nn.Module): The plain one that it equals.
+        shape (Sequence[int]): Channels, height and width for the export.
+        keep_shared (bool): Whether to make the form that computes weights from banks.
+        int8 (bool): Whether to make the forms with weights as int8.
+
+    Returns:
+        dict[str, ModelProto]: The models by name, of ``'plain'``, ``'plain int8'``, ``'shared'``, ``'shared int8'``.
+
+    Raises:
+        SharingError: If no weight of the plain network is one of the shared, or if ONNX cannot compute it.
+    """
+    from .onnx_integers import with_integers
+    from .onnx_shared import put_shared, shared_weights, to_onnx
+
+    open_axes = {0: torch.export.Dim('batch'), 2: torch.export.Dim('height'), 3: torch.export.Dim('width')}
+    model = to_onnx(plain, (torch.randn(2, *shape),), input_names=['images'], dynamic_shapes=(open_axes,))
+    forms = {'plain': model}
+    if int8:
+        forms['plain int8'] = with_integers(model)
+    if keep_shared:
+        weights = shared_weights(model, shared)
+        forms['shared'] = put_shared(model, weights)
+        if int8:
+            forms['shared int8'] = put_shared(forms['plain int8'], with_integers(weights))
+    return forms
+
+
+def compare(files: dict[str, bytes], network: nn.Module, shape: Sequence[int]) -> Iterator[str]:
+    """Compare ONNX models of a network with it and with the first of them.
+
+    Args:
+        files (dict[str, bytes]): The models by name.
+        network (nn.Module): The plain network.
+        shape (Sequence[int]): Channels, height and width of the images.
+
+    Yields:
+        str: Lines to print.
+
+    Raises:
+        SharingError: If the outputs differ too much.
+    """
     channels, height, width = shape
-    with tempfile.TemporaryDirectory() as folder:
-        files = {'plain': Path(folder) / 'plain.onnx'}
-        _write_onnx(inner(plain), files['plain'], shape)
-        if keep_shared:
-            files['shared'] = Path(folder) / 'shared.onnx'
-            _write_onnx(inner(shared), files['shared'], shape)
-            yield 'ONNX: ' + ', '.join(f'{path.stat().st_size / 1e6:.2f} MB {name}' for name, path in files.items())
-        name = min(files, key=lambda name: files[name].stat().st_size)
-        nodes = Counter(node.op_type for node in onnx.load(files[name]).graph.node)
-        yield f'ONNX nodes, {name}: ' + ', '.join(f'{count} {kind}' for kind, count in nodes.most_common())
-        session = onnxruntime.InferenceSession(files[name], providers=['CPUExecutionProvider'])
-        for size in ((1, *shape), (3, channels, height + 32, width + 64)):
-            images = torch.randn(size)
-            with torch.no_grad():
-                expected = inner(plain)(images)
-            expected = expected if isinstance(expected, (tuple, list)) else (expected,)
+    sessions = {name: open_session(content) for name, content in files.items()}
+    for size in ((1, *shape), (3, channels, height + 32, width + 64)):
+        images = torch.randn(size)
+        with torch.no_grad():
+            expected = network(images)
+        expected = expected if isinstance(expected, (tuple, list)) else (expected,)
+        for name, session in sessions.items():
             found = [torch.from_numpy(each) for each in session.run(None, {'images': images.numpy()})]
             difference = relative_difference(found, expected)
-            yield f'ONNX against PyTorch, {"x".join(map(str, size))}: relative difference {difference:.2g}'
-            if not difference < 1e-3:
+            yield f'ONNX against PyTorch, {name}, {"x".join(map(str, size))}: relative difference {difference:.2g}'
+            if not difference < (INT8_TOLERANCE if 'int8' in name else TOLERANCE):
                 raise SharingError('The ONNX model differs from the network: it was not written.')
-        out.write_bytes(files[name].read_bytes())
-        yield f'wrote {out} ({out.stat().st_size / 1e6:.2f} MB)'
+    nodes = {name: nodes_that_run(content) for name, content in files.items()}
+    feed = {'images': torch.randn(1, *shape).numpy()}
+    cpu = torch.device('cpu')
+    loads = time_in_turn({name: lambda c=content: open_session(c) for name, content in files.items()}, 3, cpu)
+    runs = time_in_turn({name: lambda s=session: s.run(None, feed) for name, session in sessions.items()}, 10, cpu)
+    for name, content in files.items():
+        added = nodes[name] - nodes['plain']
+        yield (
+            f'ONNX, {name}: {len(content) / 1e6:.2f} MB, {counts(nodes[name])}; loads in {loads[name].seconds:.2g} s '
+            f'({loads[name].ratio:.3g} of the first), runs in {runs[name].ratio:.3g} of the time'
+        )
+        if added:
+            yield f'onnxruntime computes weights in each run: {counts(added)}'
 
 
-def _write_onnx(module: nn.Module, out: Path, shape: Sequence[int]) -> None:
-    open_axes = {0: torch.export.Dim('batch'), 2: torch.export.Dim('height'), 3: torch.export.Dim('width')}
-    module.eval()  # a line of its own: it returns None in mmdet
-    torch.onnx.export(
-        module,
-        (torch.randn(2, *shape),),
-        str(out),
-        input_names=['images'],
-        dynamo=True,
-        dynamic_shapes=(open_axes,),
-        external_data=False,
-        verbose=False,
-    )
+def open_session(content: bytes, optimized: Path | None = None) -> Any:
+    """Load an ONNX model into onnxruntime, which may write its optimised graph to a file."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # that the optimised graph is of this machine is known
+    if optimized:
+        options.optimized_model_filepath = str(optimized)
+    return onnxruntime.InferenceSession(content, options, providers=['CPUExecutionProvider'])
+
+
+def nodes_that_run(content: bytes) -> Counter[str]:
+    """Count the operators of a model in the graph that onnxruntime makes of it on loading."""
+    import onnx
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / 'optimized.onnx'
+        open_session(content, path)
+        return Counter(node.op_type for node in onnx.load(path).graph.node)
+
+
+def counts(nodes: Counter[str]) -> str:
+    return ', '.join(f'{count} {kind}' for kind, count in nodes.most_common())

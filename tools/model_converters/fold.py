@@ -29,14 +29,16 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--keep-shared',
         action='store_true',
-        help='write the ONNX model with its filters shared, stored once, if its file is smaller',
+        help='store each bank once in the ONNX model, which computes its weights when it is loaded and runs plain',
     )
+    parser.add_argument('--int8', action='store_true', help='store the weights of the ONNX model as int8')
     parser.add_argument('--torchvision', action='store_true', help="write the keys of torchvision's ResNets")
     add_cfg_options(parser)
     add_shape(parser)
     args = parser.parse_args()
-    if args.keep_shared and not args.onnx:
-        parser.error('--keep-shared needs --onnx')
+    for option in ('keep_shared', 'int8'):
+        if getattr(args, option) and not args.onnx:
+            parser.error(f'--{option.replace("_", "-")} needs --onnx')
     args.out_config = args.out.with_suffix('.py')
     check_files(parser, args.config, args.checkpoint, args.out, args.out_config, args.onnx)
     args.safetensors = args.out.suffix == '.safetensors'
@@ -69,7 +71,7 @@ def main() -> None:
     print(f'relative difference of the outputs: {difference:.2g}')
     state_dict = to_torchvision(plain) if args.torchvision else plain.state_dict()
     if args.onnx:  # first: if it fails, nothing was written
-        for line in export_onnx(shared, plain, args.onnx, args.shape, args.keep_shared):
+        for line in export_onnx(shared, plain, args.onnx, args.shape, args.keep_shared, args.int8):
             print(line)
     if args.safetensors:
         save_safetensors(state_dict, args.out)
