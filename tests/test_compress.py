@@ -290,7 +290,7 @@ class TestPipeline:
         data = tmp_path / 'digits'
         scenes = ['--train', '4', '--val', '2', '--size', '64', '--digits', '1', '2', '--digit-size', '16', '32']
         assert call('dataset_converters/digit_scenes.py', data, *scenes).returncode == 0
-        cfg = load_config(str(ROOT / 'configs/small/faster-rcnn_r50-narrow_12e_digits.py'))
+        cfg = load_config(str(ROOT / 'configs/small/faster-rcnn_r50-narrow_6e_digits.py'))
         merge_options(cfg, {'data_root': str(data), 'model.backbone.depth': 18})
         cfg.model.neck.in_channels = [16, 32, 64, 128]
         for loader in (cfg.train_dataloader, cfg.val_dataloader):

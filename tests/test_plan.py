@@ -279,7 +279,7 @@ class TestOutputs:
 
     @pytest.mark.slow
     def test_the_second_stage_sees_the_proposals_of_the_plain_network(self, mmdet):
-        cfg = load_config(str(ROOT / 'configs/small/faster-rcnn_r50-narrow_12e_digits.py'))
+        cfg = load_config(str(ROOT / 'configs/small/faster-rcnn_r50-narrow_6e_digits.py'))
         cfg.model.backbone.depth = 18
         cfg.model.neck.in_channels = [16, 32, 64, 128]
         network = build_model(cfg).eval()

@@ -1,4 +1,6 @@
-"""Make a trained network smaller: layers share parameters, so that it keeps a budget, and it is fine-tuned.
+"""Make a trained network smaller, to a budget: its layers share parameters.
+
+The result is evaluated, fine-tuned, folded and reported.
 
 The config is a file, or the name of a config of mmshared, mmdet or mmpretrain: mmdet::yolox/yolox_s_8xb8-300e_coco.py.
 Everything is written to the work dir. What is there is not made again: the same command goes on where it was

@@ -31,11 +31,11 @@ class Outputs(NamedTuple):
 
 
 @torch.no_grad()
-def outputs_of(model: nn.Module, batch: Any, chosen: list[Any] | None = None) -> Outputs:
+def outputs_of(model: Any, batch: Any, chosen: list[Any] | None = None) -> Outputs:
     """The outputs of a network for a batch: those of mode ``'tensor'``, after those of the RPN if it has one.
 
     Args:
-        model (nn.Module): The network, in eval mode.
+        model (BaseModel): The network, in eval mode.
         batch (dict | list | tuple): A batch as a data loader gives it.
         chosen (list, optional): The proposals or queries to use, those of an earlier call. By default, the network
             chooses them itself.
@@ -105,7 +105,7 @@ class _Proposals:
         outputs (tuple): Its outputs.
     """
 
-    def __init__(self, head: nn.Module, given: list[Any] | None):
+    def __init__(self, head: Any, given: list[Any] | None):
         self.head, self.given = head, given
         self.chosen: list[Any] = []
         self.outputs: Any = ()

@@ -147,7 +147,7 @@ class Compression:
         steps = Steps(self.folder)
         plain = Network(self.bare, Path(self.checkpoint), self.evaluate(steps, 'plain', self.bare, self.checkpoint))
         moments = steps('moments.pth', [*self.sources, self.images, self.layers], self.write_moments, together=True)
-        wanted = [self.budget, self.max_drop] if self.plan is None else [self.plan]
+        wanted: list[Any] = [self.budget, self.max_drop] if self.plan is None else [self.plan]
         if self.plan is None:
             wanted.append(steps('options.json', [*self.sources, moments], self.write_options))
         plan = steps('plan.json', wanted, self.write_plan, together=True)
@@ -274,17 +274,19 @@ class Compression:
     def search(self, plain: dict[str, float]) -> Plan:
         """The plan of the smallest network whose first metric drops by no more than ``max_drop``, by bisection."""
         metric, score = next(iter(plain.items()))
+        most = float(self.max_drop or 0)
         points = 100 if abs(score) <= 1 else 1  # accuracies are given in percent, average precisions from 0 to 1
         low, high, best = smallest(self.groups, self.size).parameters / self.size.parameters, 1.0, None
         while high - low > _PRECISION:
             kept = (low + high) / 2
             steps = Steps(self.folder / 'search' / f'{kept:.4f}')
             plan = self.plan_for(kept * self.size.parameters)
-            written = steps('plan.json', [plan.to_json()], lambda path, plan=plan: write_text(path, plan.to_json()))
+            text = plan.to_json()
+            written = steps('plan.json', [text], partial(write_text, text=text))
             found = self.evaluate(steps, 'converted', *self.convert(steps, written))[metric]
             drop = points * (score - found)
             say(f'{kept:.1%} of the parameters: {metric} {found:.4g}, {drop:.2f} points less')
-            low, high, best = (low, kept, plan) if drop <= self.max_drop else (kept, high, best)
+            low, high, best = (low, kept, plan) if drop <= most else (kept, high, best)
         if best is None:
             raise SharingError(
                 f'No smaller network keeps {metric} within {self.max_drop} points before fine-tuning: allow a larger '
@@ -342,7 +344,7 @@ class Compression:
 
     def write_folded(self, cfg: Config, checkpoint: Path, path: Path) -> None:
         """Fold the shared network into the plain one that it equals."""
-        shared = load_model(cfg, str(checkpoint))
+        shared: Any = load_model(cfg, str(checkpoint))
         batch = next(iter(calibration_loader(self.bare, 2)))
         folded = fold_model(cfg, shared, shared.data_preprocessor(batch, False)['inputs'])
         folded.config.dump(path.with_suffix('.py'))
@@ -377,7 +379,7 @@ class Compression:
         return {
             name: detections_in(
                 init_detector(copy.deepcopy(each.cfg), str(each.checkpoint), device=get_device()), files
-            )
+            ).images
             for name, each in networks.items()
         }
 

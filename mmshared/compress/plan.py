@@ -209,7 +209,7 @@ def predict_costs(groups: Sequence[Group], meter: Callable[[Sequence[str], dict]
             for ladder, chosen in zip(group.ladders, ladders):
                 measured = []
                 for step in chosen:
-                    measured.append(meter(group.layers, ladder[step].bank))
+                    measured.append(meter(group.layers, ladder[step].bank or {}))
                     bar.update()
                 found += _interpolate(ladder, chosen, measured)
                 some |= any(measured)
@@ -248,7 +248,8 @@ def choose(options: Sequence[Sequence[Option]], plain: Size, limit: float, unit:
     fronts = [_front(each, unit) for each in options]
     least = kept + sum(getattr(front[0].size, unit) for front in fronts)
     check_budget(plain._replace(**{unit: least}), plain, limit, unit)
-    chosen, room = [], limit - kept
+    room = limit - kept
+    chosen: list[Option] = []
     while not chosen or sum(getattr(option.size, unit) for option in chosen) > limit - kept:
         chosen = _knapsack(fronts, room, unit)
         room -= 1  # the solver takes 0.999999 for 1
