@@ -150,7 +150,7 @@ class Compression:
         wanted: list[Any] = [self.budget, self.max_drop] if self.plan is None else [self.plan]
         if self.plan is None:
             wanted.append(steps('options.json', [*self.sources, moments], self.write_options))
-        plan = steps('plan.json', wanted, self.write_plan, together=True)
+        plan = steps('plan.json', wanted, partial(self.write_plan, plain.metrics), together=True)
         cfg, last = self.convert(steps, plan)
         networks = dict(plain=plain, converted=Network(cfg, last, self.evaluate(steps, 'converted', cfg, last)))
         if self.epochs:
@@ -252,14 +252,14 @@ class Compression:
         options = predict_costs(self.groups, meter)
         write_text(path, json.dumps(options))
 
-    def write_plan(self, path: Path) -> None:
+    def write_plan(self, plain: dict[str, float], path: Path) -> None:
         """The plan that was given, one for the budget, or that of the smallest network within the drop."""
         if self.plan:
             plan = self.read_plan()
         elif self.budget:
             plan = self.plan_for(*self.budget.limit(self.size))
         else:
-            plan = self.search(json.loads((self.folder / 'plain.json').read_text()))
+            plan = self.search(plain)
         if is_main_process():
             console = Console(stderr=True)
             console.print(plan.table(), width=max(110, console.width))
