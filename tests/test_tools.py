@@ -177,7 +177,8 @@ def test_training_can_be_interrupted_resumed_and_evaluated(digits, tmp_path):
         'default_hooks.logger.interval=1',
         'model.backbone.depth=50',
     ]
-    command = [sys.executable, 'tools/train.py', str(CONFIG), *options, 'train_dataloader.num_workers=1']
+    long = ['train_dataloader.num_workers=1', 'train_cfg.max_epochs=400']
+    command = [sys.executable, 'tools/train.py', str(CONFIG), *options, *long]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, start_new_session=True
     )
