@@ -258,9 +258,9 @@ def test_the_difference_of_outputs_is_the_largest_and_no_number_is_one():
 def test_onnx_that_differs_is_not_written(tmp_path, monkeypatch):
     pytest.importorskip('onnxruntime')
     network, other = nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3)
-    forms = onnx_forms(other, other, (3, 8, 8), keep_shared=False, int8=False)
+    forms = onnx_forms(other, other, (3, 8, 8), keep_shared=False, bits=None)
     monkeypatch.setattr('mmshared.convert.onnx.onnx_forms', lambda *arguments: forms)
-    lines = export_onnx(network, network, tmp_path / 'model.onnx', (3, 8, 8), keep_shared=False, int8=False)
+    lines = export_onnx(network, network, tmp_path / 'model.onnx', (3, 8, 8), keep_shared=False, bits=None)
     with pytest.raises(SharingError, match='differs from the network: it was not written'):
         list(lines)
     assert not list(tmp_path.iterdir())

@@ -16,7 +16,7 @@ pytest.importorskip('onnxruntime')
 pytest.importorskip('onnxscript')
 
 from mmshared.convert.onnx import compare, nodes_that_run, onnx_forms, open_session  # noqa: E402
-from mmshared.convert.onnx_integers import rounded, weight_axes  # noqa: E402
+from mmshared.convert.onnx_integers import INT4_OPSET, rounded, weight_axes, with_integers  # noqa: E402
 from mmshared.convert.onnx_shared import find_weights, shared_weights, size_of  # noqa: E402
 
 WIDTH, DEPTH, SIZE = 16, 2, 64  # channels, layers of a group, image
@@ -90,7 +90,7 @@ def exported():
             nn.init.normal_(each.up)
     evaluating(randomise_norms(shared))
     plain = fold_layers(copy.deepcopy(shared))
-    forms = onnx_forms(shared, plain, (3, SIZE, SIZE), keep_shared=True, int8=True)
+    forms = onnx_forms(shared, plain, (3, SIZE, SIZE), keep_shared=True, bits=8)
     files = {name: form.SerializeToString() for name, form in forms.items()}
     return SimpleNamespace(shared=shared, plain=plain, forms=forms, files=files)
 
@@ -179,12 +179,13 @@ def test_a_weight_is_found_by_its_values_up_to_a_scale_of_each_row_and_transpose
 @pytest.mark.parametrize(
     'shape, axes', [((4, 3, 3, 3), (1, 2, 3)), ((5, 40), (1,)), ((5, 40), (0,)), ((2, 3, 50), (2,))]
 )
-def test_integers_have_no_larger_error_than_half_a_step_of_the_largest_value(shape, axes):
+@pytest.mark.parametrize('bits, most', [(8, 127), (4, 7)])
+def test_integers_have_no_larger_error_than_those_of_the_largest_value(shape, axes, bits, most):
     values = torch.randn(shape).numpy()
     values[0] = 0
-    integers, scales = rounded(values, axes)
-    assert integers.dtype == 'int8' and scales.shape == tuple(1 if i in axes else n for i, n in enumerate(shape))
-    peak = abs(values).max(axes, keepdims=True) / 127
+    integers, scales = rounded(values, axes, bits)
+    assert abs(integers).max() <= most and scales.shape == tuple(1 if i in axes else n for i, n in enumerate(shape))
+    peak = abs(values).max(axes, keepdims=True) / most
     plain = ((np.rint(values / np.where(peak, peak, 1)) * peak - values) ** 2).sum(axes)
     error = ((integers * scales - values) ** 2).sum(axes)
     assert (error <= plain * (1 + 1e-4)).all() and (error > 0).any() and (integers[0] == 0).all()
@@ -232,24 +233,38 @@ def test_a_bank_that_onnx_cannot_compute_is_told():
         shared_weights(model, network)
 
 
+def one_conv(values: Tensor, nodes=(), constants=None) -> onnx.ModelProto:
+    """A model of one conv with the weight ``w0``, which nodes may compute from constants."""
+    images, maps = (onnx.helper.make_tensor_value_info(name, 1, ['n', 3, 'h', 'w']) for name in ('images', 'maps'))
+    conv = onnx.helper.make_node('Conv', ['images', 'w0'], ['maps'])
+    constants = constants or small_graph(values).initializer
+    graph = onnx.helper.make_graph([*nodes, conv], 'one', [images], [maps], constants)
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid('', INT4_OPSET)], ir_version=10)
+
+
+@pytest.mark.parametrize('bits, most', [(8, 0.01), (4, 0.15)])
+def test_integers_become_floats_on_loading(bits, most):
+    network = nn.Conv2d(3, 64, 5, bias=False).requires_grad_(False)
+    plain = one_conv(network.weight)
+    rounded = with_integers(plain, bits)
+    assert rounded.ByteSize() < (bits / 32 + 0.05) * plain.ByteSize()
+    files = [model.SerializeToString() for model in (plain, rounded)]
+    assert nodes_that_run(files[0]) == nodes_that_run(files[1])
+    images = torch.randn(2, 3, 16, 16)
+    (found,) = open_session(files[1]).run(None, {'images': images.numpy()})
+    assert 1e-4 < difference([torch.from_numpy(found)], [network(images)]) < most
+
+
 def test_what_onnxruntime_computes_in_each_run_is_told():
     network = nn.Conv2d(3, 3, 1, bias=False).requires_grad_(False)
     values = network.weight.copy_(torch.arange(9).view(3, 3, 1, 1) / 8)
-    images, maps = (onnx.helper.make_tensor_value_info(name, 1, ['n', 3, 'h', 'w']) for name in ('images', 'maps'))
-    conv = onnx.helper.make_node('Conv', ['images', 'w0'], ['maps'])
-    plain = onnx.helper.make_graph([conv], 'plain', [images], [maps], small_graph(values).initializer)
-    factor = onnx.helper.make_node('DequantizeLinear', ['integers', 'scale'], ['w0'])
+    node = onnx.helper.make_node('DequantizeLinear', ['integers', 'scale'], ['w0'])
     constants = [
         onnx.numpy_helper.from_array(np.arange(9, dtype=np.int8).reshape(3, 3, 1, 1), 'integers'),
         onnx.numpy_helper.from_array(np.float32(1 / 8), 'scale'),
     ]
-    other = onnx.helper.make_graph([factor, conv], 'other', [images], [maps], constants)
-    opset = [onnx.helper.make_opsetid('', 18)]
-    files = {
-        graph.name: onnx.helper.make_model(graph, opset_imports=opset, ir_version=10).SerializeToString()
-        for graph in (plain, other)
-    }
-    lines = list(compare(files, network, (3, 8, 8)))
+    models = {'plain': one_conv(values), 'other': one_conv(values, [node], constants)}
+    lines = list(compare({name: each.SerializeToString() for name, each in models.items()}, network, (3, 8, 8)))
     assert [line for line in lines if 'in each run' in line] == [
         'onnxruntime computes weights in each run: 1 DequantizeLinear'
     ]

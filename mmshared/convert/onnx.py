@@ -16,12 +16,12 @@ from ..engine.build import inner, relative_difference
 from ..engine.checkpoint import written_whole
 from ..sharing import SharingError
 
-#: The largest relative difference of the outputs from PyTorch's.
-TOLERANCE, INT8_TOLERANCE = 1e-3, 0.3
+#: The largest relative difference of the outputs from PyTorch's, and with weights as integers.
+TOLERANCE, INTEGER_TOLERANCE = 1e-3, 0.5
 
 
 def export_onnx(
-    shared: nn.Module, plain: nn.Module, out: Path, shape: Sequence[int], keep_shared: bool, int8: bool
+    shared: nn.Module, plain: nn.Module, out: Path, shape: Sequence[int], keep_shared: bool, bits: int | None
 ) -> Iterator[str]:
     """Write a network as ONNX with dynamic batch and image size, and compare onnxruntime with PyTorch.
 
@@ -33,15 +33,15 @@ def export_onnx(
             size.
         keep_shared (bool): Whether to store each bank once, with the nodes that compute the weights of its layers,
             where that is smaller. onnxruntime computes them on loading, and runs the plain network.
-        int8 (bool): Whether to store weights as int8.
+        bits (int, optional): 8 or 4 to store weights as integers of so many bits.
 
     Yields:
         str: Lines to print.
 
     Raises:
-        SharingError: If the outputs differ by more than a relative 1e-3, or 0.3 with int8.
+        SharingError: If the outputs differ by more than a relative 1e-3, or 0.5 with integers.
     """
-    forms = onnx_forms(inner(shared), inner(plain), shape, keep_shared, int8)
+    forms = onnx_forms(inner(shared), inner(plain), shape, keep_shared, bits)
     files = {name: form.SerializeToString() for name, form in forms.items()}
     yield from compare(files, inner(plain), shape)
     name, content = list(files.items())[-1]
@@ -51,7 +51,7 @@ def export_onnx(
 
 
 def onnx_forms(
-    shared: nn.Module, plain: nn.Module, shape: Sequence[int], keep_shared: bool, int8: bool
+    shared: nn.Module, plain: nn.Module, shape: Sequence[int], keep_shared: bool, bits: int | None
 ) -> dict[str, Any]:
     """Make ONNX models of a network with dynamic batch and image size.
 
@@ -60,27 +60,34 @@ def onnx_forms(
         plain (nn.Module): The plain one that it equals.
         shape (Sequence[int]): Channels, height and width for the export.
         keep_shared (bool): Whether to make the form that computes weights from banks.
-        int8 (bool): Whether to make the forms with weights as int8.
+        bits (int, optional): 8 or 4 to make the forms with weights as integers of so many bits too.
 
     Returns:
-        dict[str, ModelProto]: The models by name, of ``'plain'``, ``'plain int8'``, ``'shared'``, ``'shared int8'``.
+        dict[str, ModelProto]: The models by name: ``'plain'`` and, of what is asked for, ``'plain int8'``,
+            ``'shared'`` and ``'shared int8'``.
 
     Raises:
         SharingError: If no weight of the plain network is one of the shared, or if ONNX cannot compute it.
     """
-    from .onnx_integers import with_integers
+    from .onnx_integers import INT4_OPSET, with_integers
     from .onnx_shared import put_shared, shared_weights, to_onnx
 
     open_axes = {0: torch.export.Dim('batch'), 2: torch.export.Dim('height'), 3: torch.export.Dim('width')}
-    model = to_onnx(plain, (torch.randn(2, *shape),), input_names=['images'], dynamic_shapes=(open_axes,))
+    model = to_onnx(
+        plain,
+        (torch.randn(2, *shape),),
+        input_names=['images'],
+        dynamic_shapes=(open_axes,),
+        opset_version=INT4_OPSET if bits == 4 else None,
+    )
     forms = {'plain': model}
-    if int8:
-        forms['plain int8'] = with_integers(model)
+    if bits:
+        forms[f'plain int{bits}'] = with_integers(model, bits)
     if keep_shared:
         weights = shared_weights(model, shared)
         forms['shared'] = put_shared(model, weights)
-        if int8:
-            forms['shared int8'] = put_shared(forms['plain int8'], with_integers(weights))
+        if bits:
+            forms[f'shared int{bits}'] = put_shared(forms[f'plain int{bits}'], with_integers(weights, bits))
     return forms
 
 
@@ -109,7 +116,7 @@ def compare(files: dict[str, bytes], network: nn.Module, shape: Sequence[int]) -
             found = [torch.from_numpy(each) for each in session.run(None, {'images': images.numpy()})]
             difference = relative_difference(found, expected)
             yield f'ONNX against PyTorch, {name}, {"x".join(map(str, size))}: relative difference {difference:.2g}'
-            if not difference < (INT8_TOLERANCE if 'int8' in name else TOLERANCE):
+            if not difference < (INTEGER_TOLERANCE if ' int' in name else TOLERANCE):
                 raise SharingError('The ONNX model differs from the network: it was not written.')
     nodes = {name: nodes_that_run(content) for name, content in files.items()}
     feed = {'images': torch.randn(1, *shape).numpy()}

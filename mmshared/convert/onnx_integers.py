@@ -8,20 +8,24 @@ from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 from .onnx_shared import prepend
 
 #: The largest value is rounded to the largest integer, or clipped to one of these parts of itself.
-CLIPS = np.linspace(0.6, 1, 9)
+CLIPS = np.linspace(0.4, 1, 13)
+#: The opset that has 4-bit integers.
+INT4_OPSET = 21
 #: Smaller weights stay as they are, if this saves fewer bytes: the nodes need some too.
 LEAST_SAVED = 256
 
 
-def with_integers(model: ModelProto) -> ModelProto:
-    """Store the weights of a model as int8 with a float scale for each filter or row, in a copy.
+def with_integers(model: ModelProto, bits: int) -> ModelProto:
+    """Store the weights of a model as integers with a float scale for each filter or row, in a copy.
 
     Weights are the constants that convs and products multiply by or, in a model without input, all constants. They
     are computed by Cast and Mul: onnxruntime does not fold DequantizeLinear.
 
     Args:
         model (ModelProto): The model. It is not changed.
+        bits (int): 8, or 4 for a model of :data:`INT4_OPSET`.
     """
+    dtype = {8: np.dtype('int8'), 4: helper.tensor_dtype_to_np_dtype(TensorProto.INT4)}[bits]
     result = ModelProto()
     result.CopyFrom(model)
     graph = result.graph
@@ -33,11 +37,11 @@ def with_integers(model: ModelProto) -> ModelProto:
             continue
         axes = axes_of.get(name, row_axes(shape))
         rows = np.prod([size for axis, size in enumerate(shape) if axis not in axes])
-        if 3 * np.prod(shape) - 4 * rows < LEAST_SAVED:
+        if (4 - bits / 8) * np.prod(shape) - 4 * rows < LEAST_SAVED:
             continue
-        integers, scale = rounded(numpy_helper.to_array(constant), axes)
+        integers, scale = rounded(numpy_helper.to_array(constant), axes, bits)
         integers_name, scale_name, floats_name = (f'{name}.{part}' for part in ('integers', 'scale', 'floats'))
-        constant.CopyFrom(numpy_helper.from_array(integers, integers_name))
+        constant.CopyFrom(numpy_helper.from_array(integers.astype(dtype), integers_name))
         scales.append(numpy_helper.from_array(scale, scale_name))
         nodes += [
             helper.make_node('Cast', [integers_name], [floats_name], to=TensorProto.FLOAT),
@@ -69,22 +73,24 @@ def row_axes(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(range(1, len(shape))) if len(shape) != 3 else (2,)
 
 
-def rounded(values: np.ndarray, axes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Round values to int8, with the scales of the least squared error.
+def rounded(values: np.ndarray, axes: tuple[int, ...], bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """Round values to integers, with the scales of the least squared error.
 
     Args:
         values (np.ndarray): The values.
         axes (tuple[int, ...]): The axes within which a scale is common.
+        bits (int): The bits of an integer, at most 8.
 
     Returns:
-        tuple: The integers, of the shape of the values, and the scales, of length 1 in these axes.
+        tuple: The integers as int8, of the shape of the values, and the scales, of length 1 in these axes.
     """
+    most = 2 ** (bits - 1) - 1
     peak = np.abs(values).max(axes, keepdims=True)
     peak[peak == 0] = 1
-    best, scales, least = np.zeros(values.shape, np.int8), peak / 127, np.full_like(peak, np.inf)
+    best, scales, least = np.zeros(values.shape, np.int8), peak / most, np.full_like(peak, np.inf)
     for clip in CLIPS:
-        scale = peak * np.float32(clip / 127)
-        integers = np.clip(np.rint(values / scale), -127, 127)
+        scale = peak * np.float32(clip / most)
+        integers = np.clip(np.rint(values / scale), -most, most)
         error = np.square(integers * scale - values).sum(axes, keepdims=True)
         better = error < least
         np.copyto(best, integers.astype(np.int8), where=better)

@@ -47,6 +47,7 @@ class Weights(nn.Module):
     """A network without input, whose outputs are weights of shared layers.
 
     Args:
+        network (nn.Module): The shared network. Its banks store what they make, where that is no larger.
         weights (Sequence[Weight]): The weights.
     """
 
@@ -58,20 +59,17 @@ class Weights(nn.Module):
             scale = None if (weight.scale - 1).abs().max() < TOLERANCE else weight.scale
             self.register_buffer(f'scale{position}', scale)
         for bank in banks(network):
-            # What it makes is stored if that is no larger: an orthonormal basis, and not what it is computed from.
+            # An orthonormal basis, for example, and not the parameters that it is computed from.
             made: Any = bank()
             if isinstance(made, Tensor) and made.numel() <= sum(p.numel() for p in bank.parameters()):
                 bank.register_buffer('made', made.detach().clone())
                 bank.generate = lambda bank=bank: bank.made  # type: ignore[method-assign]
 
     def forward(self) -> tuple[Tensor, ...]:
-        dense: dict[SharedLayer, Tensor] = {}
         outputs = []
         for position, (layer, _, transposed) in enumerate(self.weights):
-            if layer not in dense:
-                dense[layer] = layer.dense()[0]
-            scale = getattr(self, f'scale{position}')
-            weight = dense[layer] if scale is None else dense[layer] * scale
+            weight, scale = layer.dense()[0], getattr(self, f'scale{position}')
+            weight = weight if scale is None else weight * scale
             outputs.append(weight.T if transposed else weight)
         return tuple(outputs)
 

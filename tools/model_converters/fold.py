@@ -31,14 +31,22 @@ def parse_args() -> argparse.Namespace:
         action='store_true',
         help='store each bank once in the ONNX model, which computes its weights when it is loaded and runs plain',
     )
-    parser.add_argument('--int8', action='store_true', help='store the weights of the ONNX model as int8')
+    rounding = parser.add_mutually_exclusive_group()
+    for bits in (8, 4):
+        rounding.add_argument(
+            f'--int{bits}',
+            dest='bits',
+            action='store_const',
+            const=bits,
+            help=f'store the weights of the ONNX model as int{bits}',
+        )
     parser.add_argument('--torchvision', action='store_true', help="write the keys of torchvision's ResNets")
     add_cfg_options(parser)
     add_shape(parser)
     args = parser.parse_args()
-    for option in ('keep_shared', 'int8'):
-        if getattr(args, option) and not args.onnx:
-            parser.error(f'--{option.replace("_", "-")} needs --onnx')
+    for option, given in (('--keep-shared', args.keep_shared), (f'--int{args.bits}', args.bits)):
+        if given and not args.onnx:
+            parser.error(f'{option} needs --onnx')
     args.out_config = args.out.with_suffix('.py')
     check_files(parser, args.config, args.checkpoint, args.out, args.out_config, args.onnx)
     args.safetensors = args.out.suffix == '.safetensors'
@@ -71,7 +79,7 @@ def main() -> None:
     print(f'relative difference of the outputs: {difference:.2g}')
     state_dict = to_torchvision(plain) if args.torchvision else plain.state_dict()
     if args.onnx:  # first: if it fails, nothing was written
-        for line in export_onnx(shared, plain, args.onnx, args.shape, args.keep_shared, args.int8):
+        for line in export_onnx(shared, plain, args.onnx, args.shape, args.keep_shared, args.bits):
             print(line)
     if args.safetensors:
         save_safetensors(state_dict, args.out)
