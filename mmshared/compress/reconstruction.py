@@ -68,7 +68,7 @@ def reconstruct(
     model.requires_grad_(False)
     try:
         with evaluating(model), evaluating(plain):
-            for stage, blocks in _blocks(model).items():
+            for stage, blocks in _blocks(model, plain).items():
                 bar = tqdm(total=len(blocks), desc=f'blocks of {stage}', unit='block', leave=False, disable=None)
                 with bar:
                     for name, calls in _calls(model, plain, stage, blocks, batches, limit):
@@ -80,12 +80,13 @@ def reconstruct(
     return found
 
 
-def _blocks(model: nn.Module) -> dict[str, list[str]]:
-    """The names of the blocks that share, by the names of their stages."""
+def _blocks(model: nn.Module, plain: nn.Module) -> dict[str, list[str]]:
+    """The names of the blocks that share, by the names of their stages in the plain model."""
+    stages = stages_of(plain)
     names = {layer: name for name, layer in model.named_modules() if isinstance(layer, SharedLayer)}
     found: dict[str, list[str]] = {}
     for layer, name in names.items():
-        around = [stage for stage in stages_of(model) if _block(stage, name)]
+        around = [stage for stage in stages if _block(stage, name)]
         peers = [names[each] for each in layer.bank.layers if each in names]
         # The innermost stage in which the group is in several blocks.
         several = (s for s in around if len({_block(s, peer) for peer in peers} - {''}) > 1)

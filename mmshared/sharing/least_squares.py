@@ -120,12 +120,14 @@ def metrics(layers: Sequence[SharedLayer], kernels: Sequence[Tensor], moments: S
         raise SharingError(f'There are {len(moments)} moments for {len(layers)} layers: give one for each.')
     found = []
     for layer, kernel, moment in zip(layers, kernels, moments):
-        matrix = as_blocks(moment, kernel, getattr(layer, 'groups', 1))
-        mean = matrix.diagonal(dim1=1, dim2=2).mean()
-        # A layer that got no inputs is fitted by its weight.
-        matrix = matrix + (DAMPING * mean if mean > 0 else 1.0) * torch.eye(matrix.shape[-1], dtype=matrix.dtype)
-        energy = Metric(matrix).energy(kernel)
-        found.append(Metric(matrix / energy if energy > 0 else matrix))
+        matrix = as_blocks(moment, kernel, getattr(layer, 'groups', 1)).clone()
+        diagonal = matrix.diagonal(dim1=1, dim2=2)
+        mean = diagonal.mean().item()
+        diagonal += DAMPING * mean if mean > 0 else 1.0  # a layer that got no inputs is fitted by its weight
+        energy = Metric(matrix).energy(kernel).item()
+        if energy > 0:
+            matrix /= energy
+        found.append(Metric(matrix))
     return found
 
 
