@@ -183,7 +183,7 @@ def test_training_can_be_interrupted_resumed_and_evaluated(digits, tmp_path):
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, start_new_session=True
     )
     for line in process.stdout:
-        if 'Epoch(train)  [2]' in line:
+        if re.search(r'Epoch\(train\) +\[ *2\]', line):
             os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does: to the workers of the data loader too
             break
     rest = process.stdout.read()

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from mmengine.dist import broadcast, get_world_size
 from mmengine.logging import print_log
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -50,7 +51,8 @@ def reconstruct(
     also learns to correct their errors. (Where these are no longer the plain one's inputs, as in a head on other
     proposals, it learns what the plain block makes of them.) What learns is what its layers do not share
     (coefficients, own filters, scales, low-rank weights), its norms and its biases. The batch norms keep their
-    statistics: take them again before, not after (:func:`recalibrate_norms`).
+    statistics: take them again before, not after (:func:`recalibrate_norms`). In a distributed run the first process
+    decides.
 
     Args:
         model (nn.Module): The shared model, fitted. It is changed in place.
@@ -204,9 +206,11 @@ def _learn(block: nn.Module, calls: list[_Call], steps: int, lr: float) -> tuple
     after = _error(block, calls)
     if not after < before:
         after = before
-        with torch.no_grad():
-            for parameter, values in zip(learned, start):
-                parameter.copy_(values)
+        for parameter, values in zip(learned, start):
+            parameter.data.copy_(values)
+    if get_world_size() > 1:
+        for parameter in learned:
+            broadcast(parameter.data)
     return before, after
 
 

@@ -86,7 +86,7 @@ def collect_moments(
             if get_world_size() > 1:
                 all_reduce(moment)
             if moment.any():
-                moments[name] = moment if len(moment) > 1 else moment[0]
+                moments[name] = (moment if len(moment) > 1 else moment[0]).cpu()
     missing = [layer.name for layer in layers if layer.name not in moments]
     if missing:
         print_log(f'No inputs came to {", ".join(missing)}.', logger='current')
