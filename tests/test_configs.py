@@ -11,7 +11,7 @@ import yaml
 from mmengine.config import Config
 from mmengine.registry import HOOKS
 
-from helpers import ROOT, WITHOUT_ESCNN
+from helpers import CONFIGS, ROOT, SHARING_CONFIGS, WITHOUT_ESCNN
 from mmshared import banks
 from mmshared.analysis.complexity import complexity, count_multiply_adds, parameter_count, sharing_groups
 from mmshared.analysis.tables import measure, readmes
@@ -20,12 +20,6 @@ from mmshared.engine.config import load_config, merge_options
 
 pytestmark = pytest.mark.slow  # networks of full size
 
-CONFIGS = sorted(
-    path
-    for folder in ('configs', 'projects')
-    for path in (ROOT / folder).rglob('*.py')
-    if '_base_' not in path.parts and 'model' in Config.fromfile(path)
-)
 METAFILES = sorted((ROOT / 'configs').glob('*/metafile.yml'))
 SUITES = sorted((ROOT / 'configs/benchmarks').glob('*.yaml'))
 
@@ -194,7 +188,7 @@ def test_every_config_builds_a_network_that_shares_if_it_says_so(path):
         pytest.skip(WITHOUT_ESCNN)
     cfg = Config.fromfile(path)
     model = build_model(cfg) if 'steerable' in path.stem else build_empty(cfg)  # escnn computes what it builds
-    shares = any(word in path.stem for word in ('shared', 'swrn', 'repeat'))
+    shares = path in SHARING_CONFIGS
     assert bool(banks(model)) is shares
     found = banks(model)
     regularised = any(bank.basis() is not None for bank in found) and 'recurrent' not in path.stem

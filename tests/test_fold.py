@@ -4,18 +4,10 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from helpers import ROOT, evaluating, randomise_norms
+from helpers import SHARING_CONFIGS, evaluating, randomise_norms
 from mmshared import banks
 from mmshared.convert.fold import fold_model
 from mmshared.engine.build import build_model
-from mmshared.engine.config import dotted
-
-CONFIGS = sorted(
-    path
-    for folder in ('configs', 'projects')
-    for path in (ROOT / folder).rglob('*.py')
-    if '_base_' not in path.parts and any('.sharing.' in key for key, _ in dotted(Config.fromfile(path).get('model')))
-)
 
 
 def narrowed(cfg: Config) -> Config:
@@ -39,7 +31,7 @@ def narrowed(cfg: Config) -> Config:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize('path', SHARING_CONFIGS, ids=lambda path: path.stem)
 def test_the_network_of_a_config_folds_into_its_stock_one(path):
     cfg = narrowed(Config.fromfile(path))
     shared = evaluating(randomise_norms(build_model(cfg)))
