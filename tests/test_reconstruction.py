@@ -91,6 +91,16 @@ def test_every_block_comes_nearer_and_shared_parameters_stay(network):
     assert errors[0] < errors[1]
 
 
+def test_the_error_of_the_last_block_is_that_of_the_network():
+    make, sharing, x = NETWORKS['sequential']
+    plain, shared = pair(make, **sharing)
+    batch = x()
+    found = reconstruct(shared, plain, [batch], steps=3)
+    with torch.no_grad():
+        wanted = plain(batch)
+        assert found[-1].after == pytest.approx(((shared(batch) - wanted).norm() / wanted.norm()).item())
+
+
 def test_the_blocks_of_a_backbone_learn_from_what_comes_behind_those_before(mmpretrain):
     plain, shared = pair(lambda: small(bank=None), groups=['conv[12]'], bank=RELAXED)
     batch, seen = image(32), []

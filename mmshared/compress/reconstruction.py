@@ -115,9 +115,13 @@ def _calls(
     """
     chained = type(model.get_submodule(stage)).forward is nn.Sequential.forward
     calls: list[_Call] = []
+    before: nn.Module | None = None
     for child, _ in model.get_submodule(stage).named_children():
         name = f'{stage}.{child}'.lstrip('.')
         block, twin = model.get_submodule(name), plain.get_submodule(name)
+        if chained and calls and before is not None:
+            with torch.no_grad():
+                calls = [_Call((before(*each.args),), {}, twin(each.target)) for each in calls]
         if name in blocks:
             if not (chained and calls):
                 calls = _record(model, plain, name, batches, limit)
@@ -127,9 +131,7 @@ def _calls(
                 print_log(f'{name} got no inputs, and is not reconstructed.', logger='current')
         if name == blocks[-1]:
             return
-        if chained and calls:
-            with torch.no_grad():
-                calls = [_Call((block(*each.args),), {}, twin(each.target)) for each in calls]
+        before = block
 
 
 class _Enough(Exception):
