@@ -11,7 +11,15 @@ import argparse
 import re
 from pathlib import Path
 
-from mmshared_cli import add_cfg_options, end_run, errors_in_a_sentence, interrupts_in_a_sentence, load_run, stdout_if
+from mmshared_cli import (
+    add_cfg_options,
+    add_steps,
+    end_run,
+    errors_in_a_sentence,
+    interrupts_in_a_sentence,
+    load_run,
+    stdout_if,
+)
 
 
 def parse_args() -> argparse.Namespace:
@@ -30,6 +38,7 @@ def parse_args() -> argparse.Namespace:
     )
     goal.add_argument('--plan', type=Path, metavar='FILE', help='take this plan, for example plan.json after an edit')
     parser.add_argument('--images', type=int, default=512, help='training images for the statistics (default: 512)')
+    add_steps(parser)
     parser.add_argument('--epochs', type=int, default=1, help='epochs of fine-tuning, 0 for none (default: 1)')
     parser.add_argument(
         '--work-dir', help='folder for everything that is written (default: work_dirs/ and the name of the config)'
@@ -81,7 +90,8 @@ def main() -> None:
         goal = dict(budget=budget, max_drop=args.max_drop, plan=args.plan)
         with stdout_if(False):  # the logs are in the work dir
             cfg = load_run(args)
-            report = Compression(cfg, base, args.checkpoint, **goal, images=args.images, epochs=args.epochs).run()
+            amounts = dict(images=args.images, steps=args.steps, epochs=args.epochs)
+            report = Compression(cfg, base, args.checkpoint, **goal, **amounts).run()
         print(f'report: {report}')
     end_run()
 

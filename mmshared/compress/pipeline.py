@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from ..analysis.logs import read_scalars
 from ..analysis.plots import detections_in
-from ..convert.dense import share_checkpoint
 from ..convert.fold import fold_model
 from ..engine.build import build_model, is_detector, load_model, load_whole
 from ..engine.checkpoint import converted, load_checkpoint_file, save_checkpoint, state_dict_of, write_text
@@ -31,7 +30,7 @@ from ..engine.runner import check_config, join_group
 from ..sharing import SharingError
 from .calibration import calibration_loader
 from .costs import CostMeter
-from .norms import recalibrate_norms
+from .fit import fit_model
 from .plan import (
     Group,
     Option,
@@ -114,6 +113,8 @@ class Compression:
             smallest such network is searched for.
         plan (Path | None): The file of a plan.
         images (int): Number of training images for the statistics.
+        steps (int): Number of steps that each block learns for on these images before any training, without labels; 0
+            for none.
         epochs (int): Number of epochs of fine-tuning; 0 for none.
     """
 
@@ -124,6 +125,7 @@ class Compression:
     max_drop: float | None = None
     plan: Path | None = None
     images: int = 512
+    steps: int = 60
     epochs: int = 1
 
     def __post_init__(self) -> None:
@@ -307,18 +309,15 @@ class Compression:
             write_text(path, Plan.from_json(plan.read_text(), str(plan)).config(base, self.bare.model.type))
 
         def write_checkpoint(path: Path) -> None:
-            model, state_dict = build_model(cfg), dict(self.model.cpu().state_dict())
-            share_checkpoint(model, state_dict, self.checkpoint, self.moments)
-            model.load_state_dict(state_dict)
-            device = get_device()
-            recalibrate_norms(model.to(device), self.model.to(device), calibration_loader(self.bare, self.images))
+            model, loader = build_model(cfg), calibration_loader(self.bare, self.images)
+            fit_model(model, self.model, self.checkpoint, self.moments, loader, self.steps)
             if is_main_process():
                 save_checkpoint(converted(model.state_dict(), self.checkpoint, cfg), path)
 
         config = steps('compressed.py', [plan, self.base, self.bare.pretty_text], write_config)
         cfg = copy.deepcopy(self.bare)
         cfg.model = load_config(str(config)).model
-        sources = [cfg.pretty_text, *self.sources, self.folder / 'moments.pth']
+        sources = [cfg.pretty_text, *self.sources, self.folder / 'moments.pth', self.steps]
         return cfg, steps('converted.pth', sources, write_checkpoint, together=True)
 
     def fine_tune(self, steps: Steps, cfg: Config, checkpoint: Path) -> Path:

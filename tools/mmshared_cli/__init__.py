@@ -202,6 +202,24 @@ def add_cfg_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_steps(parser: argparse.ArgumentParser) -> None:
+    """Add the option ``--steps``, for :func:`mmshared.compress.reconstruction.reconstruct`."""
+
+    def steps(text: str) -> int:
+        if (number := int(text)) < 0:
+            raise argparse.ArgumentTypeError(f'{text} is less than 0')
+        return number
+
+    parser.add_argument(
+        '--steps',
+        type=steps,
+        default=60,
+        metavar='N',
+        help="steps in which each block learns to give what the plain network's block gives on these images, without "
+        'labels; 0 for none (default: 60)',
+    )
+
+
 def add_runs(parser: argparse.ArgumentParser, out: str) -> None:
     """Add the arguments of a tool that compares runs: their work dirs, their names, the image to write."""
     parser.add_argument(

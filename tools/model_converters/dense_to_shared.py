@@ -2,7 +2,8 @@
 
 A shared network does the same when such a checkpoint is loaded. This tool also prints what each stage loses, and saves
 the result. With --images, it fits what the layers compute on images of the training set instead of their weights,
-which loses much less, and corrects the statistics of the batch norms on them.
+which loses much less, corrects the statistics of the batch norms on them, and lets each block learn what the plain
+network's block gives.
 """
 
 import argparse
@@ -11,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from mmshared_cli import add_cfg_options, check_files, errors_in_a_sentence, output_file
+from mmshared_cli import add_cfg_options, add_steps, check_files, errors_in_a_sentence, output_file
 
 
 @errors_in_a_sentence()
@@ -32,6 +33,7 @@ def main() -> None:
         metavar='SHARE',
         help='also print how many filters would keep this share of the energy, for example 0.95',
     )
+    add_steps(parser)
     add_cfg_options(parser)
     args = parser.parse_args()
     if args.rank_for_energy is not None and not 0 < args.rank_for_energy <= 1:
@@ -49,7 +51,7 @@ def main() -> None:
     if args.images is None:
         conversions = share_checkpoint(build_model(cfg), state_dict, args.src)
     else:
-        model, conversions = fit_checkpoint(cfg, state_dict, args.src, args.images)
+        model, conversions = fit_checkpoint(cfg, state_dict, args.src, args.images, args.steps)
         state_dict = model.cpu().state_dict()
 
     table = Table(title=f'{Path(args.src).name} in the network of {Path(args.config).stem}')
