@@ -1,5 +1,6 @@
 """What several tests need: banks, backbones, and batch norms that leave no output at zero."""
 
+import atexit
 import multiprocessing
 import multiprocessing.forkserver
 import os
@@ -181,6 +182,7 @@ class Forked:
         command = [str(ROOT / 'tools' / tool), *map(str, arguments)]
         self.process = forks().Process(target=_run, args=(command, self.files, {**os.environ, **environment}))
         self.process.start()
+        atexit.register(self.process.kill)  # where a test has failed
         self.pid = self.process.pid
 
     def stops_at(self, pattern: str) -> bool:
