@@ -288,10 +288,8 @@ def test_the_report_of_groups_adds_up(name):
 
 
 def test_the_report_is_printed_and_written(tmp_path):
-    name = 'configs/shared_resnet/shared-resnet32-s16u1_b256_cifar10.py'
-    result = call(
-        'analysis_tools/sharing_report.py', ROOT / name, '--shape', 32, 32, '--json', tmp_path / 'report.json'
-    )
+    config, written = ROOT / 'configs/shared_resnet/shared-resnet32-s16u1_b256_cifar10.py', tmp_path / 'report.json'
+    result = call('analysis_tools/sharing_report.py', config, '--shape', 32, 32, '--json', written)
     assert 'parameters of the whole model: 197,258, plain 464,154 (-57.5%)' in result.stdout, result.stderr
     report = json.loads(written.read_text())
     assert [row['stage'] for row in report['groups']] == [f'backbone.layer{i}' for i in (1, 2, 3)]
