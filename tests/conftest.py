@@ -7,11 +7,15 @@ import mmengine.config.utils as config_utils
 import numpy as np
 import pytest
 import torch
+import yapf.yapflib.yapf_api as yapf_api
 from mmengine.registry import DefaultScope, init_default_scope
 from PIL import Image
 
 # For each base that is a library's, mmengine reads all metafiles of that library: here once.
 config_utils.load = cache(config_utils.load)
+# mmengine has yapf format a config each time that its text is asked for, half a second: here once.
+_formatted = cache(lambda text, style, format=yapf_api.FormatCode: format(text, style_config=dict(style)))
+yapf_api.FormatCode = lambda text, style_config: _formatted(text, tuple(style_config.items()))
 # mmengine's data sets collect all garbage when they are made: not among what the imports above have left.
 gc.freeze()
 
