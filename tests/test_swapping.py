@@ -66,11 +66,24 @@ CLASSIFIERS = [
 ]
 
 
+def few_regions(cfg):
+    """Of the regions of detectors in two stages, so many that the second one does not outweigh all other layers."""
+    for settings in (cfg.get('train_cfg') or {}, cfg.get('test_cfg') or {}):
+        for name in {'rpn', 'rpn_proposal'} & settings.keys():
+            if 'max_per_img' in settings[name]:
+                settings[name].max_per_img = 30
+        stages = settings.get('rcnn', [])
+        for stage in stages if isinstance(stages, list) else [stages]:
+            if 'sampler' in stage:
+                stage.sampler.num = 16
+
+
 def swapped(name):
     cfg = Config.fromfile(config_path(name))
     init_default_scope(cfg.default_scope)
     for each in (cfg.model, cfg.model.get('backbone', {})):
         each.pop('init_cfg', None)  # no downloads
+    few_regions(cfg.model)
     assert tie_all(cfg.model, cfg.default_scope)
     model = MODELS.build(cfg.model)
     for module in model.modules():
