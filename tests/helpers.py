@@ -1,16 +1,26 @@
 """What several tests need: banks, backbones, and batch norms that leave no output at zero."""
 
+import atexit
+import multiprocessing
+import multiprocessing.forkserver
+import os
+import re
 import runpy
+import signal
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
+from functools import cache
 from importlib.util import find_spec
 from io import StringIO
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
 
 import torch
+import torch.multiprocessing
 from mmcv.cnn.bricks.wrappers import Conv2d, Linear
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
@@ -138,6 +148,72 @@ def call(tool: str, *arguments) -> SimpleNamespace:
             code = int(bool(stop.code))
             print(stop.code if isinstance(stop.code, str) else '', file=err)
     return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
+
+
+@cache
+def forks() -> ForkServerContext:
+    """Processes that are forked from one that has imported both libraries, and has done nothing else: a new process
+    takes seven seconds for that."""
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['preloaded'])
+    with patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):
+        multiprocessing.forkserver.ensure_running()
+    return context
+
+
+def in_two_processes(worker: Callable, *arguments) -> None:
+    """Call a function with the rank and arguments in each of two processes."""
+    forks()
+    torch.multiprocessing.start_processes(worker, arguments, nprocs=2, start_method='forkserver')
+
+
+class Forked:
+    """A tool in a process and a session of its own.
+
+    Args:
+        folder (Path): Where its output goes: each of its processes needs one of its own.
+        tool (str): The tool, a file of the folder tools/.
+        environment (dict): Environment variables to add to ours.
+    """
+
+    def __init__(self, folder: Path, tool: str, *arguments, environment: dict[str, str] = {}):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.files = [folder / name for name in ('stdout.txt', 'stderr.txt')]
+        command = [str(ROOT / 'tools' / tool), *map(str, arguments)]
+        self.process = forks().Process(target=_run, args=(command, self.files, {**os.environ, **environment}))
+        self.process.start()
+        atexit.register(self.process.kill)  # where a test has failed
+        self.pid = self.process.pid
+
+    def stops_at(self, pattern: str) -> bool:
+        """Wait until the output has a pattern. False if the tool ended before."""
+        while alive := self.process.is_alive():
+            if re.search(pattern, self.text(0)):
+                return True
+            time.sleep(0.02)
+        return alive
+
+    def text(self, stream: int) -> str:
+        return self.files[stream].read_text() if self.files[stream].exists() else ''
+
+    def result(self) -> SimpleNamespace:
+        """Its returncode, stdout and stderr, when it has ended."""
+        self.process.join()
+        return SimpleNamespace(returncode=self.process.exitcode, stdout=self.text(0), stderr=self.text(1))
+
+
+def _run(command: list[str], files: list[Path], environment: dict[str, str]) -> None:
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(ROOT)
+    for number, (stream, path) in enumerate(zip((sys.stdout, sys.stderr), files), 1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        stream.reconfigure(line_buffering=True)
+    torch.set_num_threads(1)
+    sys.argv = command
+    runpy.run_path(command[0], run_name='__main__')
 
 
 def small(bank: dict | None = BASIS, **kwargs) -> nn.Module:

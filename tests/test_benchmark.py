@@ -17,7 +17,7 @@ import yaml
 from mmengine.config import Config
 from PIL import Image
 
-from helpers import ROOT, call
+from helpers import ROOT, Forked, call
 from mmshared import SharingError
 from mmshared.analysis.jobs import Local, Process, reason_of
 from mmshared.analysis.suite import read_suite
@@ -44,10 +44,6 @@ def write(path, images, configs=(CONFIG,), epochs=2, **keys):
     return path
 
 
-def command(suite, work_dir, *options):
-    return [sys.executable, 'tools/benchmark.py', str(suite), '--work-dir', str(work_dir), *options]
-
-
 @pytest.fixture(autouse=True)
 def _in_the_root(monkeypatch):
     monkeypatch.chdir(ROOT)
@@ -62,19 +58,13 @@ def test_an_interrupted_suite_goes_on_and_gives_one_table(images, tmp_path):
     suite, work_dir = write(tmp_path / 'small.yaml', images), tmp_path / 'runs'
     model = 'shared-resnet32-s8u1_4e_cifar10-jpeg'
     first, second = (work_dir / model / f'seed_{seed}' for seed in (0, 1))
-    process = subprocess.Popen(
-        command(suite, work_dir),
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
+    process = Forked(tmp_path / 'interrupted', 'benchmark.py', suite, '--work-dir', work_dir)
     deadline = time.monotonic() + 600
     while not (second / 'last_checkpoint').exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGTERM)  # as Ctrl-C does
-    assert 'Interrupted. Call the same command again to go on.' in process.communicate()[0] and process.returncode == 1
+    told = process.result()
+    assert 'Interrupted. Call the same command again to go on.' in told.stderr and told.returncode == 1
     assert (first / 'result.json').exists() and not (second / 'result.json').exists()
     assert subprocess.run(['pgrep', '-f', str(work_dir)]).returncode == 1  # no run is left behind
     finished = (first / 'result.json').stat().st_mtime_ns

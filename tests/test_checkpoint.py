@@ -165,8 +165,6 @@ from mmengine.runner import checkpoint
 from mmengine.runner.checkpoint import CheckpointLoader, load_checkpoint
 from torch.utils.data import DataLoader
 
-path = sys.argv[1]
-
 class Files(torch.utils.data.Dataset):
     def __len__(self):
         return 1
@@ -185,13 +183,14 @@ ways = dict(
     torchvision=lambda: CheckpointLoader.load_checkpoint('torchvision://resnet50'),
     torch=lambda: torch.load(path, weights_only=False),
     worker=lambda: in_a_worker('fork'))
-for name, load in ways.items():
-    try:
-        load()
-    except Exception as error:
-        print(name, 'refused', type(error).__name__)
-    else:
-        print(name, 'loaded')
+for path in sys.argv[1:]:
+    for name, load in ways.items():
+        try:
+            load()
+        except Exception as error:
+            print(name, 'refused', type(error).__name__)
+        else:
+            print(name, 'loaded')
 """
 
 
@@ -213,20 +212,23 @@ def test_torch_load_itself_refuses_a_payload_once_pickles_are_refused(tmp_path, 
     assert torch.load(tmp_path / 'good.pth', **arguments)['weight'].eq(1).all()
 
 
-@pytest.mark.parametrize('content', [_Payload, _NamedByMMEngine])
 @pytest.mark.slow
-def test_no_checkpoint_is_unpickled_where_mmshared_is_imported(tmp_path, monkeypatch, content):
-    path, ran = tmp_path / 'evil.pth', tmp_path / 'ran'
-    torch.save(dict(state_dict=dict(weight=content(ran))), path)
+def test_no_checkpoint_is_unpickled_where_mmshared_is_imported(tmp_path, monkeypatch):
+    contents = [_Payload, _NamedByMMEngine]
+    paths, marks = ([tmp_path / f'{content.__name__}.{suffix}' for content in contents] for suffix in ('pth', 'ran'))
+    for content, path, ran in zip(contents, paths, marks):
+        torch.save(dict(state_dict=dict(weight=content(ran))), path)
     monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '1')
-    result = subprocess.run([sys.executable, '-c', LOAD, str(path)], capture_output=True, text=True, cwd=ROOT)
+    result = subprocess.run([sys.executable, '-c', LOAD, *paths], capture_output=True, text=True, cwd=ROOT)
     lines = [line for line in result.stdout.splitlines() if ' refused ' in line or line.endswith(' loaded')]
-    assert len(lines) == 7 and all('refused' in line for line in lines), result.stdout + result.stderr
-    assert lines[0] == 'local refused SharingError' and not ran.exists()
-    # The file does what it is made for where nothing is refused.
-    with suppress(Exception):
-        pickle.loads(pickle.dumps(content(ran)))
-    assert ran.exists()
+    assert len(lines) == 7 * 2 and all('refused' in line for line in lines), result.stdout + result.stderr
+    assert lines[0] == lines[7] == 'local refused SharingError'
+    for content, ran in zip(contents, marks):
+        assert not ran.exists()
+        # The file does what it is made for where nothing is refused.
+        with suppress(Exception):
+            pickle.loads(pickle.dumps(content(ran)))
+        assert ran.exists()
 
 
 def test_what_mmengine_saves_is_loaded_from_anywhere(tmp_path):

@@ -292,7 +292,12 @@ class TestPipeline:
         assert call('dataset_converters/digit_scenes.py', data, *scenes).returncode == 0
         cfg = load_config(str(ROOT / 'configs/small/faster-rcnn_r50-narrow_6e_digits.py'))
         merge_options(cfg, {'data_root': str(data), 'model.backbone.depth': 18})
-        cfg.model.neck.in_channels = [16, 32, 64, 128]
+        cfg.model.backbone.update(base_channels=8, stem_channels=8)
+        cfg.model.neck.update(in_channels=[8, 16, 32, 64], out_channels=32)
+        cfg.model.rpn_head.update(in_channels=32, feat_channels=32)
+        cfg.model.roi_head.bbox_roi_extractor.out_channels = 32
+        cfg.model.roi_head.bbox_head.update(in_channels=32, fc_out_channels=256)
+        cfg.model.test_cfg.rpn.max_per_img = 100
         for loader in (cfg.train_dataloader, cfg.val_dataloader):
             loader.update(num_workers=0, persistent_workers=False)
         cfg.work_dir, cfg.runner_type = str(tmp_path / 'work'), 'SharingRunner'

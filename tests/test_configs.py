@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +9,7 @@ import yaml
 from mmengine.config import Config
 from mmengine.registry import HOOKS
 
-from helpers import CONFIGS, ROOT, SHARING_CONFIGS, WITHOUT_ESCNN
+from helpers import CONFIGS, ROOT, SHARING_CONFIGS, WITHOUT_ESCNN, call
 from mmshared import banks
 from mmshared.analysis.complexity import complexity, count_multiply_adds, parameter_count, sharing_groups
 from mmshared.analysis.tables import measure, readmes
@@ -290,19 +288,9 @@ def test_the_report_of_groups_adds_up(name):
 
 
 def test_the_report_is_printed_and_written(tmp_path):
-    name = 'configs/shared_resnet/shared-resnet32-s16u1_b256_cifar10.py'
-    command = [
-        sys.executable,
-        'tools/analysis_tools/sharing_report.py',
-        name,
-        '--shape',
-        '32',
-        '32',
-        '--json',
-        tmp_path / 'report.json',
-    ]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    config, written = ROOT / 'configs/shared_resnet/shared-resnet32-s16u1_b256_cifar10.py', tmp_path / 'report.json'
+    result = call('analysis_tools/sharing_report.py', config, '--shape', 32, 32, '--json', written)
     assert 'parameters of the whole model: 197,258, plain 464,154 (-57.5%)' in result.stdout, result.stderr
-    report = json.loads((tmp_path / 'report.json').read_text())
+    report = json.loads(written.read_text())
     assert [row['stage'] for row in report['groups']] == [f'backbone.layer{i}' for i in (1, 2, 3)]
     assert report['totals']['parameters'] == 197_258

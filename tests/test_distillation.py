@@ -10,7 +10,6 @@ from unittest.mock import patch
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
@@ -20,7 +19,7 @@ from mmengine.runner import Runner
 from mmpretrain.structures import DataSample
 from torch.utils.data import DataLoader
 
-from helpers import BASIS, ROOT, TIED, randomise_norms
+from helpers import BASIS, ROOT, TIED, in_two_processes, randomise_norms
 from mmshared import DistillationHook, SharingError
 from mmshared.engine.build import build_model, build_plain
 from mmshared.hooks.distillation_hook import (
@@ -405,7 +404,7 @@ def worker(rank, folder):
 @pytest.mark.slow
 def test_two_processes_have_the_gradients_of_one(checkpoint, tmp_path):
     cfg = config(TIED)
-    mp.spawn(worker, (str(tmp_path),), nprocs=2)
+    in_two_processes(worker, str(tmp_path))
     expected = gradients(student_of(cfg, checkpoint), slice(None), cfg, checkpoint)
     for rank in range(2):
         found = torch.load(tmp_path / f'{rank}.pth', weights_only=True)

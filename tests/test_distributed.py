@@ -15,13 +15,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from mmengine.model import MMDistributedDataParallel, MMFullyShardedDataParallel
 from mmengine.registry import MODEL_WRAPPERS, OPTIMIZERS, init_default_scope
 from torch.distributed.fsdp import FullyShardedDataParallel, StateDictType
 from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
 
-from helpers import BASIS, ROOT, TIED, Classifier, backbone, randomise_norms, stage_banks
+from helpers import BASIS, ROOT, TIED, Classifier, Forked, backbone, in_two_processes, randomise_norms, stage_banks
 from mmshared import GradientFlowHook, OrthogonalityLossHook, SharingError
 from mmshared.engine.checkpoint import load_checkpoint_file
 
@@ -81,7 +80,7 @@ def worker(rank, bank, with_cp, folder):
 def test_gradients_agree_across_processes(bank, with_cp, tmp_path):
     model = network(bank)
     torch.save(model.state_dict(), tmp_path / 'start.pth')
-    mp.spawn(worker, (bank, with_cp, str(tmp_path)), nprocs=2)
+    in_two_processes(worker, bank, with_cp, str(tmp_path))
     loss, grads = gradients(model, *batch())
     for rank in range(2):
         other_loss, other_grads = torch.load(tmp_path / f'{rank}.pth', weights_only=True)
@@ -128,7 +127,7 @@ def test_sharded_training_takes_the_same_steps(bank, optimizer, wrapper, tmp_pat
     model = network(bank)
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     torch.save(before, tmp_path / 'start.pth')
-    mp.spawn(sharded_worker, (bank, optimizer, wrapper, str(tmp_path)), nprocs=2)
+    in_two_processes(sharded_worker, bank, optimizer, wrapper, str(tmp_path))
     take_steps(model, SGD, *batch())
     state = torch.load(tmp_path / '0.pth', weights_only=True)
     assert state.keys() == model.state_dict().keys()
@@ -160,7 +159,7 @@ def split_worker(rank, folder):
 @pytest.mark.slow
 def test_units_that_part_what_is_shared_are_refused(tmp_path):
     torch.save(network(TIED).state_dict(), tmp_path / 'start.pth')
-    mp.spawn(split_worker, (str(tmp_path),), nprocs=2)
+    in_two_processes(split_worker, str(tmp_path))
     told = (tmp_path / '0.txt').read_text().splitlines()
     assert len(told) == 3 and all('a unit of its own, and other layers share parameters' in line for line in told[:2])
     assert 'cannot see the parameters that FSDP shards' in told[2]
@@ -191,16 +190,10 @@ PLAIN = ['train_dataloader.dataset.pipeline.1.padding=0', 'train_dataloader.data
 @pytest.mark.slow
 def test_a_resumed_run_ends_in_the_same_weights(images, tmp_path):
     options = [*PLAIN, 'default_hooks.checkpoint.max_keep_ckpts=-1']
-    first = [sys.executable, 'tools/train.py', *train_command(images, tmp_path / 'whole', *options)]
-    subprocess.run(first, check=True, capture_output=True, cwd=ROOT)
-    again = [
-        sys.executable,
-        'tools/train.py',
-        *train_command(images, tmp_path / 'resumed', *options),
-        '--resume',
-        str(tmp_path / 'whole/epoch_2.pth'),
-    ]
-    subprocess.run(again, check=True, capture_output=True, cwd=ROOT)
+    for name, resume in (('whole', []), ('resumed', ['--resume', tmp_path / 'whole/epoch_2.pth'])):
+        command = train_command(images, tmp_path / name, *options)
+        result = Forked(tmp_path / f'{name}-output', 'train.py', *command, *resume).result()
+        assert result.returncode == 0, result.stderr
     assert not (tmp_path / 'resumed/epoch_2.pth').exists()
     states = [load_checkpoint_file(str(tmp_path / run / 'epoch_4.pth')) for run in ('whole', 'resumed')]
     for key, tensor in states[0]['state_dict'].items():
@@ -237,10 +230,20 @@ def test_a_killed_process_ends_the_job_and_it_can_be_resumed(images, tmp_path):
         job.kill()
     assert 'tools/train.py FAILED' in told and 'Signal' in told
     last = int(re.search(r'epoch_(\d+)', (tmp_path / 'last_checkpoint').read_text())[1])
-    command += [f'train_cfg.max_epochs={last + 2}', '--resume']  # the last may be damaged, and the one before taken
-    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
-    assert result.returncode == 0, result.stderr
-    resumed = re.search(r'resumed epoch: (\d+), ', result.stdout + result.stderr)
+    more = [f'train_cfg.max_epochs={last + 2}', '--resume', '--launcher', 'pytorch']
+    job = [
+        Forked(
+            tmp_path / f'output-{rank}',
+            'train.py',
+            *[config, *rest, *more],
+            environment=dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=port),
+        )
+        for rank in '01'
+    ]
+    results = [each.result() for each in job]
+    assert all(result.returncode == 0 for result in results), results
+    # The last may be damaged, and the one before taken.
+    resumed = re.search(r'resumed epoch: (\d+), ', results[0].stdout + results[0].stderr)
     assert int(resumed[1]) in (last - 1, last)
     assert (tmp_path / f'epoch_{last + 2}.pth').exists()
 

@@ -16,6 +16,9 @@ def narrowed(cfg: Config) -> Config:
     model, backbone = cfg.model, cfg.model.backbone
     if backbone.type == 'SharedWideResNet_CIFAR':
         backbone.widen_factor, model.head.in_channels = 1, 64
+    elif backbone.type == 'SharedDenseNet_CIFAR':
+        backbone.arch = dict(growth_rate=8, depths=[6, 12, 24, 16], init_channels=16)
+        backbone.sharing.bank.base_channels, model.head.in_channels = 32, 256
     elif backbone.type == 'SharedResNet':
         quarter = backbone.get('base_channels', 64) // 4
         bank = backbone.sharing.bank

@@ -2,8 +2,6 @@
 
 import pickle
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -18,6 +16,7 @@ from helpers import (
     ROOT,
     TIED,
     backbone,
+    call,
     difference,
     evaluating,
     image,
@@ -254,16 +253,8 @@ def test_the_command_writes_what_loading_makes(tmp_path):
     config = ROOT / 'configs/shared_resnet/shared-resnet32-s8u1_b256_cifar10.py'
     plain = build_model(Config.fromfile(config.with_name('resnet32_b256_cifar10.py')))
     torch.save(dict(state_dict=plain.state_dict()), tmp_path / 'plain.pth')
-    command = [
-        sys.executable,
-        'tools/model_converters/dense_to_shared.py',
-        config,
-        tmp_path / 'plain.pth',
-        tmp_path / 'shared.pth',
-        '--rank-for-energy',
-        '0.9',
-    ]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    tool = 'model_converters/dense_to_shared.py'
+    result = call(tool, config, tmp_path / 'plain.pth', tmp_path / 'shared.pth', '--rank-for-energy', '0.9')
     assert result.returncode == 0, result.stderr
     shared = build_model(Config.fromfile(config))
     shared.load_state_dict(plain.state_dict())
@@ -276,7 +267,5 @@ def test_the_command_writes_what_loading_makes(tmp_path):
     shares = torch.linalg.svdvals(rows).square().cumsum(0) / rows.square().sum()
     assert shares[int(rank) - 1] >= 0.9 > shares[int(rank) - 2]
     assert shares[31].item() < float(kept) / 100 < 1  # 32 shared filters, and four of each conv's own
-    again = subprocess.run(
-        command[:3] + [tmp_path / 'shared.pth', tmp_path / 'no.pth'], capture_output=True, text=True, cwd=ROOT
-    )
+    again = call(tool, config, tmp_path / 'shared.pth', tmp_path / 'no.pth')
     assert again.returncode == 1 and 'is shared already' in again.stderr and not (tmp_path / 'no.pth').exists()

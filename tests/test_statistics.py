@@ -6,10 +6,10 @@ import os
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import nn
 
+from helpers import in_two_processes
 from mmshared import SharingError
 from mmshared.compress import statistics
 from mmshared.compress.statistics import collect_moments
@@ -198,7 +198,7 @@ def worker(rank, folder):
 
 @pytest.mark.slow
 def test_two_processes_sum_up_what_one_does(tmp_path):
-    mp.spawn(worker, (str(tmp_path),), nprocs=2)
+    in_two_processes(worker, str(tmp_path))
     model, batches = deep(), [torch.randn(2, 4, 8, 8) for _ in range(3)]
     expected = collect_moments(model, batches, ['1', '2'])
     for rank in (0, 1):

@@ -13,17 +13,18 @@ import pytest
 from mmengine.config import Config
 from PIL import Image
 
-from helpers import ROOT
+import helpers
+from helpers import ROOT, Forked
 from mmshared import SharingError
 from mmshared.engine.config import check_data, config_path, dotted, moved_root
 
-SCENES = ROOT / 'tools/dataset_converters/digit_scenes.py'
+SCENES = 'dataset_converters/digit_scenes.py'
 CONFIG = ROOT / 'configs/small/faster-rcnn_r50-narrow-shared_6e_digits.py'
 SMALL = ['--train', '8', '--val', '4', '--size', '64', '--digits', '1', '2', '--digit-size', '16', '32']
 
 
-def call(*command, check=True):
-    result = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, cwd=ROOT)
+def call(tool, *arguments, check=True):
+    result = helpers.call(tool, *arguments)
     assert not check or result.returncode == 0, result.stderr
     return result
 
@@ -72,7 +73,7 @@ class TestDigitScenes:
                 assert ink[inside].any() and ink[~inside].mean() < 0.01
 
     def test_train_and_val_use_different_digits(self, digits):
-        sys.path.insert(0, str(SCENES.parent))
+        sys.path.insert(0, str((ROOT / 'tools' / SCENES).parent))
         import digit_scenes
 
         drawn = {}
@@ -162,11 +163,19 @@ class TestConfigs:
             check_data(config(name, **{'train_dataloader.dataset.data_root': root}), ['train_dataloader'], False)
 
 
+# The detector of the demo at a fraction of its cost.
+SMALLER = [
+    'model.backbone.depth=50',
+    'model.train_cfg.rpn_proposal.max_per_img=50',
+    'model.test_cfg.rpn.max_per_img=50',
+]
+
+
 @pytest.mark.slow
 def test_training_can_be_interrupted_resumed_and_evaluated(digits, tmp_path):
     options = [
         '--work-dir',
-        str(tmp_path),
+        tmp_path / 'work',
         '--cfg-options',
         f'data_root={digits}',
         'train_dataloader.batch_size=2',
@@ -175,56 +184,40 @@ def test_training_can_be_interrupted_resumed_and_evaluated(digits, tmp_path):
         'val_dataloader.num_workers=0',
         'val_dataloader.persistent_workers=False',
         'default_hooks.logger.interval=1',
-        'model.backbone.depth=50',
+        *SMALLER,
     ]
     long = ['train_dataloader.num_workers=1', 'train_cfg.max_epochs=400']
-    command = [sys.executable, 'tools/train.py', str(CONFIG), *options, *long]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, start_new_session=True
-    )
-    for line in process.stdout:
-        if re.search(r'Epoch\(train\) +\[ *2\]', line):
-            os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does: to the workers of the data loader too
-            break
-    rest = process.stdout.read()
-    assert process.wait() != 0 and 'with --resume continues from the last checkpoint' in rest
-    assert 'Traceback' not in rest
+    training = Forked(tmp_path / 'interrupted', 'train.py', CONFIG, *options, *long)
+    assert training.stops_at(r'Epoch\(train\) +\[ *2\]')
+    os.killpg(training.pid, signal.SIGINT)  # as Ctrl-C does: to the workers of the data loader too
+    result = training.result()
+    told = result.stdout + result.stderr
+    assert result.returncode != 0 and 'with --resume continues from the last checkpoint' in told
+    assert 'Traceback' not in told
 
-    result = call('tools/train.py', CONFIG, '--resume', *options, 'train_cfg.max_epochs=2', 'train_cfg.val_interval=1')
+    more = ['train_cfg.max_epochs=2', 'train_cfg.val_interval=1']
+    result = Forked(tmp_path / 'resumed', 'train.py', CONFIG, '--resume', *options, *more).result()
+    assert result.returncode == 0, result.stderr
     assert 'resumed epoch: 1, iter: 4' in result.stdout
     steps = re.findall(r'Epoch\(train\) +\[(\d)\]\[(\d)/4\].*loss_orth: (\S+)', result.stdout)
     assert [(epoch, step) for epoch, step, _ in steps] == [('2', str(i)) for i in range(1, 5)]
     assert 'bbox_mAP' in result.stdout
 
-    test = call(
-        'tools/test.py',
-        CONFIG,
-        tmp_path / 'epoch_2.pth',
-        '--work-dir',
-        tmp_path / 'test',
-        '--cfg-options',
-        f'data_root={digits}',
-        'test_dataloader.num_workers=0',
-        'test_dataloader.persistent_workers=False',
-    )
-    assert 'coco/bbox_mAP' in test.stdout
-    tmp_path = tmp_path.rename(tmp_path.with_name('moved'))
-    report = call('tools/analysis_tools/report_run.py', tmp_path, '--images', '2').stdout
-    assert f'checkpoint: {tmp_path}/epoch_2.pth' in report
+    loading = ['test_dataloader.num_workers=0', 'test_dataloader.persistent_workers=False']
+    testing = ['test.py', CONFIG, tmp_path / 'work/epoch_2.pth', '--work-dir', tmp_path / 'test', '--cfg-options']
+    testing += [f'data_root={digits}', *loading, *SMALLER]
+    assert 'coco/bbox_mAP' in Forked(tmp_path / 'tested', *testing).result().stdout
+
+    moved = (tmp_path / 'work').rename(tmp_path / 'moved')
+    report = Forked(tmp_path / 'report', 'analysis_tools/report_run.py', moved, '--images', '2').result().stdout
+    assert f'checkpoint: {moved}/epoch_2.pth' in report
     assert re.search(r'parameters of the backbone: 1,165,328 shared, 1,480,976 plain \(21\.3% fewer\)', report)
     for name in ('detections.png', 'curves.png'):
-        assert np.asarray(Image.open(tmp_path / name)).std() > 1
+        assert np.asarray(Image.open(moved / name)).std() > 1
 
-    (tmp_path / 'epoch_2.pth').write_bytes((tmp_path / 'epoch_2.pth').read_bytes()[:5000])
-    broken = call(
-        'tools/test.py',
-        CONFIG,
-        tmp_path / 'epoch_2.pth',
-        '--cfg-options',
-        f'data_root={digits}',
-        f'work_dir={tmp_path}',
-        check=False,
-    )
+    (moved / 'epoch_2.pth').write_bytes((moved / 'epoch_2.pth').read_bytes()[:5000])
+    testing[2] = moved / 'epoch_2.pth'
+    broken = Forked(tmp_path / 'broken', *testing).result()
     assert broken.returncode == 1 and 'Traceback' not in broken.stderr
     assert re.search(r'Error: The checkpoint \S+epoch_2.pth cannot be loaded: it is damaged', broken.stderr)
 
