@@ -115,7 +115,7 @@ def checkpoint(config, tmp_path):
 def compression(config, checkpoint, work_dir, **kwargs):
     cfg = load_config(config)
     cfg.work_dir, cfg.runner_type = str(work_dir), 'SharingRunner'
-    return Compression(cfg, config, checkpoint, **{**dict(images=16, budget=Budget(0.5, 'kept')), **kwargs})
+    return Compression(cfg, config, checkpoint, **{**dict(images=16, steps=2, budget=Budget(0.5, 'kept')), **kwargs})
 
 
 class TestChecks:
@@ -226,7 +226,7 @@ class TestPipeline:
 
     def test_a_classifier_by_the_tool(self, config, checkpoint, tmp_path):
         work_dir = tmp_path / 'work'
-        arguments = [config, checkpoint, '--keep', '0.5', '--images', '16', '--work-dir', work_dir]
+        arguments = [config, checkpoint, '--keep', '0.5', '--images', '16', '--steps', '2', '--work-dir', work_dir]
         result = call('compress.py', *arguments)
         assert result.returncode == 0, result.stderr
         plan = Plan.from_json((work_dir / 'plan.json').read_text(), 'plan.json')
@@ -279,7 +279,7 @@ class TestPipeline:
 
     def test_options_of_the_config_are_kept(self, config, checkpoint, tmp_path):
         work_dir = tmp_path / 'work'
-        options = ['--cfg-options', 'train_dataloader.batch_size=5', '--epochs', '0', '--images', '16']
+        options = ['--cfg-options', 'train_dataloader.batch_size=5', '--epochs', '0', '--images', '16', '--steps', '2']
         result = call('compress.py', config, checkpoint, '--keep', '0.5', '--work-dir', work_dir, *options)
         assert result.returncode == 0, result.stderr
         assert (work_dir / 'compressed.py').read_text().startswith("_base_ = 'plain.py'\n")
@@ -303,7 +303,7 @@ class TestPipeline:
         cfg.work_dir, cfg.runner_type = str(tmp_path / 'work'), 'SharingRunner'
         model = randomise_norms(build_model(cfg))
         torch.save(dict(state_dict=model.state_dict()), tmp_path / 'plain.pth')
-        found = Compression(cfg, None, str(tmp_path / 'plain.pth'), Budget(0.3, 'kept'), images=2)
+        found = Compression(cfg, None, str(tmp_path / 'plain.pth'), Budget(0.3, 'kept'), images=2, steps=2)
         report = json.loads(found.run().with_suffix('.json').read_text())
         assert list(report['finetuned']['metrics']) == list(report['plain']['metrics'])
         rows = {row.name: row for row in Plan.from_json((tmp_path / 'work/plan.json').read_text(), 'plan.json').rows}

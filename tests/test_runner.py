@@ -15,6 +15,8 @@ from torch.utils.data import DataLoader
 
 from helpers import ROOT, Classifier, small
 from mmshared import SharingError, SharingRunner
+from mmshared.engine.build import build_model, build_plain
+from mmshared.engine.config import load_config
 from mmshared.engine.runner import mend_last_checkpoint
 
 DIGITS = ROOT / 'configs/small/faster-rcnn_r50-narrow-shared_6e_digits.py'
@@ -81,6 +83,16 @@ def test_a_training_may_start_from_a_network_with_another_head(state, tmp_path):
     runner.train()
     key = 'backbone.layer1.1.conv1.bank.filters'
     assert torch.equal(runner.model.state_dict()[key], state[key])
+
+
+@pytest.mark.parametrize('build', [build_model, build_plain])
+def test_a_model_built_without_a_runner_preprocesses_as_one_built_by_it(tmp_path, build):
+    cfg = load_config(str(JPEG))
+    expected = SharingRunner(
+        cfg.model, str(tmp_path), data_preprocessor=cfg.data_preprocessor, default_scope='mmpretrain'
+    ).model.data_preprocessor
+    found = build(load_config(str(JPEG))).data_preprocessor
+    torch.testing.assert_close((found.mean, found.std), (expected.mean, expected.std))
 
 
 def test_what_a_checkpoint_holds_more_is_left_out(state, tmp_path):

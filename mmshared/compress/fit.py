@@ -21,12 +21,13 @@ from .statistics import collect_moments, shared_names
 def fit_model(
     model: nn.Module, plain: nn.Module, name: str, moments: Mapping[str, Tensor], batches: Batches, steps: int
 ) -> list[Conversion]:
-    """Fit a shared model to a plain one, without labels: its banks to the outputs of the layers, then the statistics of
-    its batch norms, and then what is each layer's own to the outputs of the blocks.
+    """Fit a shared model to a plain one, without labels: its banks to the outputs of the layers, then the statistics
+    of its batch norms, and then what is each layer's own to the outputs of the blocks.
 
     Args:
-        model (nn.Module): The shared model. It is changed in place, moves to a GPU if there is one and is in eval mode.
-        plain (nn.Module): The plain model. It moves likewise.
+        model (nn.Module): The shared model. It is changed in place. Both models go to a GPU if there is one, and
+            into eval mode.
+        plain (nn.Module): The plain model.
         name (str): The name of its checkpoint, for messages.
         moments (Mapping[str, Tensor]): The second moments of the inputs of its layers, by :func:`collect_moments`.
         batches (Batches): Batches of images.

@@ -133,7 +133,7 @@ class Compression:
         self.bare = copy.deepcopy(self.cfg)  # without what only this call knows
         for key in ('work_dir', 'launcher', 'load_from', 'resume'):
             self.bare.pop(key, None)
-        self.sources = [self.bare.pretty_text, Path(self.checkpoint)]
+        self.sources = [self.bare.to_dict(), Path(self.checkpoint)]
 
     def run(self) -> Path:
         """Run the steps that are left.
@@ -158,7 +158,7 @@ class Compression:
         if self.epochs:
             last = self.fine_tune(steps, cfg, last)
             networks['finetuned'] = Network(cfg, last, self.evaluate(steps, 'finetuned', cfg, last))
-        steps('folded.pth', [cfg.pretty_text, last], partial(self.write_folded, cfg, last))
+        steps('folded.pth', [cfg.to_dict(), last], partial(self.write_folded, cfg, last))
         sources = [plan, *(source for each in networks.values() for source in (each.checkpoint, each.metrics))]
         return steps('report.html', sources, partial(self.write_report, networks))
 
@@ -226,7 +226,7 @@ class Compression:
             if is_main_process():
                 write_text(path, json.dumps(metrics, indent=1, default=float))
 
-        return json.loads(steps(f'{name}.json', [cfg.pretty_text, Path(checkpoint)], make, together=True).read_text())
+        return json.loads(steps(f'{name}.json', [cfg.to_dict(), Path(checkpoint)], make, together=True).read_text())
 
     def runner(self, cfg: Config, work_dir: Path, **settings: Any) -> Runner:
         """A runner of a config with its own work dir."""
@@ -314,16 +314,16 @@ class Compression:
             if is_main_process():
                 save_checkpoint(converted(model.state_dict(), self.checkpoint, cfg), path)
 
-        config = steps('compressed.py', [plan, self.base, self.bare.pretty_text], write_config)
+        config = steps('compressed.py', [plan, self.base, self.bare.to_dict()], write_config)
         cfg = copy.deepcopy(self.bare)
         cfg.model = load_config(str(config)).model
-        sources = [cfg.pretty_text, *self.sources, self.folder / 'moments.pth', self.steps]
+        sources = [cfg.to_dict(), *self.sources, self.folder / 'moments.pth', self.steps]
         return cfg, steps('converted.pth', sources, write_checkpoint, together=True)
 
     def fine_tune(self, steps: Steps, cfg: Config, checkpoint: Path) -> Path:
         """Fine-tune the shared network with the plain one as the teacher; returns its checkpoint."""
         cfg = fine_tuning(cfg, self.epochs, self.checkpoint)
-        sources = [cfg.pretty_text, checkpoint]
+        sources = [cfg.to_dict(), checkpoint]
 
         def make(path: Path) -> None:
             folder = path.with_suffix('')

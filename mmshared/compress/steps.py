@@ -33,7 +33,7 @@ class Steps:
 
         Args:
             name (str): Its name.
-            sources (list): What it is made from: values that JSON knows, and paths, for the content of the files.
+            sources (list): What it is made from: values, and paths, for the content of the files.
             make (Callable): Makes it, completely or not at all, at a path.
             together (bool): Whether all processes of a distributed run make it. Defaults to False: the first one does,
                 and the others wait.
@@ -73,7 +73,7 @@ def digest_of(sources: list[Any]) -> str:
                 while block := file.read(2**24):
                     found.update(block)
         else:
-            found.update(json.dumps(source, sort_keys=True).encode())
+            found.update(json.dumps(source, sort_keys=True, default=str).encode())
         found.update(b'\0')
     return found.hexdigest()
 

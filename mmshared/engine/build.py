@@ -22,9 +22,13 @@ from .config import dotted, plain_twin
 
 
 def build_model(cfg: Config) -> nn.Module:
-    """Build a config's model from scratch, without loading or downloading what its ``init_cfg`` names."""
+    """Build a config's model from scratch, without loading or downloading what its ``init_cfg`` names. It gets the
+    ``data_preprocessor`` that the config has beside it, as from a runner."""
     init_default_scope(cfg.default_scope)
-    return MODELS.build(copy.deepcopy(cfg.model))
+    model = copy.deepcopy(cfg.model)
+    if cfg.get('data_preprocessor'):
+        model.setdefault('data_preprocessor', copy.deepcopy(cfg.data_preprocessor))
+    return MODELS.build(model)
 
 
 def build_empty(cfg: Config, build: Callable[[Config], nn.Module] = build_model) -> nn.Module:
@@ -40,7 +44,9 @@ def build_empty(cfg: Config, build: Callable[[Config], nn.Module] = build_model)
 
 def build_plain(cfg: Config) -> nn.Module:
     """Build the plain twin of a config's model."""
-    return build_model(Config(dict(model=plain_twin(cfg.model), default_scope=cfg.default_scope)))
+    plain = copy.deepcopy(cfg)
+    plain.model = plain_twin(cfg.model)
+    return build_model(plain)
 
 
 def load_whole(module: nn.Module, state_dict: dict[str, Tensor], checkpoint: str, network: str) -> None:
