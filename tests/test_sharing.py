@@ -262,12 +262,14 @@ def test_the_norm_of_a_basis_is_itself_where_it_cannot_be_in_one_product(change)
     assert torch.equal(conv.norm.running_var, twin.norm.running_var)
 
 
+@pytest.mark.parametrize('training', [True, False], ids=['training', 'eval'])
 @pytest.mark.parametrize('size', [2, 7], ids=['maps-smaller-than-filters', 'maps-larger-than-filters'])
-def test_a_basis_computes_the_same_by_either_branch(size):
+def test_a_basis_computes_the_same_by_either_branch(size, training):
     stage = nn.ModuleList(nn.Sequential(nn.Conv2d(8, 6, 3, padding=1, bias=False)) for _ in range(2)).double()
     share_layers(stage, ['0'], dict(type='FilterBasis', shared_rank=4, unique_rank=2, base_channels=8), own_blocks=0)
-    conv = randomise_norms(stage)[1][0]
+    conv = randomise_norms(stage)[1][0].train(training)
     x = torch.randn(4, 8, size, size, dtype=torch.double)
+    assert conv.plain_is_cheaper(x) == (size == 7)
     parameters = [conv.bank.filters, *conv.parameters()]
     gradients = []
     for work in (conv, lambda x: norm_and_product(conv, x)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -60,12 +61,19 @@ class BasisLayer(SharedLayer):
         return self.compute(x, torch.cat(sets))
 
     def forward(self, x: Tensor) -> Tensor:
-        x, norm = self.responses(x), self.norm
-        if not self.is_conv:
-            return F.linear(x, self.coefficients, self.bias)  # (..., O)
-        if not norm.training or not self.with_norm:
-            return F.conv2d(x, *self.combination())  # (N, O, H, W)
-        return normalised_product(x, norm, self.coefficients, self.bias)
+        if self.with_norm and self.norm.training:
+            return normalised_product(self.responses(x), self.norm, self.coefficients, self.bias)
+        if self.plain_is_cheaper(x):
+            return self.compute(x, *self.dense())
+        apply = F.conv2d if self.is_conv else F.linear
+        return apply(self.responses(x), *self.combination())  # (N, O, H, W) or (..., O)
+
+    def plain_is_cheaper(self, x: Tensor) -> bool:
+        """Whether it takes fewer multiply-adds to make the plain layer's weight and apply it than to apply the filters
+        and then the coefficients."""
+        outputs, inputs, rank = self.shape[0], self.shape[1:].numel(), self.coefficients.shape[1]
+        positions = (x[:, 0].numel() // math.prod(self.stride)) if self.is_conv else x[..., 0].numel()
+        return outputs * inputs * (rank + positions) < positions * rank * (inputs + outputs)
 
     def combination(self) -> tuple[Tensor, Tensor | None]:
         """What follows the filters in eval mode, with the batch norm fused: weight (O, U + S, 1, 1) or (O, U + S),
