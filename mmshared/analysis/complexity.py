@@ -1,6 +1,7 @@
 """Counts parameters and multiply-adds, shared against plain."""
 
 import copy
+from unittest.mock import patch
 
 import torch
 from mmengine.config import Config
@@ -10,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..engine.build import build_empty, build_plain, feature_maps
 from ..sharing import SharedLayer, banks, fold_layers, named_banks
 from ..sharing.bank import generate_once
+from ..sharing.filter_basis import BasisLayer
 
 
 def parameter_count(model: nn.Module) -> int:
@@ -25,7 +27,8 @@ def stored_bytes(model: nn.Module) -> int:
 
 def count_multiply_adds(model: nn.Module, size: tuple[int, ...]) -> dict[str, int]:
     """The multiply-adds of the convs and linear layers for one image, by module. The work of banks, which generate
-    once for a whole batch, is not counted.
+    once for a whole batch, is not counted; for layers on a basis the filters and then the coefficients are, as in the
+    paper, though in eval mode they may run as the plain layer.
 
     Args:
         model (nn.Module): A classifier or a detector. Only the backbone and neck of a detector are counted: the rest
@@ -38,7 +41,8 @@ def count_multiply_adds(model: nn.Module, size: tuple[int, ...]) -> dict[str, in
     image = torch.zeros(1, *(3, *size)[-3:], device=next(model.parameters()).device)
     training = model.training
     model.eval()
-    with torch.no_grad(), generate_once(model):
+    by_filters = patch.object(BasisLayer, 'plain_is_cheaper', return_value=False)
+    with torch.no_grad(), generate_once(model), by_filters:
         for bank in banks(model):
             bank()
         with FlopCounterMode(display=False) as counter:
