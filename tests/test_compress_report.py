@@ -15,7 +15,7 @@ from mmengine.registry import init_default_scope
 from mmpretrain.structures import DataSample
 from PIL import Image
 
-from helpers import ROOT, TIED, backbone
+from helpers import BASIS, ROOT, TIED, backbone
 from mmshared.analysis.complexity import stored_bytes
 from mmshared.compress.report import Results, measure, write_report
 from mmshared.engine.build import build_model, build_plain
@@ -185,7 +185,7 @@ def test_stored_bytes_are_those_in_a_checkpoint(mmpretrain):
 
 
 def test_networks_are_measured(mmpretrain):
-    kind = dict(depth=18, base_channels=16, stem_channels=16, sharing=dict(groups=['conv[12]'], bank=TIED))
+    kind = dict(depth=18, base_channels=16, stem_channels=16, sharing=dict(groups=['conv[12]'], bank=BASIS))
     head = dict(type='LinearClsHead', num_classes=3, in_channels=128)
     model = dict(
         type='ImageClassifier', backbone=dict(type='SharedResNet', **kind), neck=dict(type='GlobalAveragePooling')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import json
 import math
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from ..analysis.complexity import count_multiply_adds, parameter_count, stored_b
 from ..analysis.logs import Curve
 from ..analysis.plots import draw_curves, draw_stages
 from ..analysis.speed import time_in_turn
+from ..sharing import fold_layers
 from ..version import __version__
 
 
@@ -60,9 +62,9 @@ def measure(networks: dict[str, nn.Module], batch: dict, rounds: int = 10) -> di
         rounds (int): How often each is timed. Defaults to 10.
 
     Returns:
-        dict[str, dict]: For each network its ``parameters``, its ``bytes`` (of :func:`stored_bytes`), the
-        ``multiply_adds`` of :func:`count_multiply_adds` for one image and the ``time`` of the batch in seconds, the
-        median of the rounds.
+        dict[str, dict]: For each network its ``parameters``, its ``bytes`` (of :func:`stored_bytes`), and, folded as
+        it is shipped, the ``multiply_adds`` of :func:`count_multiply_adds` for one image and the ``time`` of the batch
+        in seconds, the median of the rounds.
     """
 
     def inference(network: Any) -> None:
@@ -74,12 +76,13 @@ def measure(networks: dict[str, nn.Module], batch: dict, rounds: int = 10) -> di
     first: Any = next(iter(networks.values()))
     size = first.data_preprocessor(batch, False)['inputs'].shape[1:]
     device = next(first.parameters()).device
-    timings = time_in_turn({name: partial(inference, each) for name, each in networks.items()}, rounds, device)
+    folded = {name: fold_layers(copy.deepcopy(network)) for name, network in networks.items()}
+    timings = time_in_turn({name: partial(inference, each) for name, each in folded.items()}, rounds, device)
     return {
         name: dict(
             parameters=parameter_count(network),
             bytes=stored_bytes(network),
-            multiply_adds=count_multiply_adds(network, size)[''],
+            multiply_adds=count_multiply_adds(folded[name], size)[''],
             time=timings[name].seconds,
         )
         for name, network in networks.items()
