@@ -16,7 +16,7 @@ from mmshared.compress.pipeline import Budget, Compression
 from mmshared.compress.plan import Group, Option, find_groups
 from mmshared.engine.checkpoint import write_text
 from mmshared.engine.config import load_config, merge_options
-from mmshared_cli import add_cfg_options, errors_in_a_sentence
+from mmshared_cli import add_cfg_options, errors_in_a_sentence, stdout_if
 
 RESULTS = Path(__file__).parent / 'results'
 
@@ -80,8 +80,13 @@ def main() -> None:
         cfg.work_dir, cfg.runner_type = str(args.work_dir / name / method), 'SharingRunner'
         run = METHODS[method](cfg, args.config, args.checkpoint, Budget(keep, 'kept'), steps=steps, epochs=args.epochs)
         run.seed = seed
-        report = json.loads(run.run().with_suffix('.json').read_text())
-        networks = {key: report[key] for key in ('plain', 'converted', 'finetuned') if key in report}
+        with stdout_if(False):  # the logs are in the work dir
+            report = json.loads(run.run().with_suffix('.json').read_text())
+        networks = {
+            name: {key: report[name][key] for key in ('parameters', 'bytes', 'metrics')}
+            for name in ('plain', 'converted', 'finetuned')
+            if name in report
+        }
         out.parent.mkdir(parents=True, exist_ok=True)
         write_text(
             out,
