@@ -12,7 +12,7 @@ from mmengine.registry import HOOKS
 from helpers import CONFIGS, ROOT, SHARING_CONFIGS, WITHOUT_ESCNN, call
 from mmshared import banks
 from mmshared.analysis.complexity import complexity, count_multiply_adds, parameter_count, sharing_groups
-from mmshared.analysis.tables import measure, readmes
+from mmshared.analysis.tables import compression_table, measure, readmes
 from mmshared.engine.build import build_empty, build_model, build_plain
 from mmshared.engine.config import load_config, merge_options
 
@@ -258,6 +258,17 @@ def test_the_metafiles_hold_the_counts_of_the_built_models_and_the_papers(path):
 def test_every_model_of_the_papers_table_has_a_metafile_entry():
     models = [model for path in METAFILES for model in yaml.safe_load(path.read_text())['Models']]
     assert sorted((model['Name'], model['Dataset']) for model in models) == sorted(PAPER)
+
+
+def test_a_table_of_results_has_means_with_intervals_of_n_minus_1_degrees(tmp_path):
+    for seed, score in enumerate((80, 81, 85)):
+        networks = dict(
+            plain=dict(parameters=1000, metrics=dict(top1=90)),
+            converted=dict(parameters=400, metrics=dict(top1=score)),
+        )
+        text = json.dumps(dict(plan='planned', keep=0.4, steps=0, epochs=0, seed=seed, **networks))
+        (tmp_path / f'{seed}.json').write_text(text)
+    assert '| 0.400 | planned | 82.00 ± 6.57 |' in compression_table(tmp_path)
 
 
 def test_the_tables_of_the_readmes_are_those_of_the_metafiles():

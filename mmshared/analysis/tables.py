@@ -1,9 +1,12 @@
 """Makes the model tables in the READMEs from the metafiles, and the metafiles' figures from the built models."""
 
+import json
 from pathlib import Path
 
+import numpy as np
 import yaml
 from mmengine.config import Config
+from scipy import stats
 
 from .complexity import complexity
 
@@ -58,9 +61,9 @@ def model_table(models: list[dict], folder: str) -> str:
     return '\n'.join(f'| {" | ".join(row)} |' for row in rows)
 
 
-def put_table(text: str, table: str) -> str:
-    """Put a table between the marks ``<!-- models -->`` and ``<!-- end of models -->`` of a README."""
-    start, end = '<!-- models -->', '<!-- end of models -->'
+def put_table(text: str, table: str, name: str = 'models') -> str:
+    """Put a table between the marks ``<!-- name -->`` and ``<!-- end of name -->`` of a README."""
+    start, end = f'<!-- {name} -->', f'<!-- end of {name} -->'
     before, found, rest = text.partition(start)
     _, closed, after = rest.partition(end)
     if not found or not closed:
@@ -69,7 +72,8 @@ def put_table(text: str, table: str) -> str:
 
 
 def readmes(root: Path) -> dict[Path, str]:
-    """The text of each README with a table of models, from the metafiles. The root's has those on ImageNet."""
+    """The text of each README with a table: of models, from the metafiles (the root's has those on ImageNet), and of
+    the compressed networks, from their results."""
     texts, main = {}, []
     for path in sorted(root.glob('configs/*/metafile.yml')):
         models = yaml.safe_load(path.read_text())['Models']
@@ -77,4 +81,49 @@ def readmes(root: Path) -> dict[Path, str]:
         readme = path.with_name('README.md')
         texts[readme] = put_table(readme.read_text(), model_table(models, str(path.parent.relative_to(root))))
     texts[root / 'README.md'] = put_table((root / 'README.md').read_text(), model_table(main, ''))
+    project = root / 'projects/compression'
+    text = (project / 'README.md').read_text()
+    for path in sorted(path for path in (project / 'results').iterdir() if path.is_dir()):
+        text = put_table(text, compression_table(path), path.name)
+    texts[project / 'README.md'] = text
     return texts
+
+
+def compression_table(folder: Path) -> str:
+    """A Markdown table of the compressed networks whose results are the files of a folder.
+
+    A row is a share of the parameters and a way to plan; a column the steps of each block before any training, or the
+    epochs of fine-tuning. Of several seeds it has the mean and the half width of its 95 % interval by Student's t.
+    """
+    runs = [json.loads(path.read_text()) for path in sorted(folder.glob('*.json'))]
+    found: dict[tuple, dict[tuple, list[float]]] = {}
+    kept = {}
+    for run in runs:
+        last = run.get('finetuned', run['converted'])
+        row, (metric, value) = (run['keep'], run['plan']), next(iter(last['metrics'].items()))
+        found.setdefault(row, {}).setdefault((run['epochs'], run['steps']), []).append(value)
+        kept[row] = last['parameters'] / run['plain']['parameters']
+    columns = sorted({column for cells in found.values() for column in cells})
+    titles = [f'{epochs} epochs' if epochs else f'{steps} steps' if steps else 'fitted' for epochs, steps in columns]
+    lines = [['kept', 'plan', *titles], ['---:', '---', *['---:'] * len(titles)]]
+    for row in sorted(found, reverse=True):
+        cells = [mean_text(found[row].get(column, [])) for column in columns]
+        lines.append([f'{kept[row]:.3f}', row[1], *cells])
+    plain = next(iter(runs[0]['plain']['metrics'].values()))
+    caption = (
+        f'{metric}; the plain network has {mean_text([plain])}, with {runs[0]["plain"]["parameters"]:,} parameters.'
+    )
+    return '\n'.join(f'| {" | ".join(line)} |' for line in lines) + f'\n\n{caption}'
+
+
+def mean_text(values: list[float]) -> str:
+    """The mean of values, with the half width of its 95 % interval if there are several: percents as they are,
+    fractions with three digits."""
+    if not values:
+        return ''
+    digits = 3 if max(values) <= 1 else 2
+    text = f'{np.mean(values):.{digits}f}'
+    if len(values) > 1:
+        width = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+        text += f' ± {width:.{digits}f}'
+    return text
