@@ -50,7 +50,7 @@ from .statistics import collect_moments
 from .steps import Steps, digest_of, say
 
 # Costs are measured on so many images: one has a few logits, or thousands of scores and boxes.
-_CLASSIFIED, _DETECTED = 512, 32
+_CLASSIFIED, _DETECTED = 512, 16
 # The fine-tuning starts at this share of the learning rate that the network was trained at. (At five times that, a
 # compressed ResNet-56 fell from 80 to 68 %.)
 _LR = 0.1
