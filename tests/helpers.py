@@ -35,7 +35,10 @@ from mmshared import Bank, named_banks
 ROOT = Path(__file__).parents[1]
 # Every committed config, and those whose networks share: their names say so.
 CONFIGS = sorted(
-    path for folder in ('configs', 'projects') for path in (ROOT / folder).rglob('*.py') if '_base_' not in path.parts
+    path
+    for folder in (ROOT / 'configs', *ROOT.glob('projects/*/configs'))
+    for path in folder.rglob('*.py')
+    if '_base_' not in path.parts
 )
 SHARING_CONFIGS = [path for path in CONFIGS if any(word in path.stem for word in ('shared', 'swrn', 'repeat'))]
 WITHOUT_ESCNN = '' if find_spec('escnn') else 'the steerable networks need escnn: pip install --no-deps escnn'
