@@ -16,7 +16,7 @@ from functools import cached_property, reduce
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .bank import SharedLayer, SharingError
 
@@ -39,10 +39,8 @@ class Metric:
         return torch.linalg.cholesky(self.matrix)
 
     @cached_property
-    def inverse_factor(self) -> Tensor:
-        """L^-1."""
-        one = torch.eye(self.matrix.shape[-1], dtype=self.matrix.dtype).expand_as(self.matrix)
-        return torch.linalg.solve_triangular(self.factor, one, upper=False)
+    def inverse(self) -> Tensor:
+        return torch.cholesky_inverse(self.factor)
 
     @property
     def mean(self) -> Tensor:
@@ -59,12 +57,12 @@ class Metric:
 
     def divide(self, vectors: Tensor) -> Tensor:
         """``vectors matrix^-1``."""
-        return times(times(vectors, self.inverse_factor.mT), self.inverse_factor)
+        return times(vectors, self.inverse)
 
     def leading_directions(self, vectors: Tensor, rank: int) -> Tensor:
         """The orthonormal vectors, (R, G, M, K), that keep the most of the energy of vectors, (P, G, M, K)."""
-        leading = leading_directions(times(vectors, self.factor).flatten(1), rank)
-        return times(leading.view(-1, *vectors.shape[1:]), self.inverse_factor)
+        leading = leading_directions(times(vectors, self.factor).flatten(1), rank).view(-1, *vectors.shape[1:])
+        return self.divide(times(leading, self.factor.mT))
 
     def of_weight(self, weight: Tensor) -> Tensor:
         """The filters of a weight times the matrix, in the shape of the weight."""
@@ -196,7 +194,13 @@ def combine(coefficients: Tensor, basis: Tensor) -> Tensor:
 
 def leading_directions(rows: Tensor, rank: int) -> Tensor:
     """The first ``rank`` right singular vectors of a matrix: the orthonormal rows that keep the most of its energy."""
-    return torch.linalg.svd(rows, full_matrices=rank > len(rows)).Vh[:rank]
+    whole = rows.double()
+    if len(whole) > whole.shape[1]:
+        whole = torch.linalg.qr(whole, mode='r').R
+    # The left singular vectors, several times faster than by torch.linalg.svd.
+    left = torch.linalg.eigh(whole @ whole.T).eigenvectors.flip(1)[:, :rank]  # (N, R)
+    leading = nn.functional.pad(left.T @ whole, (0, 0, 0, rank - left.shape[1]))
+    return orthonormal(leading).to(rows)
 
 
 def orthonormal(rows: Tensor) -> Tensor:
@@ -247,9 +251,9 @@ def improved(targets: Sequence[Target], coefficients: Sequence[Tensor], basis: T
     inverse = torch.linalg.pinv(
         total(gram * each.metric.mean for gram, each in zip(grams, targets)) / mean.mean, hermitian=True
     )
-    rests = [each.vectors - combine(factors, basis) for each, factors in zip(targets, coefficients)]
     right = total(
-        combine(factors.T, each.metric.images(rest)) for rest, each, factors in zip(rests, targets, coefficients)
+        each.metric.images(combine(factors.T, each.vectors - combine(factors, basis)))
+        for each, factors in zip(targets, coefficients)
     )
     return basis + conjugate_gradients(
         lambda x: total(combine(gram, each.metric.images(x)) for gram, each in zip(grams, targets)),
