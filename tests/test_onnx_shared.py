@@ -6,9 +6,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from blocks import CONVS, DEPTH, LINEARS, SIZE, TurnedFilters, shared_blocks
 from torch import Tensor, nn
 
-from helpers import BANKS, difference, evaluating, randomise_norms
+from helpers import difference
 from mmshared import Bank, SharedLayer, SharingError, banks, fold_layers, share_layers
 
 onnx = pytest.importorskip('onnx')
@@ -19,76 +20,13 @@ from mmshared.convert.onnx import compare, nodes_that_run, onnx_forms, open_sess
 from mmshared.convert.onnx_integers import INT4_OPSET, rounded, weight_axes, with_integers  # noqa: E402
 from mmshared.convert.onnx_shared import find_weights, shared_weights, size_of  # noqa: E402
 
-WIDTH, DEPTH, SIZE = 16, 2, 64  # channels, layers of a group, image
-
-
-class TurnedLayer(SharedLayer):
-    """A layer of a bank that is nobody's: its own mixture of the filters and their mirror images."""
-
-    def __init__(self, layer, bank, norm=None):
-        super().__init__(layer, bank, norm)
-        self.mix = nn.Parameter(torch.rand(self.shape[0]))
-
-    def dense(self):
-        mix = torch.tanh(self.mix).view(-1, *[1] * (len(self.shape) - 1))
-        return torch.lerp(self.bank(), self.bank().flip(-1), mix), self.bias
-
-
-class TurnedFilters(Bank):
-    layer_class = TurnedLayer
-
-    def __init__(self, layers):
-        super().__init__()
-        self.filters = nn.Parameter(layers[0].weight.detach().clone())
-
-    def generate(self):
-        return self.filters
-
-
-CONVS = {
-    **BANKS,
-    'templates': dict(type='TemplateBank', num_templates=1),
-    'looped': dict(type='LoopedTemplates', kernels=[0, 0], num_templates=1),
-    'relaxed': dict(type='RelaxedTie', rank=2),
-    'of-a-third-party': dict(type=TurnedFilters),
-}
-LINEARS = {f'linear-{name}': CONVS[name] for name in ('tied', 'templates', 'relaxed', 'repeated', 'of-a-third-party')}
-LINEARS['linear-basis'] = dict(type='FilterBasis', shared_rank=16, unique_rank=4)
 #: They store a value for each of the weight, and a random one too.
 NO_SMALLER = {'repeated-random-bireal'}
 
 
-class Blocks(nn.Module):
-    """For each bank a stage of its own: of convs with batch norms on the image, or of linears on its rows."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem = nn.Conv2d(3, WIDTH, 1)
-        self.convs = nn.ModuleDict({name: nn.Sequential(*map(self.conv, range(DEPTH))) for name in CONVS})
-        self.linears = nn.ModuleDict({name: nn.Sequential(*map(self.linear, range(DEPTH))) for name in LINEARS})
-
-    def conv(self, index: int) -> nn.Module:
-        return nn.Sequential(nn.Conv2d(WIDTH, WIDTH, 3, padding=1, bias=False), nn.BatchNorm2d(WIDTH), nn.ReLU())
-
-    def linear(self, index: int) -> nn.Module:
-        return nn.Sequential(nn.Linear(SIZE, SIZE), nn.ReLU())
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        x = self.stem(x)
-        return [stage(x) for stage in (*self.convs.values(), *self.linears.values())]
-
-
 @pytest.fixture(scope='module')
 def exported():
-    torch.manual_seed(0)
-    shared = Blocks()
-    for kind, stages in (('convs', CONVS), ('linears', LINEARS)):
-        for name, bank in stages.items():
-            share_layers(shared, ['0'], bank, stages=f'{kind}.{name}', own_blocks=0)
-    for each in shared.modules():
-        if type(each).__name__ == 'RelaxedLayer':
-            nn.init.normal_(each.up)
-    evaluating(randomise_norms(shared))
+    shared = shared_blocks()
     plain = fold_layers(copy.deepcopy(shared))
     forms = onnx_forms(shared, plain, (3, SIZE, SIZE), keep_shared=True, bits=8)
     files = {name: form.SerializeToString() for name, form in forms.items()}

@@ -27,6 +27,9 @@ _FUNCTIONS = {
     OneCycleParamScheduler: ('_annealing_cos', '_annealing_linear'),
 }
 
+# In a safetensors file, the scales of a tensor of integers, and what is of the plain network that it unpacks into.
+SCALE, PLAIN = ':scale', 'plain:'
+
 
 def _function_of(owner: Any, name: str) -> Any:
     """Replaces getattr in a checkpoint. With the real getattr it could reach any function."""
@@ -52,7 +55,7 @@ def load_checkpoint_file(filename: str, map_location: Any = 'cpu', mmap: bool = 
         raise SharingError(f'There is no checkpoint {filename}: check the path.')
     try:
         if filename.endswith('.safetensors'):
-            checkpoint = import_module('safetensors.torch').load_file(filename)
+            checkpoint = as_stored(import_module('safetensors.torch').load_file(filename))
         else:
             _check_archive(filename)
             checkpoint = torch.load(filename, map_location=map_location, weights_only=True, mmap=mmap)
@@ -70,6 +73,15 @@ def load_checkpoint_file(filename: str, map_location: Any = 'cpu', mmap: bool = 
     if _is_state_dict(checkpoint):
         check_state_dict(checkpoint, f'The checkpoint {filename}')
     return checkpoint
+
+
+def as_stored(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of a network from what a safetensors file holds of it, integers times their scales."""
+    return {
+        key: tensor if f'{key}{SCALE}' not in tensors else tensor * tensors[f'{key}{SCALE}']
+        for key, tensor in tensors.items()
+        if not key.endswith(SCALE) and not key.startswith((PLAIN, '%'))
+    }
 
 
 def _is_state_dict(checkpoint: dict) -> bool:

@@ -18,7 +18,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         'out',
         type=output_file,
-        help='the checkpoint to write, as safetensors if its name ends in .safetensors; its config gets the same name',
+        help='the checkpoint to write, as safetensors if its name ends in .safetensors; the config of the plain '
+        'network gets the same name',
     )
     parser.add_argument(
         '--onnx',
@@ -29,7 +30,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--keep-shared',
         action='store_true',
-        help='store each bank once in the ONNX model, which computes its weights when it is loaded and runs plain',
+        help='store each bank once: in the ONNX model, which computes its weights when it is loaded and runs plain, '
+        'and in safetensors, which load into the shared network or are unpacked into the plain one',
     )
     rounding = parser.add_mutually_exclusive_group()
     for bits in (8, 4):
@@ -38,18 +40,29 @@ def parse_args() -> argparse.Namespace:
             dest='bits',
             action='store_const',
             const=bits,
-            help=f'store the weights of the ONNX model as int{bits}',
+            help=f'store weights as int{bits} in the ONNX model' + ' and in safetensors' * (bits == 8),
         )
+    rounding.add_argument('--half', action='store_true', help='store weights in half precision in safetensors')
     parser.add_argument('--torchvision', action='store_true', help="write the keys of torchvision's ResNets")
     add_cfg_options(parser)
     add_shape(parser)
     args = parser.parse_args()
-    for option, given in (('--keep-shared', args.keep_shared), (f'--int{args.bits}', args.bits)):
-        if given and not args.onnx:
-            parser.error(f'{option} needs --onnx')
+    args.safetensors = args.out.suffix == '.safetensors'
+    for option, given, possible in (
+        ('--keep-shared', args.keep_shared, args.onnx or args.safetensors),
+        ('--int8', args.bits == 8, args.onnx or args.safetensors),
+        ('--int4', args.bits == 4, args.onnx),
+        ('--half', args.half, args.safetensors),
+    ):
+        if given and not possible:
+            needed = {'--int4': '--onnx', '--half': 'an output .safetensors'}
+            parser.error(f'{option} needs {needed.get(option, "--onnx or an output .safetensors")}')
+    args.form = 'half' if args.half else 'int8' if args.bits == 8 else None
+    args.packed = args.safetensors and bool(args.keep_shared or args.form)
+    if args.packed and args.torchvision:
+        parser.error('--torchvision writes a plain network in full: leave out --keep-shared, --int8 and --half')
     args.out_config = args.out.with_suffix('.py')
     check_files(parser, args.config, args.checkpoint, args.out, args.out_config, args.onnx)
-    args.safetensors = args.out.suffix == '.safetensors'
     for name, wanted, packages in (
         ('--onnx', args.onnx, ('onnx', 'onnxruntime', 'onnxscript')),
         (args.out, args.safetensors, ('safetensors',)),
@@ -67,7 +80,8 @@ def main() -> None:
 
     from mmshared.convert.fold import fold_model, save_safetensors, to_torchvision
     from mmshared.convert.onnx import export_onnx
-    from mmshared.engine.build import load_model
+    from mmshared.convert.packing import pack
+    from mmshared.engine.build import feature_maps, load_model, relative_difference
     from mmshared.engine.checkpoint import converted, save_checkpoint
     from mmshared.engine.config import load_config, merge_options
 
@@ -81,7 +95,11 @@ def main() -> None:
     if args.onnx:  # first: if it fails, nothing was written
         for line in export_onnx(shared, plain, args.onnx, args.shape, args.keep_shared, args.bits):
             print(line)
-    if args.safetensors:
+    if args.packed:
+        packed = pack(shared if args.keep_shared else plain, args.out, args.form)
+        difference = relative_difference(feature_maps(packed, images), feature_maps(plain, images))
+        print(f'relative difference of the outputs as stored: {difference:.2g}')
+    elif args.safetensors:
         save_safetensors(state_dict, args.out)
     else:
         save_checkpoint(state_dict if args.torchvision else converted(state_dict, args.checkpoint, stock), args.out)
