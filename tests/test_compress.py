@@ -8,7 +8,7 @@ import torch
 
 from helpers import ROOT, call, randomise_norms
 from mmshared import SharingError, banks
-from mmshared.compress.calibration import calibration_loader
+from mmshared.compress.calibration import calibration_loader, within
 from mmshared.compress.pipeline import Budget, Compression, fine_tuning
 from mmshared.compress.plan import Plan, size_of
 from mmshared.compress.steps import Steps
@@ -61,6 +61,15 @@ model = dict(
     head=dict(type='LinearClsHead', num_classes=10, in_channels=8, loss=dict(type='CrossEntropyLoss')),
 )
 """
+
+
+@pytest.mark.parametrize(
+    'inputs, pixels', [(torch.zeros(4, 3, 10, 10), 400), ([torch.zeros(3, 10, 10), torch.zeros(3, 5, 10)], 150)]
+)
+def test_costs_are_measured_on_so_many_pixels(inputs, pixels):
+    batches = [dict(inputs=inputs)] * 5
+    counts = [len(list(within(batches, wanted))) for wanted in (1, pixels, pixels + 1, 3 * pixels, 100 * pixels)]
+    assert counts == [1, 1, 2, 3, 5]
 
 
 class TestSteps:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
@@ -11,6 +11,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 from mmengine.runner import Runner
 from torch import nn
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import ConcatDataset, DataLoader, Subset
 
 from ..engine.config import check_data, inner_datasets
@@ -56,6 +57,15 @@ def calibration_loader(cfg: Config, images: int, seed: int = 0) -> DataLoader:
         drop_last=False,
     )
     return Runner.build_dataloader(loader)
+
+
+def within(batches: Iterable, pixels: float) -> Iterator[Any]:
+    """The first batches whose images have so many pixels in all, or all batches."""
+    for batch in batches:
+        yield batch
+        pixels -= sum(image.shape[-2:].numel() * image.shape[:-3].numel() for image in tree_leaves(batch['inputs']))
+        if pixels <= 0:
+            return
 
 
 def predict(model: nn.Module, batch: Any) -> object:

@@ -12,6 +12,8 @@ from functools import cached_property
 from itertools import product
 from pathlib import Path
 
+import torch
+
 from mmshared.compress.pipeline import Budget, Compression
 from mmshared.compress.plan import Group, Option, find_groups
 from mmshared.engine.checkpoint import write_text
@@ -30,6 +32,8 @@ class Run(Compression):
         cfg = cfg.copy()
         cfg.randomness = dict(seed=self.seed)
         cfg.compile = True
+        # It would be compiled anew for each learning rate.
+        torch.optim.SGD.step = torch.compiler.disable(torch.optim.SGD.step)
         return super().fine_tune(steps, cfg, checkpoint)
 
 
