@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..analysis.speed import time_in_turn
-from ..engine.build import inner, relative_difference
+from ..engine.build import is_detector, relative_difference
 from ..engine.checkpoint import written_whole
 from ..sharing import SharingError
 
@@ -23,10 +23,12 @@ TOLERANCE, INTEGER_TOLERANCE = 1e-3, 0.5
 def export_onnx(
     shared: nn.Module, plain: nn.Module, out: Path, shape: Sequence[int], keep_shared: bool, bits: int | None
 ) -> Iterator[str]:
-    """Write a network as ONNX with dynamic batch and image size, and compare onnxruntime with PyTorch.
+    """Write a network as ONNX with dynamic image size, and compare onnxruntime with PyTorch.
 
     Args:
-        shared (nn.Module): The shared classifier or detector.
+        shared (nn.Module): The shared network. A detector is written as a whole: its input is one image, normalised,
+            and its outputs are boxes in pixels of it, (N, 4), scores and labels, (N,). Of others, the batch is
+            dynamic too.
         plain (nn.Module): The plain one that it equals.
         out (Path): The file.
         shape (Sequence[int]): Channels, height and width for the export and the comparison, which also uses a second
@@ -39,21 +41,66 @@ def export_onnx(
         str: Lines to print.
 
     Raises:
-        SharingError: If the outputs differ by more than a relative 1e-3, or 0.5 with integers.
+        SharingError: If the outputs differ by more than a relative 1e-3, or 0.5 with integers; if more than one of 20
+            detections differs, or more than half of them with integers; if a detector cannot be exported.
     """
-    forms = onnx_forms(inner(shared), inner(plain), shape, keep_shared, bits)
+    forms = onnx_forms(shared, plain, shape, keep_shared, bits)
     files = {name: form.SerializeToString() for name, form in forms.items()}
-    yield from compare(files, inner(plain), shape)
+    yield from compare(files, plain, shape)
     name, content = list(files.items())[-1]
     with written_whole(out) as partial:
         partial.write_bytes(content)
     yield f'wrote {out} ({len(content) / 1e6:.2f} MB, {name})'
 
 
+class Exported:
+    """How a network is exported, and compared with what was: one whose outputs are tensors.
+
+    Args:
+        network (nn.Module): The plain network.
+    """
+
+    def __init__(self, network: nn.Module):
+        self.network: Any = network
+
+    def export(self, shape: Sequence[int], opset: int | None) -> Any:
+        """Make the ONNX model, a ``ModelProto``, for images of a shape, (C, H, W), and others where that can be."""
+        from .onnx_shared import to_onnx
+
+        axes = {0: torch.export.Dim('batch'), 2: torch.export.Dim('height'), 3: torch.export.Dim('width')}
+        images = torch.randn(2, *shape)
+        return to_onnx(self.network, (images,), input_names=['images'], dynamic_shapes=(axes,), opset_version=opset)
+
+    def images(self, size: Sequence[int]) -> Tensor:
+        """Make images of a size, (N, C, H, W), to compare outputs on."""
+        return torch.randn(*size)
+
+    def outputs(self, images: Tensor) -> Sequence[Tensor]:
+        """The outputs that the ONNX model should have."""
+        outputs = self.network(images)
+        return outputs if isinstance(outputs, (tuple, list)) else (outputs,)
+
+    def check(
+        self, found: Sequence[Tensor], expected: Sequence[Tensor], images: Tensor, integers: bool
+    ) -> tuple[str, bool]:
+        """How outputs differ, in words, and whether that is little enough."""
+        difference = relative_difference(found, expected)
+        most = INTEGER_TOLERANCE if integers else TOLERANCE
+        return f'relative difference {difference:.2g}', difference < most
+
+
+def exported(network: nn.Module) -> Exported:
+    if not is_detector(network):
+        return Exported(network)
+    from .detector import ExportedDetector
+
+    return ExportedDetector(network)
+
+
 def onnx_forms(
     shared: nn.Module, plain: nn.Module, shape: Sequence[int], keep_shared: bool, bits: int | None
 ) -> dict[str, Any]:
-    """Make ONNX models of a network with dynamic batch and image size.
+    """Make ONNX models of a network, as :func:`export_onnx` does.
 
     Args:
         shared (nn.Module): The shared network, which takes images.
@@ -70,16 +117,9 @@ def onnx_forms(
         SharingError: If no weight of the plain network is one of the shared, or if ONNX cannot compute it.
     """
     from .onnx_integers import INT4_OPSET, with_integers
-    from .onnx_shared import put_shared, shared_weights, to_onnx
+    from .onnx_shared import put_shared, shared_weights
 
-    open_axes = {0: torch.export.Dim('batch'), 2: torch.export.Dim('height'), 3: torch.export.Dim('width')}
-    model = to_onnx(
-        plain,
-        (torch.randn(2, *shape),),
-        input_names=['images'],
-        dynamic_shapes=(open_axes,),
-        opset_version=INT4_OPSET if bits == 4 else None,
-    )
+    model = exported(plain).export(shape, INT4_OPSET if bits == 4 else None)
     forms = {'plain': model}
     if bits:
         forms[f'plain int{bits}'] = with_integers(model, bits)
@@ -91,12 +131,12 @@ def onnx_forms(
     return forms
 
 
-def compare(files: dict[str, bytes], network: nn.Module, shape: Sequence[int]) -> Iterator[str]:
+def compare(files: dict[str, bytes], plain: nn.Module, shape: Sequence[int]) -> Iterator[str]:
     """Compare ONNX models of a network with it and with the first of them.
 
     Args:
         files (dict[str, bytes]): The models by name.
-        network (nn.Module): The plain network.
+        plain (nn.Module): The plain network.
         shape (Sequence[int]): Channels, height and width of the images.
 
     Yields:
@@ -105,18 +145,20 @@ def compare(files: dict[str, bytes], network: nn.Module, shape: Sequence[int]) -
     Raises:
         SharingError: If the outputs differ too much.
     """
+    network = exported(plain)
     channels, height, width = shape
     sessions = {name: open_session(content) for name, content in files.items()}
     for size in ((1, *shape), (3, channels, height + 32, width + 64)):
-        images = torch.randn(size)
+        taken = next(iter(sessions.values())).get_inputs()[0].shape
+        size = [each if isinstance(each, int) else wanted for each, wanted in zip(taken, size)]
         with torch.no_grad():
-            expected = network(images)
-        expected = expected if isinstance(expected, (tuple, list)) else (expected,)
+            images = network.images(size)
+            expected = network.outputs(images)
         for name, session in sessions.items():
             found = [torch.from_numpy(each) for each in session.run(None, {'images': images.numpy()})]
-            difference = relative_difference(found, expected)
-            yield f'ONNX against PyTorch, {name}, {"x".join(map(str, size))}: relative difference {difference:.2g}'
-            if not difference < (INTEGER_TOLERANCE if ' int' in name else TOLERANCE):
+            words, near = network.check(found, expected, images, ' int' in name)
+            yield f'ONNX against PyTorch, {name}, {"x".join(map(str, size))}: {words}'
+            if not near:
                 raise SharingError('The ONNX model differs from the network: it was not written.')
     nodes = {name: nodes_that_run(content) for name, content in files.items()}
     feed = {'images': torch.randn(1, *shape).numpy()}
@@ -154,5 +196,7 @@ def nodes_that_run(content: bytes) -> Counter[str]:
         return Counter(node.op_type for node in onnx.load(path).graph.node)
 
 
-def counts(nodes: Counter[str]) -> str:
-    return ', '.join(f'{count} {kind}' for kind, count in nodes.most_common())
+def counts(nodes: Counter[str], most: int = 6) -> str:
+    named = [f'{count} {kind}' for kind, count in nodes.most_common(most)]
+    others = nodes.total() - sum(count for _, count in nodes.most_common(most))
+    return ', '.join(named + [f'{others} others'] * bool(others))

@@ -18,6 +18,7 @@ import torch
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 from onnxscript import optimizer
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from ..sharing import SharedLayer, SharingError, banks
 from ..sharing.bank import generate_once
@@ -74,9 +75,11 @@ class Weights(nn.Module):
         return tuple(outputs)
 
 
-def to_onnx(module: nn.Module, args: tuple[Tensor, ...], **options: Any) -> ModelProto:
-    """Export a module by ``torch.onnx.export``, without the exporter's notes on where each node comes from."""
-    module.eval()  # a line of its own: it returns None in mmdet
+def to_onnx(module: nn.Module | ExportedProgram, args: tuple[Tensor, ...], **options: Any) -> ModelProto:
+    """Export a module, or what was traced of it, by ``torch.onnx.export``, without the exporter's notes on where each
+    node comes from."""
+    if isinstance(module, nn.Module):
+        module.eval()  # a line of its own: it returns None in mmdet
     program = torch.onnx.export(module, args, dynamo=True, verbose=False, **options)
     if not options.get('optimize', True):
         # Only what makes the file no larger: a node whose result is smaller than the constants that only it takes.

@@ -25,8 +25,9 @@ def parse_args() -> argparse.Namespace:
         '--onnx',
         type=output_file,
         metavar='FILE',
-        help="also write the classifier, or the detector's backbone, as ONNX, and check it",
+        help='also write the classifier, or the whole detector with its NMS, as ONNX, and check it',
     )
+    parser.add_argument('--backbone', action='store_true', help="write only the detector's backbone as ONNX")
     parser.add_argument(
         '--keep-shared',
         action='store_true',
@@ -52,10 +53,11 @@ def parse_args() -> argparse.Namespace:
         ('--keep-shared', args.keep_shared, args.onnx or args.safetensors),
         ('--int8', args.bits == 8, args.onnx or args.safetensors),
         ('--int4', args.bits == 4, args.onnx),
+        ('--backbone', args.backbone, args.onnx),
         ('--half', args.half, args.safetensors),
     ):
         if given and not possible:
-            needed = {'--int4': '--onnx', '--half': 'an output .safetensors'}
+            needed = {'--int4': '--onnx', '--backbone': '--onnx', '--half': 'an output .safetensors'}
             parser.error(f'{option} needs {needed.get(option, "--onnx or an output .safetensors")}')
     args.form = 'half' if args.half else 'int8' if args.bits == 8 else None
     args.packed = args.safetensors and bool(args.keep_shared or args.form)
@@ -81,7 +83,7 @@ def main() -> None:
     from mmshared.convert.fold import fold_model, save_safetensors, to_torchvision
     from mmshared.convert.onnx import export_onnx
     from mmshared.convert.packing import pack
-    from mmshared.engine.build import feature_maps, load_model, relative_difference
+    from mmshared.engine.build import feature_maps, inner, load_model, relative_difference
     from mmshared.engine.checkpoint import converted, save_checkpoint
     from mmshared.engine.config import load_config, merge_options
 
@@ -93,7 +95,8 @@ def main() -> None:
     print(f'relative difference of the outputs: {difference:.2g}')
     state_dict = to_torchvision(plain) if args.torchvision else plain.state_dict()
     if args.onnx:  # first: if it fails, nothing was written
-        for line in export_onnx(shared, plain, args.onnx, args.shape, args.keep_shared, args.bits):
+        networks = map(inner, (shared, plain)) if args.backbone else (shared, plain)
+        for line in export_onnx(*networks, args.onnx, args.shape, args.keep_shared, args.bits):
             print(line)
     if args.packed:
         packed = pack(shared if args.keep_shared else plain, args.out, args.form)
