@@ -31,12 +31,12 @@ from torch.export import Dim, ExportedProgram
 from torch.nn import functional as F
 
 from ..sharing import SharingError
-from .onnx import Exported
+from .onnx import OUTPUTS, Exported
 from .onnx_shared import to_onnx
 
 #: A logit whose sigmoid is 0.
 NEVER = -1e4
-OUTPUTS = ('boxes', 'scores', 'labels')
+
 #: By how much corners of boxes, as a part of the image's side, and scores of the same detection may differ, and how
 #: many detections have to be the same: NMS turns a rounding error into another box now and then.
 NEAR, LEAST = 1e-3, 0.95
@@ -95,7 +95,7 @@ class ExportedDetector(Exported):
                 program = traced(whole, shape, {2: Dim.DYNAMIC, 3: Dim.DYNAMIC})
             except Exception:  # of many kinds: it takes one size
                 program = traced(whole, shape, {})
-            model = to_onnx(program, (), input_names=['images'], output_names=list(OUTPUTS), opset_version=opset)
+            model = to_onnx(program, (), input_names=['images'], output_names=OUTPUTS, opset_version=opset)
         except SharingError:
             raise
         except Exception as error:
@@ -124,7 +124,7 @@ class ExportedDetector(Exported):
     ) -> tuple[str, bool]:
         near, least = (INTEGER_NEAR, INTEGER_LEAST) if integers else (NEAR, LEAST)
         same, total = same_detections(found, expected, max(images.shape[-2:]), near)
-        return f'{same} of {total} detections are the same within {near:g}', same >= least * total
+        return f'{same} of the {total} detections of both are the same within {near:g}', same >= least * total
 
 
 def traced(whole: WholeDetector, shape: Sequence[int], sides: dict[int, Any]) -> ExportedProgram:

@@ -18,6 +18,8 @@ from ..sharing import SharingError
 
 #: The largest relative difference of the outputs from PyTorch's, and with weights as integers.
 TOLERANCE, INTEGER_TOLERANCE = 1e-3, 0.5
+#: The outputs of whole detectors.
+OUTPUTS = ['boxes', 'scores', 'labels']
 
 
 def export_onnx(
