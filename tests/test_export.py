@@ -172,26 +172,27 @@ def test_onnx_is_one_conv_per_conv_and_takes_any_batch_and_size(tmp_path):
 
 
 @pytest.mark.parametrize(
-    'name, text, most',
+    'name, text, most, part',
     [
-        ('shared_resnet/shared-resnet32-s16u1_b256_cifar10.py', 'model = dict(backbone=dict(depth=20))', 0.7),
+        ('shared_resnet/shared-resnet32-s16u1_b256_cifar10.py', 'model = dict(backbone=dict(depth=20))', 0.7, []),
         (
             'small/faster-rcnn_r50-narrow-shared_6e_digits.py',
             'model = dict(backbone=dict(depth=34), neck=dict(in_channels=[16, 32, 64, 128]))',
             0.9,
+            ['--backbone'],
         ),
     ],
     ids=['classifier', 'detector'],
 )
 @pytest.mark.slow
-def test_shared_filters_are_stored_once_in_onnx(name, text, most, tmp_path):
+def test_shared_filters_are_stored_once_in_onnx(name, text, most, part, tmp_path):
     pytest.importorskip('onnxruntime')
     config = tmp_path / 'shared.py'
     config.write_text(f"_base_ = '{ROOT}/configs/{name}'\n{text}")
     model = randomise_norms(build_model(Config.fromfile(config)))
     torch.save(dict(state_dict=model.state_dict()), tmp_path / 'shared.pth')
     out, onnx = tmp_path / 'plain.pth', tmp_path / 'model.onnx'
-    result = fold(config, tmp_path / 'shared.pth', out, '--onnx', onnx, '--keep-shared', '--int8')
+    result = fold(config, tmp_path / 'shared.pth', out, '--onnx', onnx, '--keep-shared', '--int8', *part)
     assert result.returncode == 0, result.stderr
     found = re.findall(r'ONNX, (.*): (\S+) MB, (.*); loads in \S+ s .*, runs in \S+ of the time', result.stdout)
     forms, sizes, nodes = zip(*found)
@@ -299,6 +300,7 @@ def test_what_cannot_be_folded_is_refused_and_nothing_written(tmp_path, monkeypa
         ((shared, tmp_path / 'none.pth', out, '--shape', '0'), 'give height and width'),
         ((shared, tmp_path / f'{shared.stem}.pth', out, '--keep-shared'), '--keep-shared needs --onnx'),
         ((shared, tmp_path / f'{shared.stem}.pth', out, '--int8'), '--int8 needs --onnx'),
+        ((shared, tmp_path / f'{shared.stem}.pth', out, '--backbone'), '--backbone needs --onnx'),
         ((shared, out.with_name('in.pth'), out.with_name('in.pth')), 'must be different files'),
         ((tmp_path / 'out.py', out.with_name('in.pth'), out), 'must be different files'),
     ]:

@@ -44,7 +44,7 @@ def export_onnx(
 
     Raises:
         SharingError: If the outputs differ by more than a relative 1e-3, or 0.5 with integers; if more than one of 20
-            detections differs, or more than half of them with integers; if a detector cannot be exported.
+            detections differs, or three of four with integers; if a detector cannot be exported.
     """
     forms = onnx_forms(shared, plain, shape, keep_shared, bits)
     files = {name: form.SerializeToString() for name, form in forms.items()}

@@ -70,7 +70,7 @@ class Weights(nn.Module):
         outputs = []
         for position, (layer, _, transposed) in enumerate(self.weights):
             weight, scale = layer.dense()[0], getattr(self, f'scale{position}')
-            weight = weight if scale is None else weight * scale
+            weight = weight.clone() if scale is None else weight * scale  # layers that are tied have an output each
             outputs.append(weight.T if transposed else weight)
         return tuple(outputs)
 
