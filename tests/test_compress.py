@@ -170,11 +170,11 @@ class TestChecks:
         assert 'plan.json is of another network: this one has no layer a.0.b' in refusal(budget=None, plan=plan)
 
 
-def test_fine_tuning_takes_a_tenth_of_the_learning_rate_and_the_plain_network_as_the_teacher(config):
+def test_fine_tuning_takes_a_part_of_the_learning_rate_and_the_plain_network_as_the_teacher(config):
     cfg = load_config(config)
     cfg.train_dataloader.sampler.type = 'InfiniteSampler'
     tuned = fine_tuning(cfg, 3, 'plain.pth')
-    assert tuned.optim_wrapper.optimizer == dict(cfg.optim_wrapper.optimizer, lr=pytest.approx(0.01))
+    assert tuned.optim_wrapper.optimizer == dict(cfg.optim_wrapper.optimizer, lr=pytest.approx(0.003))
     assert tuned.param_scheduler.type == 'CosineAnnealingLR' and tuned.param_scheduler.T_max == 3
     assert tuned.custom_hooks == [dict(type='DistillationHook', checkpoint='plain.pth')]
     assert tuned.train_dataloader.sampler == dict(type='DefaultSampler', shuffle=True)

@@ -51,9 +51,9 @@ from .steps import Steps, digest_of, say
 
 # Costs are measured on images of about so many pixels: 86 of ImageNet's size, or 5 of 1333x800.
 _PIXELS = 4.3e6
-# The fine-tuning starts at this share of the learning rate that the network was trained at. (At five times that, a
-# compressed ResNet-56 fell from 80 to 68 %.)
-_LR = 0.1
+# The fine-tuning starts at this share of the learning rate that the network was trained at. In three epochs a ResNet-56
+# with 0.4 of its parameters went from 85.7 to 86.9 % so, to 86.7 at a third of it, and to 85.3 at three times it.
+_LR = 0.03
 # The search for the smallest network ends when its size is known to this share of the parameters.
 _PRECISION = 0.01
 # The report shows the detections in so many images.
@@ -383,8 +383,8 @@ class Compression:
 
 
 def fine_tuning(cfg: Config, epochs: int, teacher: str) -> Config:
-    """The config of a short fine-tuning: a tenth of the learning rate with a cosine schedule, distillation from the
-    checkpoint of the plain network, no validation."""
+    """The config of a short fine-tuning: a small part of the learning rate with a cosine schedule, distillation from
+    the checkpoint of the plain network, no validation."""
     cfg = copy.deepcopy(cfg)
     cfg.train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=epochs)
     cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None

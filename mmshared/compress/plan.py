@@ -145,8 +145,9 @@ def _bases(layers: Sequence[Any], own: float) -> list[tuple[str, dict]]:
         shared = round(kept * number * filters * dims / (dims + number * (own * dims + (1 + own) * filters)))
         unique = round(own * shared)
         if shared and shared + unique <= dims and (unique or not own):
-            config = dict(type='FilterBasis', shared_rank=shared, unique_rank=unique, base_channels=weight.shape[1])
-            found[f'S{shared}U{unique}'] = config
+            ranks = dict(shared_rank=shared, unique_rank=unique, base_channels=weight.shape[1])
+            # A norm within each layer helps to train it from scratch. Without it, a layer trains as fast as a plain one.
+            found[f'S{shared}U{unique}'] = dict(type='FilterBasis', **ranks, with_norm=False)
     return list(found.items())
 
 

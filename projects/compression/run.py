@@ -77,7 +77,7 @@ def main() -> None:
     cfg = load_config(args.config)
     merge_options(cfg, args.cfg_options)
     name = Path(args.config).stem
-    for method, seed, steps, keep in product(args.plan, args.seeds, args.steps, args.keep):
+    for method, keep, steps, seed in product(args.plan, args.keep, args.steps, args.seeds):
         out = RESULTS / name / f'{method}-{keep}_steps-{steps}_epochs-{args.epochs}_seed-{seed}.json'
         if out.is_file():
             continue
