@@ -146,7 +146,7 @@ def _bases(layers: Sequence[Any], own: float) -> list[tuple[str, dict]]:
         unique = round(own * shared)
         if shared and shared + unique <= dims and (unique or not own):
             ranks = dict(shared_rank=shared, unique_rank=unique, base_channels=weight.shape[1])
-            # A norm within each layer helps to train it from scratch. Without it, a layer trains as fast as a plain one.
+            # A norm within each layer is for training from scratch. Without, it trains as fast as a plain one.
             found[f'S{shared}U{unique}'] = dict(type='FilterBasis', **ranks, with_norm=False)
     return list(found.items())
 
