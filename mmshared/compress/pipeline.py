@@ -263,7 +263,8 @@ class Compression:
             plan = self.search(plain)
         if is_main_process():
             console = Console(stderr=True)
-            console.print(plan.table(), width=max(110, console.width))
+            console.width = max(110, console.width)
+            console.print(plan.table())
             write_text(path, plan.to_json())
 
     def plan_for(self, limit: float, unit: str = 'parameters') -> Plan:
