@@ -112,15 +112,21 @@ def to_torchvision(model: nn.Module) -> dict[str, Tensor]:
     return state_dict
 
 
+def safetensors(state_dict: dict[str, Tensor], **metadata: str) -> bytes:
+    """The content of a safetensors file. (``save_file`` of the library makes files that only their owner may read.)"""
+    from safetensors.torch import save
+
+    # Clones: the heads of some detectors also share layers.
+    tensors = {key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in state_dict.items()}
+    return save(tensors, metadata or None)
+
+
 def save_safetensors(state_dict: dict[str, Tensor], path: Path) -> None:
     """Write a state dict as safetensors.
 
     Raises:
         SharingError: If it cannot be written.
     """
-    from safetensors.torch import save
-
-    # Clones: the heads of some detectors also share layers.
-    content = save({key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in state_dict.items()})
+    content = safetensors(state_dict)
     with written_whole(path) as partial:
-        partial.write_bytes(content)  # the library's own save_file makes files that only their owner may read
+        partial.write_bytes(content)

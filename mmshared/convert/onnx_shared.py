@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from ..sharing import SharedLayer, SharingError, banks
-from ..sharing.bank import generate_once
+from ..sharing.bank import dense_weights
 
 #: How much the weights of the exported plain network may differ from the computed ones, relative to the largest.
 TOLERANCE = 1e-5
@@ -109,9 +109,7 @@ def find_weights(graph: GraphProto, network: nn.Module) -> dict[str, Weight]:
     Returns:
         dict[str, Weight]: The weights by the names of the constants.
     """
-    with generate_once(network):
-        dense = {layer: layer.dense()[0] for layer in network.modules() if isinstance(layer, SharedLayer)}
-    found = {}
+    dense, found = dense_weights(network), {}
     for constant in graph.initializer:
         if constant.data_type != TensorProto.FLOAT or len(constant.dims) < 2:
             continue

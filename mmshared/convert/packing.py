@@ -14,8 +14,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from ..engine.build import relative_difference
 from ..engine.checkpoint import PLAIN, SCALE, as_stored, written_whole
-from ..sharing import SharedLayer, SharingError, fold_layers
-from ..sharing.bank import generate_once
+from ..sharing import SharingError, banks, fold_layers
+from ..sharing.bank import dense_weights
+from .fold import safetensors
 from .integers import rounded, row_axes
 
 #: The largest relative difference of the unpacked weights from the folded ones.
@@ -53,11 +54,9 @@ class _Weights(nn.Module):
     def __init__(self, network: nn.Module):
         super().__init__()
         self.network = network
-        self.layers = [module for module in network.modules() if isinstance(module, SharedLayer)]
 
     def forward(self) -> list[Tensor]:
-        with generate_once(self.network):
-            return [layer.dense()[0] for layer in self.layers]
+        return list(dense_weights(self.network).values())
 
 
 @torch.no_grad()
@@ -67,14 +66,14 @@ def program_of(network: nn.Module) -> Program:
     Raises:
         SharingError: If they take an operation that is not translated.
     """
+    if not banks(network):
+        return Program([], [], {})
     weights = _Weights(network)
     state = {f'network.{key}': value for key, value in network.state_dict().items()}
 
     def compute(*values: Tensor) -> Any:
         return torch.func.functional_call(weights, dict(zip(state, values)))
 
-    if not weights.layers:
-        return Program([], [], {})
     traced = make_fx(compute, decomposition_table=core_aten_decompositions())(*state.values())
     traced.graph.eliminate_dead_code()
     names, steps, constants = iter(state), [], {}
@@ -174,8 +173,6 @@ def pack(network: nn.Module, out: Path, form: str | None = None) -> nn.Module:
     Raises:
         SharingError: If numpy cannot compute the weights of a bank, or if the file cannot be written.
     """
-    from safetensors.torch import save
-
     from .unpack import unpack
 
     network = copy.deepcopy(network)
@@ -186,7 +183,7 @@ def pack(network: nn.Module, out: Path, form: str | None = None) -> nn.Module:
     network.load_state_dict(as_stored(stored), strict=True)
     plain = fold_layers(copy.deepcopy(network))
     state, folded = network.state_dict(), plain.state_dict()
-    weights = list(zip(program.weights, _Weights(network)()))
+    weights = list(zip(program.weights, dense_weights(network).values()))
     steps, dropped = program.steps, [key for key in stored if key.removesuffix(SCALE) not in folded]
     for key, tensor in folded.items():
         made = [name for name, weight in weights if weight.shape == tensor.shape and weight.equal(tensor)]
@@ -196,12 +193,9 @@ def pack(network: nn.Module, out: Path, form: str | None = None) -> nn.Module:
             stored[PLAIN + key] = tensor  # a bias that moved into a batch norm, for example
             dropped += [key] * (key in state)
     stored |= program.constants
-    content = save(
-        {key: tensor.detach().clone(memory_format=torch.contiguous_format) for key, tensor in stored.items()},
-        dict(plain=json.dumps(dict(steps=steps, dropped=dropped), separators=(',', ':'))),
-    )
+    content = safetensors(stored, plain=json.dumps(dict(steps=steps, dropped=dropped), separators=(',', ':')))
     with written_whole(out) as partial:
-        partial.write_bytes(content)  # the library's own save_file makes files that only their owner may read
+        partial.write_bytes(content)
         found = {key: torch.tensor(each) for key, each in unpack(partial).items()}
         if found.keys() != folded.keys():
             raise SharingError(f'{out.name} does not unpack into the plain network: it was not written.')

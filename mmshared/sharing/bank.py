@@ -285,6 +285,12 @@ def generate_once(network: nn.Module) -> Iterator[None]:
             bank.end(owner)
 
 
+def dense_weights(network: nn.Module) -> dict[SharedLayer, Tensor]:
+    """The weights of the plain layers that the shared layers of a network equal in eval mode."""
+    with generate_once(network):
+        return {layer: layer.dense()[0] for layer in network.modules() if isinstance(layer, SharedLayer)}
+
+
 class ForwardPass:
     """The hooks that tell the banks when a forward pass of their network begins and ends.
 

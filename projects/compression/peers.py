@@ -7,15 +7,13 @@ the share of the parameters that is asked for. Then the batch norms' statistics 
 that of run.py.
 """
 
-import argparse
 import copy
-import json
 from itertools import product
 from pathlib import Path
 
 import torch
-from mmengine.registry import RUNNERS
-from run import RESULTS
+from mmengine.config import Config
+from run import Result, parser_of, read_config
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
@@ -24,24 +22,29 @@ from mmshared.compress.calibration import calibration_loader
 from mmshared.compress.pipeline import fine_tuning
 from mmshared.compress.plan import size_of
 from mmshared.engine.build import load_model
-from mmshared.engine.checkpoint import write_text
-from mmshared.engine.config import load_config, merge_options
 from mmshared.engine.runner import SharingRunner
 from mmshared.sharing.layers import stages_of
-from mmshared_cli import add_cfg_options, errors_in_a_sentence, stdout_if
+from mmshared_cli import errors_in_a_sentence, stdout_if
 
 #: How often the interval of the knob is halved.
 HALVINGS = 10
 
 
-@RUNNERS.register_module()
-class PeerRunner(SharingRunner):
-    """Trains and tests a network that no config describes."""
+def runner_of(network: nn.Module, cfg: Config, work_dir: Path) -> SharingRunner:
+    """A runner of a config with a network that no config describes."""
 
-    network: nn.Module
+    class PeerRunner(SharingRunner):
+        def build_model(self, model):
+            return network
 
-    def build_model(self, model):
-        return self.network
+    cfg = copy.deepcopy(cfg)
+    cfg.work_dir = str(work_dir)
+    return PeerRunner.from_cfg(cfg)
+
+
+def evaluated(network: nn.Module, cfg: Config, work_dir: Path) -> dict:
+    """The size of a network and its metrics."""
+    return dict(size_of(network)._asdict(), metrics=runner_of(network, cfg, work_dir).val())
 
 
 def pruned(model: nn.Module, share: float, image: torch.Tensor, importance: str) -> nn.Module:
@@ -98,47 +101,35 @@ def to_size(method: str, plain: nn.Module, parameters: float, image: torch.Tenso
 
 @errors_in_a_sentence()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', help='the config of the plain network')
-    parser.add_argument('checkpoint', help='its checkpoint')
+    parser = parser_of(__doc__, 'work_dirs/peers')
     parser.add_argument('--peer', nargs='+', choices=PEERS, default=list(PEERS))
-    parser.add_argument('--keep', nargs='+', type=float, required=True, metavar='SHARE', help='of the parameters')
-    parser.add_argument('--epochs', type=int, default=0, help='of fine-tuning')
-    parser.add_argument('--seeds', nargs='+', type=int, default=[0], help='of the fine-tuning')
-    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/peers'))
-    add_cfg_options(parser)
     args = parser.parse_args()
-    cfg = load_config(args.config)
-    merge_options(cfg, args.cfg_options)
-    cfg.runner_type = 'PeerRunner'
-    name = Path(args.config).stem
+    cfg = read_config(args)
     loader = calibration_loader(cfg, 512)
     plain = load_model(cfg, args.checkpoint)
     images = [plain.data_preprocessor(batch, False)['inputs'] for batch in loader]
-    for method, seed, keep in product(args.peer, args.seeds, args.keep):
-        out = RESULTS / name / f'{method}-{keep}_steps-0_epochs-{args.epochs}_seed-{seed}.json'
-        if out.is_file():
+    whole: dict = {}
+    for method, keep in product(args.peer, args.keep):
+        results = [Result(method, keep, 0, args.epochs, seed) for seed in args.seeds]
+        results = [result for result in results if not result.path(args.config).is_file()]
+        if not results:
             continue
-        size = size_of(plain)
-        network = to_size(method, plain, keep * size.parameters, images[0][:1])
+        folder = args.work_dir / Path(args.config).stem
+        network = to_size(method, plain, keep * size_of(plain).parameters, images[0][:1])
         update_bn(images, network)
-        PeerRunner.network = network
-        found = dict(plain=plain, converted=network, **(dict(finetuned=network) if args.epochs else {}))
-        networks = {}
         with stdout_if(False):
-            for step, each in found.items():
-                PeerRunner.network = each
-                run = fine_tuning(cfg, args.epochs, args.checkpoint) if step == 'finetuned' else copy.deepcopy(cfg)
-                run.work_dir, run.randomness = str(args.work_dir / name / out.stem / step), dict(seed=seed)
-                if step == 'finetuned':
-                    PeerRunner.from_cfg(run).train()
-                metrics = PeerRunner.from_cfg(dict(cfg, work_dir=run.work_dir)).val()
-                networks[step] = dict(size_of(each)._asdict(), metrics=metrics)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_text(
-            out, json.dumps(dict(plan=method, keep=keep, steps=0, epochs=args.epochs, seed=seed, **networks), indent=1)
-        )
-        print(out.stem, {key: each['metrics'] for key, each in networks.items()}, flush=True)
+            whole = whole or evaluated(plain, cfg, folder / 'plain')
+            converted = evaluated(network, cfg, folder / f'{method}-{keep}')
+        for result in results:
+            networks = dict(plain=whole, converted=converted)
+            if args.epochs:
+                tuned, tuning = copy.deepcopy(network), fine_tuning(cfg, args.epochs, args.checkpoint)
+                tuning.randomness = dict(seed=result.seed)
+                work_dir = folder / result.path(args.config).stem
+                with stdout_if(False):
+                    runner_of(tuned, tuning, work_dir).train()
+                    networks['finetuned'] = evaluated(tuned, cfg, work_dir)
+            result.write(args.config, networks)
 
 
 if __name__ == '__main__':

@@ -11,8 +11,10 @@ import json
 from functools import cached_property
 from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from mmengine.config import Config
 
 from mmshared.compress.pipeline import Budget, Compression
 from mmshared.compress.plan import Group, Option, find_groups
@@ -32,8 +34,6 @@ class Run(Compression):
         cfg = cfg.copy()
         cfg.randomness = dict(seed=self.seed)
         cfg.compile = True
-        # It would be compiled anew for each learning rate.
-        torch.optim.SGD.step = torch.compiler.disable(torch.optim.SGD.step)
         return super().fine_tune(steps, cfg, checkpoint)
 
 
@@ -61,25 +61,58 @@ class Uniform(Run):
 METHODS = dict(planned=Run, uniform=Uniform, **{'low-rank': LowRank})
 
 
-@errors_in_a_sentence()
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser_of(description: str, work_dir: str) -> argparse.ArgumentParser:
+    """The arguments of all runs."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='the config of the plain network')
     parser.add_argument('checkpoint', help='its checkpoint')
-    parser.add_argument('--plan', nargs='+', choices=METHODS, default=['planned'])
     parser.add_argument('--keep', nargs='+', type=float, required=True, metavar='SHARE', help='of the parameters')
-    parser.add_argument('--steps', nargs='+', type=int, default=[60], help='of each block before any training')
     parser.add_argument('--epochs', type=int, default=0, help='of fine-tuning')
     parser.add_argument('--seeds', nargs='+', type=int, default=[0], help='of the fine-tuning')
-    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/compression'))
+    parser.add_argument('--work-dir', type=Path, default=Path(work_dir))
     add_cfg_options(parser)
-    args = parser.parse_args()
+    return parser
+
+
+def read_config(args: argparse.Namespace) -> Config:
     cfg = load_config(args.config)
     merge_options(cfg, args.cfg_options)
+    return cfg
+
+
+class Result(NamedTuple):
+    """A run, and where its numbers are kept."""
+
+    plan: str
+    keep: float
+    steps: int
+    epochs: int
+    seed: int
+
+    def path(self, config: str) -> Path:
+        options = f'steps-{self.steps}_epochs-{self.epochs}_seed-{self.seed}'
+        return RESULTS / Path(config).stem / f'{self.plan}-{self.keep}_{options}.json'
+
+    def write(self, config: str, networks: dict[str, dict]) -> None:
+        path = self.path(config)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps({**self._asdict(), **networks}, indent=1))
+        print(path.stem, {name: each['metrics'] for name, each in networks.items()}, flush=True)
+
+
+@errors_in_a_sentence()
+def main() -> None:
+    parser = parser_of(__doc__, 'work_dirs/compression')
+    parser.add_argument('--plan', nargs='+', choices=METHODS, default=['planned'])
+    parser.add_argument('--steps', nargs='+', type=int, default=[60], help='of each block before any training')
+    args = parser.parse_args()
+    cfg = read_config(args)
     name = Path(args.config).stem
+    # It would be compiled anew for each learning rate.
+    torch.optim.SGD.step = torch.compiler.disable(torch.optim.SGD.step)
     for method, keep, steps, seed in product(args.plan, args.keep, args.steps, args.seeds):
-        out = RESULTS / name / f'{method}-{keep}_steps-{steps}_epochs-{args.epochs}_seed-{seed}.json'
-        if out.is_file():
+        result = Result(method, keep, steps, args.epochs, seed)
+        if result.path(args.config).is_file():
             continue
         cfg.work_dir, cfg.runner_type = str(args.work_dir / name / method), 'SharingRunner'
         run = METHODS[method](cfg, args.config, args.checkpoint, Budget(keep, 'kept'), steps=steps, epochs=args.epochs)
@@ -91,12 +124,7 @@ def main() -> None:
             for name in ('plain', 'converted', 'finetuned')
             if name in report
         }
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_text(
-            out,
-            json.dumps(dict(plan=method, keep=keep, steps=steps, epochs=args.epochs, seed=seed, **networks), indent=1),
-        )
-        print(out.stem, {key: each['metrics'] for key, each in networks.items()}, flush=True)
+        result.write(args.config, networks)
 
 
 if __name__ == '__main__':

@@ -49,16 +49,17 @@ def parse_args() -> argparse.Namespace:
     add_shape(parser)
     args = parser.parse_args()
     args.safetensors = args.out.suffix == '.safetensors'
-    for option, given, possible in (
-        ('--keep-shared', args.keep_shared, args.onnx or args.safetensors),
-        ('--int8', args.bits == 8, args.onnx or args.safetensors),
-        ('--int4', args.bits == 4, args.onnx),
-        ('--backbone', args.backbone, args.onnx),
-        ('--half', args.half, args.safetensors),
+    files = {'--onnx': args.onnx, 'an output .safetensors': args.safetensors}
+    onnx, safetensors = files
+    for option, given, needed in (
+        ('--keep-shared', args.keep_shared, (onnx, safetensors)),
+        ('--int8', args.bits == 8, (onnx, safetensors)),
+        ('--int4', args.bits == 4, (onnx,)),
+        ('--backbone', args.backbone, (onnx,)),
+        ('--half', args.half, (safetensors,)),
     ):
-        if given and not possible:
-            needed = {'--int4': '--onnx', '--backbone': '--onnx', '--half': 'an output .safetensors'}
-            parser.error(f'{option} needs {needed.get(option, "--onnx or an output .safetensors")}')
+        if given and not any(files[each] for each in needed):
+            parser.error(f'{option} needs {" or ".join(needed)}')
     args.form = 'half' if args.half else 'int8' if args.bits == 8 else None
     args.packed = args.safetensors and bool(args.keep_shared or args.form)
     if args.packed and args.torchvision:
