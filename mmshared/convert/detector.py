@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from types import FunctionType, SimpleNamespace
@@ -94,15 +95,16 @@ class ExportedDetector(Exported):
             try:
                 self.outputs(torch.randn(1, shape[0], shape[1] + 32, shape[2] + 64))
                 program = traced(whole, shape, {2: Dim.DYNAMIC, 3: Dim.DYNAMIC})
-            except Exception:  # of many kinds: it takes one size
+            except Exception as error:  # of many kinds: it takes one size
                 program = traced(whole, shape, {})
+                size = 'x'.join(map(str, shape[1:]))
+                warnings.warn(f'The ONNX model is only for images of {size}: {first_line(error)}')
             model = to_onnx(program, (), input_names=['images'], output_names=OUTPUTS, opset_version=opset)
         except SharingError:
             raise
         except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             kind = type(self.network).__name__
-            raise SharingError(f'{kind} cannot be exported to ONNX as a whole: {reason[:200]}') from error
+            raise SharingError(f'{kind} cannot be exported to ONNX as a whole: {first_line(error)}') from error
         onnx.helper.set_model_props(model, {'classes': str(number_of_classes(self.network))})
         return model
 
@@ -128,6 +130,10 @@ class ExportedDetector(Exported):
         if not total:
             return 'nothing is detected in random images, so that only a test on data compares them', True
         return f'{same} of the {total} detections of both are the same within {near:g}', same >= least * total
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def traced(whole: WholeDetector, shape: Sequence[int], sides: dict[int, Any]) -> ExportedProgram:
