@@ -78,6 +78,8 @@ def files(tmp_path_factory):
         ('analysis_tools/benchmark_speed.py', [SHARED, '--device', 'meta'], 'meta cannot be used here: '),
         ('analysis_tools/report_run.py', ['folder', '--images', '0'], '--images 0: give 1 or more'),
         ('analysis_tools/report_run.py', ['folder'], 'is not the work dir of a finished run: it has no config'),
+        ('train.py', [SHARED, '--cfg-options', 'custom_hooks=[dict(a=1,b=2)]'], 'are given one by one'),
+        ('train.py', [SHARED, '--cfg-options', 'data_root'], 'data_root: give KEY=VALUE'),
         ('benchmark.py', ['plain.pth', '--jobs', '0'], '--gpus-per-run, --jobs and --timeout must be 1 or more'),
     ],
 )

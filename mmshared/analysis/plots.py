@@ -331,3 +331,47 @@ def draw_metric(table: list[dict], metric: str, out: Path) -> None:
     _frame(axis, [row['parameters'] / 1e6 for row in table], [row['mean'] for row in table])
     figure.legend(loc='outside right upper', fontsize=8)
     figure.savefig(out, dpi=120)
+
+
+class Point(NamedTuple):
+    """A network whose size and metric are known.
+
+    Attributes:
+        size (float): Its bytes.
+        mean (float): The metric.
+        width (float): The half width of its interval.
+    """
+
+    size: float
+    mean: float
+    width: float
+
+
+def draw_tradeoff(panels: dict[str, dict[str, dict[str, list[Point]]]], out: Path) -> None:
+    """Draw metrics over bytes: a panel for each data set, a colour for each method, a line for each of its forms.
+
+    Args:
+        panels (dict): The points by the title of the panel, method and form.
+        out (Path): The image to write.
+    """
+    methods = sorted({method for panel in panels.values() for method in panel})
+    forms = sorted({form for panel in panels.values() for lines in panel.values() for form in lines})
+    colours = {method: f'C{i}' for i, method in enumerate(methods)}
+    looks = dict(zip(forms, (dict(marker='o', linestyle='-'), dict(marker='s', linestyle='--'), dict(marker='^'))))
+    figure = Figure(figsize=(5.2 * len(panels) + 2, 4.2), layout='constrained')
+    for axis, (title, panel) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items()):
+        for method, lines in panel.items():
+            for form, points in lines.items():
+                sizes, means, widths = zip(*sorted(points))
+                axis.errorbar(
+                    np.array(sizes) / 1e3, means, yerr=widths, color=colours[method], capsize=3, ms=5, **looks[form]
+                )
+        axis.set(title=title, xlabel='kB of the ONNX model', xscale='log')
+        axis.xaxis.set_major_formatter('{x:,.0f}')
+        axis.xaxis.set_minor_formatter('{x:,.0f}')
+        axis.tick_params(axis='x', which='minor', labelsize=7)
+        axis.grid(alpha=0.3, which='both')
+    handles = [Line2D([], [], color=colour, label=method) for method, colour in colours.items()]
+    handles += [Line2D([], [], color='grey', label=form, **look) for form, look in looks.items()]
+    figure.legend(handles=handles, loc='outside right upper', fontsize=8)
+    figure.savefig(out, dpi=120)

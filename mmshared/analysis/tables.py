@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -9,6 +10,7 @@ from mmengine.config import Config
 from scipy import stats
 
 from .complexity import complexity
+from .plots import Point
 
 INPUT_SIZE = {
     'ImageNet-1k': (224, 224),
@@ -92,38 +94,84 @@ def readmes(root: Path) -> dict[Path, str]:
 def compression_table(folder: Path) -> str:
     """A Markdown table of the compressed networks whose results are the files of a folder.
 
-    A row is a share of the parameters and a way to plan; a column the steps of each block before any training, or the
+    A row is a share of the parameters and a method; a column the steps of each block before any training, or the
     epochs of fine-tuning. Of several seeds it has the mean and the half width of its 95 % interval by Student's t.
+    Of what was fine-tuned it has the bytes of the ONNX model, of the one with integers too.
     """
-    runs = [json.loads(path.read_text()) for path in sorted(folder.glob('*.json'))]
-    found: dict[tuple, dict[tuple, list[float]]] = {}
+    runs = read_compression(folder)
+    found: dict[tuple, dict[Any, list[float]]] = {}
     kept = {}
     for run in runs:
         last = run.get('finetuned', run['converted'])
-        row, (metric, value) = (run['keep'], run['plan']), next(iter(last['metrics'].items()))
-        found.setdefault(row, {}).setdefault((run['epochs'], run['steps']), []).append(value)
+        row = run['keep'], run['plan']
+        column = f'{run["epochs"]} epochs' if run['epochs'] else f'{run["steps"]} steps' if run['steps'] else 'fitted'
+        cells = found.setdefault(row, {})
+        cells.setdefault(column, []).append(metric_of(last))
         kept[row] = last['parameters'] / run['plain']['parameters']
-    columns = sorted({column for cells in found.values() for column in cells})
-    titles = [f'{epochs} epochs' if epochs else f'{steps} steps' if steps else 'fitted' for epochs, steps in columns]
-    lines = [['kept', 'plan', *titles], ['---:', '---', *['---:'] * len(titles)]]
+        for form in FORMS:
+            if form in run:
+                cells.setdefault(form, []).append(metric_of(run[form]))
+                cells.setdefault(f'{form} bytes', []).append(run[form]['bytes'])
+    trained = {column for cells in found.values() for column in cells if column.split()[-1] in ('steps', 'epochs')}
+    columns = ['fitted', *sorted(trained, key=lambda title: (title.split()[1] == 'epochs', int(title.split()[0])))]
+    forms = [form for form in FORMS if any(form in cells for cells in found.values())]
+    titles = [*columns, *(title for form in forms for title in ([] if form == 'float32' else [form]) + ['kB'])]
+    lines = [['kept', 'method', *titles], ['---:', '---', *['---:'] * len(titles)]]
     for row in sorted(found, reverse=True):
-        cells = [mean_text(found[row].get(column, [])) for column in columns]
-        lines.append([f'{kept[row]:.3f}', row[1], *cells])
-    plain = next(iter(runs[0]['plain']['metrics'].values()))
+        cells = found[row]
+        line = [f'{kept[row]:.3f}', row[1], *(mean_text(cells.get(column, [])) for column in columns)]
+        for form in forms:
+            line += [] if form == 'float32' else [mean_text(cells.get(form, []))]
+            line.append(f'{np.mean(cells[f"{form} bytes"]) / 1e3:,.0f}' if form in cells else '')
+        lines.append(line)
+    plain = runs[0]['plain']
     caption = (
-        f'{metric}; the plain network has {mean_text([plain])}, with {runs[0]["plain"]["parameters"]:,} parameters.'
+        f'{next(iter(plain["metrics"]))}; the plain network has {mean_text([metric_of(plain)])}, with '
+        f'{plain["parameters"]:,} parameters.'
     )
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines) + f'\n\n{caption}'
 
 
+#: The ONNX models of a result.
+FORMS = ('float32', 'int8', 'onnxruntime')
+
+
+def read_compression(folder: Path) -> list[dict]:
+    """The results of compressed networks."""
+    return [json.loads(path.read_text()) for path in sorted(folder.glob('*.json'))]
+
+
+def metric_of(network: dict) -> float:
+    """The first metric of a network in a result."""
+    return next(iter(network['metrics'].values()))
+
+
+def compression_points(folder: Path) -> dict[str, dict[str, list[Point]]]:
+    """The points of the fine-tuned networks whose results are the files of a folder, by method and form, smallest
+    first."""
+    cells: dict[tuple, list[dict]] = {}
+    for run in read_compression(folder):
+        for form in set(run).intersection(FORMS):
+            cells.setdefault((run['plan'], form, run['keep']), []).append(run[form])
+    points: dict[str, dict[str, list[Point]]] = {}
+    for (method, form, _), found in sorted(cells.items()):
+        mean, width = interval([metric_of(each) for each in found])
+        size = np.mean([each['bytes'] for each in found])
+        points.setdefault(method, {}).setdefault(form, []).append(Point(float(size), mean, width))
+    return points
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """The mean of values, and the half width of its 95 % interval by Student's t, 0 for a single value."""
+    width = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values) if len(values) > 1 else 0
+    return float(np.mean(values)), float(width)
+
+
 def mean_text(values: list[float]) -> str:
-    """The mean of values, with the half width of its 95 % interval if there are several: percents as they are,
-    fractions with three digits."""
+    """The mean of values, with the half width of its interval if there are several: percents as they are, fractions
+    with three digits."""
     if not values:
         return ''
     digits = 3 if max(values) <= 1 else 2
-    text = f'{np.mean(values):.{digits}f}'
-    if len(values) > 1:
-        width = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
-        text += f' ± {width:.{digits}f}'
-    return text
+    mean, width = interval(values)
+    return f'{mean:.{digits}f}' + (f' ± {width:.{digits}f}' if len(values) > 1 else '')

@@ -5,22 +5,29 @@ Of blocks with shortcuts, `torch-pruning` removes channels inside: it fails on s
 each convolution of the stages by tensorly-torch, without the images. The knob of each is turned until the network has
 the share of the parameters that is asked for. Then the batch norms' statistics are taken again, and the fine-tuning is
 that of run.py.
+
+`plain` with `--keep 1` is the network as it is, fine-tuned as long without a teacher, and in int8 by onnxruntime too.
 """
 
 import copy
 from itertools import product
 from pathlib import Path
 
+import onnx
 import torch
 from mmengine.config import Config
-from run import Result, parser_of, read_config
+from onnxruntime.quantization import CalibrationDataReader, quant_pre_process, quantize_static
+from results import Result, as_onnx, parser_of, read_config
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from mmshared import SharingError
+from mmshared.analysis.complexity import count_multiply_adds
 from mmshared.compress.calibration import calibration_loader
 from mmshared.compress.pipeline import fine_tuning
 from mmshared.compress.plan import size_of
+from mmshared.convert.onnx import onnx_forms
+from mmshared.convert.onnx_evaluation import evaluate_onnx
 from mmshared.engine.build import load_model
 from mmshared.engine.runner import SharingRunner
 from mmshared.sharing.layers import stages_of
@@ -42,9 +49,32 @@ def runner_of(network: nn.Module, cfg: Config, work_dir: Path) -> SharingRunner:
     return PeerRunner.from_cfg(cfg)
 
 
-def evaluated(network: nn.Module, cfg: Config, work_dir: Path) -> dict:
-    """The size of a network and its metrics."""
-    return dict(size_of(network)._asdict(), metrics=runner_of(network, cfg, work_dir).val())
+def evaluated(network: nn.Module, cfg: Config, work_dir: Path, shape: tuple[int, ...]) -> dict:
+    """The size of a network, and its metrics."""
+    work = count_multiply_adds(network, shape)['']
+    return dict(size_of(network)._asdict(), multiply_adds=work, metrics=runner_of(network, cfg, work_dir).val())
+
+
+class Batches(CalibrationDataReader):
+    """Images as onnxruntime reads them."""
+
+    def __init__(self, images: list[torch.Tensor]):
+        self.images = iter(images)
+
+    def get_next(self) -> dict | None:
+        return next(({'images': each.numpy()} for each in self.images), None)
+
+
+def quantised(network: nn.Module, cfg: Config, folder: Path, images: list[torch.Tensor]) -> dict:
+    """The bytes of a network that onnxruntime quantises, weights and maps, and its metrics there."""
+    floats, integers = str(folder / 'float32.onnx'), str(folder / 'onnxruntime.onnx')
+    (model,) = onnx_forms(network, network, images[0].shape[1:], keep_shared=False, bits=None).values()
+    onnx.save(model, floats)
+    quant_pre_process(floats, floats)
+    quantize_static(floats, integers, Batches(images), per_channel=True)
+    cfg = copy.deepcopy(cfg)
+    cfg.work_dir = str(folder)
+    return dict(bytes=Path(integers).stat().st_size, metrics=evaluate_onnx(cfg, integers))
 
 
 def pruned(model: nn.Module, share: float, image: torch.Tensor, importance: str) -> nn.Module:
@@ -81,6 +111,7 @@ def tucker(model: nn.Module, share: float, image: torch.Tensor) -> nn.Module:
 
 
 PEERS = {
+    'plain': lambda model, *_: model,
     'torch-pruning-magnitude': lambda *args: pruned(*args, 'magnitude'),
     'torch-pruning-group': lambda *args: pruned(*args, 'group'),
     'tucker': tucker,
@@ -116,19 +147,26 @@ def main() -> None:
             continue
         folder = args.work_dir / Path(args.config).stem
         network = to_size(method, plain, keep * size_of(plain).parameters, images[0][:1])
-        update_bn(images, network)
+        if method != 'plain':
+            update_bn(images, network)
         with stdout_if(False):
-            whole = whole or evaluated(plain, cfg, folder / 'plain')
-            converted = evaluated(network, cfg, folder / f'{method}-{keep}')
+            whole = whole or evaluated(plain, cfg, folder / 'plain', args.shape)
+            converted = evaluated(network, cfg, folder / f'{method}-{keep}', args.shape)
         for result in results:
             networks = dict(plain=whole, converted=converted)
             if args.epochs:
                 tuned, tuning = copy.deepcopy(network), fine_tuning(cfg, args.epochs, args.checkpoint)
                 tuning.randomness = dict(seed=result.seed)
+                if method == 'plain':
+                    tuning.custom_hooks.pop()  # its teacher
                 work_dir = folder / result.path(args.config).stem
                 with stdout_if(False):
                     runner_of(tuned, tuning, work_dir).train()
-                    networks['finetuned'] = evaluated(tuned, cfg, work_dir)
+                    networks['finetuned'] = evaluated(tuned, cfg, work_dir, args.shape)
+                    tuned.eval()
+                    networks |= as_onnx(tuned, tuned, cfg, work_dir, args.shape, networks['finetuned']['metrics'])
+                    if method == 'plain':
+                        networks['onnxruntime'] = quantised(tuned, cfg, work_dir, images)
             result.write(args.config, networks)
 
 

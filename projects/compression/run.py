@@ -6,23 +6,22 @@ written to `results`, and runs whose file is there are skipped: all runs of one 
 in which nothing is made twice.
 """
 
-import argparse
+import copy
 import json
 from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
-from mmengine.config import Config
+from results import Result, as_onnx, parser_of, read_config
 
+from mmshared import fold_layers
 from mmshared.compress.pipeline import Budget, Compression
 from mmshared.compress.plan import Group, Option, find_groups
+from mmshared.engine.build import load_model
 from mmshared.engine.checkpoint import write_text
-from mmshared.engine.config import load_config, merge_options
-from mmshared_cli import add_cfg_options, errors_in_a_sentence, stdout_if
-
-RESULTS = Path(__file__).parent / 'results'
+from mmshared.engine.config import load_config
+from mmshared_cli import errors_in_a_sentence, stdout_if
 
 
 class Run(Compression):
@@ -61,45 +60,6 @@ class Uniform(Run):
 METHODS = dict(planned=Run, uniform=Uniform, **{'low-rank': LowRank})
 
 
-def parser_of(description: str, work_dir: str) -> argparse.ArgumentParser:
-    """The arguments of all runs."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', help='the config of the plain network')
-    parser.add_argument('checkpoint', help='its checkpoint')
-    parser.add_argument('--keep', nargs='+', type=float, required=True, metavar='SHARE', help='of the parameters')
-    parser.add_argument('--epochs', type=int, default=0, help='of fine-tuning')
-    parser.add_argument('--seeds', nargs='+', type=int, default=[0], help='of the fine-tuning')
-    parser.add_argument('--work-dir', type=Path, default=Path(work_dir))
-    add_cfg_options(parser)
-    return parser
-
-
-def read_config(args: argparse.Namespace) -> Config:
-    cfg = load_config(args.config)
-    merge_options(cfg, args.cfg_options)
-    return cfg
-
-
-class Result(NamedTuple):
-    """A run, and where its numbers are kept."""
-
-    plan: str
-    keep: float
-    steps: int
-    epochs: int
-    seed: int
-
-    def path(self, config: str) -> Path:
-        options = f'steps-{self.steps}_epochs-{self.epochs}_seed-{self.seed}'
-        return RESULTS / Path(config).stem / f'{self.plan}-{self.keep}_{options}.json'
-
-    def write(self, config: str, networks: dict[str, dict]) -> None:
-        path = self.path(config)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps({**self._asdict(), **networks}, indent=1))
-        print(path.stem, {name: each['metrics'] for name, each in networks.items()}, flush=True)
-
-
 @errors_in_a_sentence()
 def main() -> None:
     parser = parser_of(__doc__, 'work_dirs/compression')
@@ -114,16 +74,21 @@ def main() -> None:
         result = Result(method, keep, steps, args.epochs, seed)
         if result.path(args.config).is_file():
             continue
-        cfg.work_dir, cfg.runner_type = str(args.work_dir / name / method), 'SharingRunner'
+        folder = args.work_dir / name / method
+        cfg.work_dir = str(folder)
         run = METHODS[method](cfg, args.config, args.checkpoint, Budget(keep, 'kept'), steps=steps, epochs=args.epochs)
         run.seed = seed
         with stdout_if(False):  # the logs are in the work dir
             report = json.loads(run.run().with_suffix('.json').read_text())
-        networks = {
-            name: {key: report[name][key] for key in ('parameters', 'bytes', 'metrics')}
-            for name in ('plain', 'converted', 'finetuned')
-            if name in report
-        }
+            networks = {
+                name: {key: report[name][key] for key in ('parameters', 'bytes', 'multiply_adds', 'metrics')}
+                for name in ('plain', 'converted', 'finetuned')
+                if name in report
+            }
+            if args.epochs:
+                shared = load_model(load_config(str(folder / 'compressed.py')), str(folder / 'finetuned.pth'))
+                plain = fold_layers(copy.deepcopy(shared))
+                networks |= as_onnx(shared, plain, cfg, folder, args.shape, networks['finetuned']['metrics'])
         result.write(args.config, networks)
 
 

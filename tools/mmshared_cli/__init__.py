@@ -187,7 +187,13 @@ class CfgOptions(argparse.Action):
     def __call__(self, parser, namespace, values, option_string=None):
         from mmengine.config import DictAction
 
-        DictAction(self.option_strings, self.dest)(parser, namespace, values, option_string)
+        try:
+            DictAction(self.option_strings, self.dest)(parser, namespace, values, option_string)
+        except (AssertionError, RecursionError, ValueError):
+            parser.error(
+                f'{option_string} {" ".join(values)}: give KEY=VALUE, where a value is a number, a word, a [list] or '
+                'a (tuple) of them; the keys of a dict are given one by one, as KEY.NAME=VALUE'
+            )
 
 
 def add_cfg_options(parser: argparse.ArgumentParser) -> None:
