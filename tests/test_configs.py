@@ -4,15 +4,18 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from mmengine.config import Config
 from mmengine.registry import HOOKS
+from PIL import Image
 
 from helpers import CONFIGS, ROOT, SHARING_CONFIGS, WITHOUT_ESCNN, call
 from mmshared import banks
 from mmshared.analysis.complexity import complexity, count_multiply_adds, parameter_count, sharing_groups
-from mmshared.analysis.tables import compression_table, measure, readmes
+from mmshared.analysis.plots import draw_tradeoff
+from mmshared.analysis.tables import compression_points, compression_table, measure, readmes
 from mmshared.engine.build import build_empty, build_model, build_plain
 from mmshared.engine.config import load_config, merge_options
 
@@ -260,15 +263,31 @@ def test_every_model_of_the_papers_table_has_a_metafile_entry():
     assert sorted((model['Name'], model['Dataset']) for model in models) == sorted(PAPER)
 
 
-def test_a_table_of_results_has_means_with_intervals_of_n_minus_1_degrees(tmp_path):
+def test_tables_and_pictures_of_results_have_means_with_intervals_of_n_minus_1_degrees(tmp_path):
     for seed, score in enumerate((80, 81, 85)):
         networks = dict(
             plain=dict(parameters=1000, metrics=dict(top1=90)),
-            converted=dict(parameters=400, metrics=dict(top1=score)),
+            converted=dict(parameters=400, metrics=dict(top1=score - 10)),
+            finetuned=dict(parameters=400, metrics=dict(top1=score)),
+            float32=dict(bytes=9000, metrics=dict(top1=score)),
+            int8=dict(bytes=3000, metrics=dict(top1=score - 1)),
         )
-        text = json.dumps(dict(plan='planned', keep=0.4, steps=0, epochs=0, seed=seed, **networks))
-        (tmp_path / f'{seed}.json').write_text(text)
-    assert '| 0.400 | planned | 82.00 ± 6.57 |' in compression_table(tmp_path)
+        for epochs, steps in ((0, 0), (0, 60), (3, 60)):
+            run = dict(plan='planned', keep=0.4, steps=steps, epochs=epochs, seed=seed)
+            for name, network in networks.items():
+                if epochs or name in ('plain', 'converted'):
+                    run[name] = network
+            (tmp_path / f'{epochs}-{steps}-{seed}.json').write_text(json.dumps(run))
+    lines = compression_table(tmp_path).splitlines()
+    assert lines[0] == '| kept | method | fitted | 60 steps | 3 epochs | kB | int8 | kB |'
+    untrained, trained, rounded = '72.00 ± 6.57', '82.00 ± 6.57', '81.00 ± 6.57'
+    assert lines[2] == f'| 0.400 | planned | {untrained} | {untrained} | {trained} | 9 | {rounded} | 3 |'
+    points = compression_points(tmp_path)
+    ((size, mean, width),) = points['planned']['int8']
+    assert (size, mean) == (3000, 81) and width == pytest.approx(6.57, abs=0.01)
+    draw_tradeoff({'one': points, 'other': points}, tmp_path / 'picture.png')
+    drawn = np.asarray(Image.open(tmp_path / 'picture.png').convert('RGB')).reshape(-1, 3)
+    assert (drawn == (31, 119, 180)).all(1).sum() > 50  # C0
 
 
 def test_the_tables_of_the_readmes_are_those_of_the_metafiles():

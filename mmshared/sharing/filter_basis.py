@@ -140,8 +140,9 @@ class FilterBasis(Bank):
         unique_rank (int): Number U of each conv's own filters at ``base_channels`` input channels.
         base_channels (int): The width at which the ranks are given: 64, and 16 for the CIFAR-10 networks.
         with_norm (bool): Whether each conv has a batch norm of its own between filters and coefficients. Defaults to
-            True. (False is an ablation of the paper, whose code also removes the batch norm between the two convs of
-            a block.)
+            True. Without it a training step may take the multiply-adds of the plain convs, if they are fewer: the
+            choice for trained networks. (False is also an ablation of the paper, whose code then removes the batch
+            norm between the two convs of a block too.)
 
     Raises:
         SharingError: If a rank is not a whole number of filters at the width of the group, if there are more filters

@@ -1,4 +1,5 @@
-"""Count the parameters and multiply-adds of the models for the metafiles and the READMEs.
+"""Count the parameters and multiply-adds of the models for the metafiles and the READMEs, and put the results of
+compression into tables and a picture.
 
 Builds every model of the metafiles.
 """
@@ -12,7 +13,8 @@ from tqdm import tqdm
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
-    from mmshared.analysis.tables import measure, readmes
+    from mmshared.analysis.plots import draw_tradeoff
+    from mmshared.analysis.tables import compression_points, measure, readmes
 
     root = Path(__file__).parents[2]
     for path in tqdm(sorted(root.glob('configs/*/metafile.yml')), unit='metafile', disable=None):
@@ -22,6 +24,9 @@ def main() -> None:
     for path, text in readmes(root).items():
         path.write_text(text)
         print(f'wrote the table of {path.relative_to(root)}')
+    project = root / 'projects/compression'
+    panels = {path.name: compression_points(path) for path in sorted(project.glob('results/*/'))}
+    draw_tradeoff({name: points for name, points in panels.items() if points}, project / 'tradeoff.png')
 
 
 if __name__ == '__main__':
