@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -256,12 +257,20 @@ class TestPipeline:
         assert call('compress.py', *arguments).returncode == 0
         assert before == {path.name: path.stat().st_mtime_ns for path in work_dir.iterdir() if path.is_file()}
 
-    def test_another_budget_measures_nothing_again_and_an_edited_plan_is_taken(self, config, checkpoint, tmp_path):
-        work_dir, kept = tmp_path / 'work', []
-        for budget in (0.5, 0.7):
+    def test_a_learning_rate_and_a_budget_measure_nothing_again_and_an_edited_plan_is_taken(
+        self, config, checkpoint, tmp_path
+    ):
+        work_dir, changed = tmp_path / 'work', []
+        for budget, rate in ((0.5, 0.1), (0.5, 0.2), (0.7, 0.2)):
+            text = Path(config).read_text()
+            Path(config).write_text(text.replace('lr=0.1', f'lr={rate}'))
+            before = {path.name: path.stat().st_mtime_ns for path in work_dir.glob('*.*')}
             compression(config, checkpoint, work_dir, budget=Budget(budget, 'kept'), epochs=0).run()
-            kept.append((work_dir / 'options.json').stat().st_mtime_ns)
-        assert kept[0] == kept[1] and not (work_dir / 'finetuned.pth').exists()
+            times = {path.name: path.stat().st_mtime_ns for path in work_dir.glob('*.*')}
+            changed.append({name for name, time in times.items() if before.get(name) != time} - {'steps.json'})
+        assert {'options.json', 'plan.json', 'converted.json'} <= changed[0] and 'finetuned.pth' not in times
+        assert not changed[1] & {'moments.pth', 'options.json', 'plan.json', 'converted.pth', 'converted.json'}
+        assert {'plan.json', 'converted.pth'} <= changed[2] and not changed[2] & {'moments.pth', 'options.json'}
         content = json.loads((work_dir / 'plan.json').read_text())
         content['rows'] = [row for row in content['rows'] if row['bank']][:1]
         (tmp_path / 'edited.json').write_text(json.dumps(content))

@@ -54,6 +54,8 @@ _PIXELS = 4.3e6
 # The fine-tuning starts at this share of the learning rate that the network was trained at. By it, three epochs took a
 # ResNet-56 with 0.4 of its parameters from 85.7 to 86.9 %; by a third of it to 86.7, and by three times it to 85.3.
 _LR = 0.03
+# What only a training reads: without it no number changes that is measured before.
+_TRAINING = ('optim_wrapper', 'param_scheduler', 'train_cfg', 'auto_scale_lr', 'randomness', 'compile')
 # The search for the smallest network ends when its size is known to this share of the parameters.
 _PRECISION = 0.01
 # The report shows the detections in so many images.
@@ -133,7 +135,7 @@ class Compression:
         self.bare = copy.deepcopy(self.cfg)  # without what only this call knows
         for key in ('work_dir', 'launcher', 'load_from', 'resume'):
             self.bare.pop(key, None)
-        self.sources = [self.bare.to_dict(), Path(self.checkpoint)]
+        self.sources = [measured(self.bare), Path(self.checkpoint)]
 
     def run(self) -> Path:
         """Run the steps that are left.
@@ -226,7 +228,7 @@ class Compression:
             if is_main_process():
                 write_text(path, json.dumps(metrics, indent=1, default=float))
 
-        return json.loads(steps(f'{name}.json', [cfg.to_dict(), Path(checkpoint)], make, together=True).read_text())
+        return json.loads(steps(f'{name}.json', [measured(cfg), Path(checkpoint)], make, together=True).read_text())
 
     def runner(self, cfg: Config, work_dir: Path, **settings: Any) -> Runner:
         """A runner of a config with its own work dir."""
@@ -317,7 +319,7 @@ class Compression:
         config = steps('compressed.py', [plan, self.base, self.bare.to_dict()], write_config)
         cfg = copy.deepcopy(self.bare)
         cfg.model = load_config(str(config)).model
-        sources = [cfg.to_dict(), *self.sources, self.folder / 'moments.pth', self.steps]
+        sources = [measured(cfg), *self.sources, self.folder / 'moments.pth', self.steps]
         return cfg, steps('converted.pth', sources, write_checkpoint, together=True)
 
     def fine_tune(self, steps: Steps, cfg: Config, checkpoint: Path) -> Path:
@@ -381,6 +383,11 @@ class Compression:
             ).images
             for name, each in networks.items()
         }
+
+
+def measured(cfg: Config) -> dict:
+    """What of a config the metrics and the statistics of a network depend on."""
+    return {key: value for key, value in cfg.to_dict().items() if key not in _TRAINING}
 
 
 def fine_tuning(cfg: Config, epochs: int, teacher: str) -> Config:

@@ -12,7 +12,6 @@ from functools import cached_property
 from itertools import product
 from pathlib import Path
 
-import torch
 from results import Result, as_onnx, parser_of, read_config
 
 from mmshared import fold_layers
@@ -32,7 +31,6 @@ class Run(Compression):
     def fine_tune(self, steps, cfg, checkpoint):
         cfg = cfg.copy()
         cfg.randomness = dict(seed=self.seed)
-        cfg.compile = True
         return super().fine_tune(steps, cfg, checkpoint)
 
 
@@ -68,8 +66,6 @@ def main() -> None:
     args = parser.parse_args()
     cfg = read_config(args)
     name = Path(args.config).stem
-    # It would be compiled anew for each learning rate.
-    torch.optim.SGD.step = torch.compiler.disable(torch.optim.SGD.step)
     for method, keep, steps, seed in product(args.plan, args.keep, args.steps, args.seeds):
         result = Result(method, keep, steps, args.epochs, seed)
         if result.path(args.config).is_file():
