@@ -324,6 +324,8 @@ class TestPipeline:
         found = Compression(cfg, None, str(tmp_path / 'plain.pth'), Budget(0.3, 'kept'), images=2, steps=2)
         report = json.loads(found.run().with_suffix('.json').read_text())
         assert list(report['finetuned']['metrics']) == list(report['plain']['metrics'])
+        for name in ('plain', 'converted', 'finetuned'):
+            assert list((tmp_path / 'work' / name).glob('*/vis_data/config.py'))  # each writes its curves into its own
         rows = {row.name: row for row in Plan.from_json((tmp_path / 'work/plan.json').read_text(), 'plan.json').rows}
         assert rows['roi_head.bbox_head.shared_fcs.0'].rank.endswith('U0')  # more than half of all parameters
         assert {'backbone', 'neck', 'roi_head'} <= {name.partition('.')[0] for name, row in rows.items() if row.bank}

@@ -6,6 +6,7 @@ import copy
 import json
 import os.path as osp
 import shutil
+import time
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -233,10 +234,12 @@ class Compression:
     def runner(self, cfg: Config, work_dir: Path, **settings: Any) -> Runner:
         """A runner of a config with its own work dir."""
         cfg = copy.deepcopy(cfg)
+        name = f'{work_dir.parent.name}-{work_dir.name}-{time.time_ns()}'
         cfg.update(
             work_dir=str(work_dir),
             launcher=self.cfg.get('launcher', 'none'),
-            experiment_name=f'{work_dir.parent.name}-{work_dir.name}',
+            experiment_name=name,
+            visualizer={**(cfg.get('visualizer') or dict(type='Visualizer')), 'name': name},  # one name, one folder
             **settings,
         )
         return RUNNERS.build(cfg)
