@@ -294,6 +294,14 @@ class TestPipeline:
         again = compression(config, checkpoint, tmp_path / 'other', budget=None, max_drop=-1, epochs=0)
         with pytest.raises(SharingError, match='No smaller network keeps size within -1 points'):
             again.run()
+        monkeypatch.setattr(Compression, 'evaluate', lambda *args: {})
+        with pytest.raises(SharingError, match='The plain network detects nothing in the validation images'):
+            again.run()
+
+    def test_a_detector_that_finds_nothing_has_a_report(self, config, checkpoint, tmp_path, monkeypatch):
+        monkeypatch.setattr(Compression, 'evaluate', lambda *args: {})
+        report = compression(config, checkpoint, tmp_path / 'work', epochs=0).run()
+        assert json.loads(report.with_suffix('.json').read_text())['plain']['metrics'] == {}
 
     def test_options_of_the_config_are_kept(self, config, checkpoint, tmp_path):
         work_dir = tmp_path / 'work'

@@ -136,7 +136,7 @@ class Compression:
         self.bare = copy.deepcopy(self.cfg)  # without what only this call knows
         for key in ('work_dir', 'launcher', 'load_from', 'resume'):
             self.bare.pop(key, None)
-        self.sources = [measured(self.bare), Path(self.checkpoint)]
+        self.sources = [without_training(self.bare), Path(self.checkpoint)]
 
     def run(self) -> Path:
         """Run the steps that are left.
@@ -229,7 +229,9 @@ class Compression:
             if is_main_process():
                 write_text(path, json.dumps(metrics, indent=1, default=float))
 
-        return json.loads(steps(f'{name}.json', [measured(cfg), Path(checkpoint)], make, together=True).read_text())
+        return json.loads(
+            steps(f'{name}.json', [without_training(cfg), Path(checkpoint)], make, together=True).read_text()
+        )
 
     def runner(self, cfg: Config, work_dir: Path, **settings: Any) -> Runner:
         """A runner of a config with its own work dir."""
@@ -280,6 +282,11 @@ class Compression:
 
     def search(self, plain: dict[str, float]) -> Plan:
         """The plan of the smallest network whose first metric drops by no more than ``max_drop``, by bisection."""
+        if not plain:
+            raise SharingError(
+                'The plain network detects nothing in the validation images, so it has no metric that may drop: check '
+                'the checkpoint, or give a budget.'
+            )
         metric, score = next(iter(plain.items()))
         most = float(self.max_drop or 0)
         points = 100 if abs(score) <= 1 else 1  # accuracies are given in percent, average precisions from 0 to 1
@@ -290,7 +297,7 @@ class Compression:
             plan = self.plan_for(kept * self.size.parameters)
             text = plan.to_json()
             written = steps('plan.json', [text], partial(write_text, text=text))
-            found = self.evaluate(steps, 'converted', *self.convert(steps, written))[metric]
+            found = self.evaluate(steps, 'converted', *self.convert(steps, written)).get(metric, 0)
             drop = points * (score - found)
             say(f'{kept:.1%} of the parameters: {metric} {found:.4g}, {drop:.2f} points less')
             low, high, best = (low, kept, plan) if drop <= most else (kept, high, best)
@@ -322,7 +329,7 @@ class Compression:
         config = steps('compressed.py', [plan, self.base, self.bare.to_dict()], write_config)
         cfg = copy.deepcopy(self.bare)
         cfg.model = load_config(str(config)).model
-        sources = [measured(cfg), *self.sources, self.folder / 'moments.pth', self.steps]
+        sources = [without_training(cfg), *self.sources, self.folder / 'moments.pth', self.steps]
         return cfg, steps('converted.pth', sources, write_checkpoint, together=True)
 
     def fine_tune(self, steps: Steps, cfg: Config, checkpoint: Path) -> Path:
@@ -365,7 +372,7 @@ class Compression:
             Results(
                 Path(self.cfg.filename or 'network').stem,
                 {name: dict(measured[name], metrics=each.metrics) for name, each in networks.items()},
-                next(iter(networks['plain'].metrics)),
+                next(iter(networks['plain'].metrics), ''),  # a detector that finds nothing has none
                 [dict(asdict(row), bank=row.bank['type'] if row.bank else '') for row in plan.rows],
                 read_scalars(self.folder / 'finetuned') if self.epochs else {},
                 self.detections(networks) if is_detector(self.model) else {},
@@ -388,7 +395,7 @@ class Compression:
         }
 
 
-def measured(cfg: Config) -> dict:
+def without_training(cfg: Config) -> dict:
     """What of a config the metrics and the statistics of a network depend on."""
     return {key: value for key, value in cfg.to_dict().items() if key not in _TRAINING}
 
