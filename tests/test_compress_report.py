@@ -45,7 +45,7 @@ def results():
         plan=[row(), dict(row('fc'), stage=None, bank='', rank=None, cost=None)],
         curves={
             'loss': [(10, 2.0), (20, 1.5)],
-            'loss_distill': [(10, 0.5)],
+            'loss_distill': [(10, 0.5), (20, 0.4)],
             'coco/bbox_mAP': [(1, 0.724)],
             'lr': [(1, 1)],
         },
@@ -142,7 +142,7 @@ def test_the_images_are_in_the_page(whole):
     files = [base64.b64decode(image['src'].partition(',')[2]) for image in page.images]
     sizes = [Image.open(BytesIO(file)).size for file in files]
     assert sizes.count((30, 20)) == 4  # two images with the detections of two networks
-    assert len(sizes) == 4 + 1 + 3  # the stages, and three curves
+    assert len(sizes) == 4 + 1 + 2  # the stages, and the curves of more than one point
     assert all(image['alt'] for image in page.images)
 
 

@@ -105,7 +105,9 @@ def write_report(results: Results, folder: Path) -> Path:
     )
     environment.globals.update(count='{:,}'.format, percent=_percent, figure=_figure)
     pictures = {
-        name: results.curves[name] for name in ('loss', 'loss_distill', results.metric) if results.curves.get(name)
+        name: results.curves[name]
+        for name in ('loss', 'loss_distill', results.metric)
+        if len(results.curves.get(name, ())) > 1
     }
     page = environment.get_template('report.html').render(
         name=results.name,
