@@ -150,7 +150,7 @@ def test_all_text_is_escaped(tmp_path):
     evil = '<script>alert("&amp;")</script>'
     plan = [dict(row(evil), stage=evil, bank=evil, layers=[evil])]
     networks = {step: dict(network(100, 0.5), metrics={evil: 0.5}) for step in ('plain', 'converted')}
-    page, _ = report(Results(evil, networks, evil, plan, {evil: [(1, 0.5)]}, {}, {evil: evil}), tmp_path)
+    page, _ = report(Results(evil, networks, evil, plan, {evil: [(1, 0.5), (2, 0.6)]}, {}, {evil: evil}), tmp_path)
     assert 'script' not in page.tags
     assert all(evil in page.sections[name] for name in ('', 'Sizes and metrics', 'Plan', 'Use it'))
     assert any(evil in image['alt'] for image in page.images)
