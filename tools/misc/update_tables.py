@@ -1,7 +1,6 @@
-"""Count the parameters and multiply-adds of the models for the metafiles and the READMEs, and put the results of
-compression into tables and a picture.
+"""Count the parameters and multiply-adds of the models for the metafiles and the READMEs.
 
-Builds every model of the metafiles.
+Builds every model of the metafiles. The results of compression are put into tables and a picture too.
 """
 
 import argparse
