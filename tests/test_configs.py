@@ -263,7 +263,7 @@ def test_every_model_of_the_papers_table_has_a_metafile_entry():
     assert sorted((model['Name'], model['Dataset']) for model in models) == sorted(PAPER)
 
 
-def test_tables_and_pictures_of_results_have_means_with_intervals_of_n_minus_1_degrees(tmp_path):
+def test_tables_and_plots_of_results_have_means_with_intervals_of_n_minus_1_degrees(tmp_path):
     for seed, score in enumerate((80, 81, 85)):
         networks = dict(
             plain=dict(parameters=1000, metrics=dict(top1=90)),
@@ -285,8 +285,8 @@ def test_tables_and_pictures_of_results_have_means_with_intervals_of_n_minus_1_d
     points = compression_points(tmp_path)
     ((size, mean, width),) = points['planned']['int8']
     assert (size, mean) == (3000, 81) and width == pytest.approx(6.57, abs=0.01)
-    draw_tradeoff({'one': points, 'other': points}, tmp_path / 'picture.png')
-    drawn = np.asarray(Image.open(tmp_path / 'picture.png').convert('RGB')).reshape(-1, 3)
+    draw_tradeoff({'one': points, 'other': points}, tmp_path / 'plot.png')
+    drawn = np.asarray(Image.open(tmp_path / 'plot.png').convert('RGB')).reshape(-1, 3)
     assert (drawn == (31, 119, 180)).all(1).sum() > 50  # C0
 
 

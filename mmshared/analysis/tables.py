@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import yaml
@@ -99,37 +98,36 @@ def compression_table(folder: Path) -> str:
     Of what was fine-tuned it has the bytes of the ONNX model, of the one with integers too.
     """
     runs = read_compression(folder)
-    found: dict[tuple, dict[Any, list[float]]] = {}
-    kept = {}
+    rows: dict[tuple[float, str], list[dict]] = {}
     for run in runs:
-        last = run.get('finetuned', run['converted'])
-        row = run['keep'], run['plan']
-        column = f'{run["epochs"]} epochs' if run['epochs'] else f'{run["steps"]} steps' if run['steps'] else 'fitted'
-        cells = found.setdefault(row, {})
-        cells.setdefault(column, []).append(metric_of(last))
-        kept[row] = last['parameters'] / run['plain']['parameters']
-        for form in FORMS:
-            if form in run:
-                cells.setdefault(form, []).append(metric_of(run[form]))
-                cells.setdefault(f'{form} bytes', []).append(run[form]['bytes'])
-    trained = {column for cells in found.values() for column in cells if column.split()[-1] in ('steps', 'epochs')}
-    columns = ['fitted', *sorted(trained, key=lambda title: (title.split()[1] == 'epochs', int(title.split()[0])))]
-    forms = [form for form in FORMS if any(form in cells for cells in found.values())]
-    titles = [*columns, *(title for form in forms for title in ([] if form == 'float32' else [form]) + ['kB'])]
-    lines = [['kept', 'method', *titles], ['---:', '---', *['---:'] * len(titles)]]
-    for row in sorted(found, reverse=True):
-        cells = found[row]
-        line = [f'{kept[row]:.3f}', row[1], *(mean_text(cells.get(column, [])) for column in columns)]
-        for form in forms:
-            line += [] if form == 'float32' else [mean_text(cells.get(form, []))]
-            line.append(f'{np.mean(cells[f"{form} bytes"]) / 1e3:,.0f}' if form in cells else '')
-        lines.append(line)
+        rows.setdefault((run['keep'], run['plan']), []).append(run)
+    columns = sorted({_training_of(run) for run in runs})
+    titles = [f'{epochs} epochs' if epochs else f'{steps} steps' if steps else 'fitted' for epochs, steps in columns]
+    forms = [form for form in FORMS if any(form in run for run in runs)]
+    for form in forms:
+        titles += ['kB'] if form == 'float32' else [form, 'kB']  # its metric is that of the epochs
     plain = runs[0]['plain']
+    lines = [['kept', 'method', *titles], ['---:', '---', *['---:'] * len(titles)]]
+    for row in sorted(rows, reverse=True):
+        found = [(_training_of(run), run.get('finetuned', run['converted'])) for run in rows[row]]
+        line = [f'{found[-1][1]["parameters"] / plain["parameters"]:.3f}', row[1]]
+        for column in columns:
+            line.append(mean_text([metric_of(network) for training, network in found if training == column]))
+        for form in forms:
+            models = [run[form] for run in rows[row] if form in run]
+            line += [] if form == 'float32' else [mean_text([metric_of(model) for model in models])]
+            line.append(f'{np.mean([model["bytes"] for model in models]) / 1e3:,.0f}' if models else '')
+        lines.append(line)
     caption = (
         f'{next(iter(plain["metrics"]))}; the plain network has {mean_text([metric_of(plain)])}, with '
         f'{plain["parameters"]:,} parameters.'
     )
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines) + f'\n\n{caption}'
+
+
+def _training_of(run: dict) -> tuple[int, int]:
+    """The epochs of fine-tuning; without any, the steps of each block."""
+    return run['epochs'], 0 if run['epochs'] else run['steps']
 
 
 #: The ONNX models of a result.

@@ -55,7 +55,7 @@ _PIXELS = 4.3e6
 # The fine-tuning starts at this share of the learning rate that the network was trained at. By it, three epochs took a
 # ResNet-56 with 0.4 of its parameters from 85.7 to 86.9 %; by a third of it to 86.7, and by three times it to 85.3.
 _LR = 0.03
-# What only a training reads: without it no number changes that is measured before.
+# Settings that only training reads: what is measured before it does not depend on them.
 _TRAINING = ('optim_wrapper', 'param_scheduler', 'train_cfg', 'auto_scale_lr', 'randomness', 'compile')
 # The search for the smallest network ends when its size is known to this share of the parameters.
 _PRECISION = 0.01
@@ -241,7 +241,8 @@ class Compression:
             work_dir=str(work_dir),
             launcher=self.cfg.get('launcher', 'none'),
             experiment_name=name,
-            visualizer={**(cfg.get('visualizer') or dict(type='Visualizer')), 'name': name},  # one name, one folder
+            # mmengine keeps one visualizer for each name, and that one its folder.
+            visualizer={**(cfg.get('visualizer') or dict(type='Visualizer')), 'name': name},
             **settings,
         )
         return RUNNERS.build(cfg)

@@ -13,11 +13,10 @@ import copy
 from itertools import product
 from pathlib import Path
 
-import onnx
 import torch
 from mmengine.config import Config
 from onnxruntime.quantization import CalibrationDataReader, quant_pre_process, quantize_static
-from results import Result, as_onnx, parser_of, read_config
+from results import Result, as_onnx, by_onnxruntime, parser_of, read_config
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
@@ -26,8 +25,6 @@ from mmshared.analysis.complexity import count_multiply_adds
 from mmshared.compress.calibration import calibration_loader
 from mmshared.compress.pipeline import fine_tuning
 from mmshared.compress.plan import size_of
-from mmshared.convert.onnx import onnx_forms
-from mmshared.convert.onnx_evaluation import evaluate_onnx
 from mmshared.engine.build import load_model
 from mmshared.engine.runner import SharingRunner
 from mmshared.sharing.layers import stages_of
@@ -65,16 +62,12 @@ class Batches(CalibrationDataReader):
         return next(({'images': each.numpy()} for each in self.images), None)
 
 
-def quantised(network: nn.Module, cfg: Config, folder: Path, images: list[torch.Tensor]) -> dict:
-    """The bytes of a network that onnxruntime quantises, weights and maps, and its metrics there."""
-    floats, integers = str(folder / 'float32.onnx'), str(folder / 'onnxruntime.onnx')
-    (model,) = onnx_forms(network, network, images[0].shape[1:], keep_shared=False, bits=None).values()
-    onnx.save(model, floats)
-    quant_pre_process(floats, floats, skip_symbolic_shape=True)  # it fails on a dynamic batch
-    quantize_static(floats, integers, Batches(images), per_channel=True)
-    cfg = copy.deepcopy(cfg)
-    cfg.work_dir = str(folder)
-    return dict(bytes=Path(integers).stat().st_size, metrics=evaluate_onnx(cfg, integers))
+def quantised(cfg: Config, folder: Path, images: list[torch.Tensor]) -> dict:
+    """The bytes of a network whose weights and maps onnxruntime quantises, and its metrics there."""
+    source, out = folder / 'float32.onnx', folder / 'onnxruntime.onnx'
+    quant_pre_process(str(source), str(out), skip_symbolic_shape=True)  # it fails on a dynamic batch
+    quantize_static(str(out), str(out), Batches(images), per_channel=True)
+    return by_onnxruntime(out, cfg)
 
 
 def pruned(model: nn.Module, share: float, image: torch.Tensor, importance: str) -> nn.Module:
@@ -166,7 +159,7 @@ def main() -> None:
                     tuned.eval()
                     networks |= as_onnx(tuned, tuned, cfg, work_dir, args.shape, networks['finetuned']['metrics'])
                     if method == 'plain':
-                        networks['onnxruntime'] = quantised(tuned, cfg, work_dir, images)
+                        networks['onnxruntime'] = quantised(cfg, work_dir, images)
             result.write(args.config, networks)
 
 

@@ -62,14 +62,22 @@ class Result(NamedTuple):
 def as_onnx(
     shared: nn.Module, plain: nn.Module, cfg: Config, folder: Path, shape: tuple[int, ...], metrics: dict
 ) -> dict:
-    """The bytes of the ONNX models of a network, which stay shared if it is, and their metrics: in float32 those of
-    PyTorch, with weights as integers by onnxruntime."""
+    """Write the ONNX models of a network, which stay shared if it is.
+
+    Returns their bytes and metrics: in float32 those of PyTorch, with weights as integers by onnxruntime.
+    """
     forms = onnx_forms(shared, plain, shape, keep_shared=shared is not plain, bits=8)
     floats, integers = [form.SerializeToString() for form in forms.values()][-2:]
-    cfg, file = copy.deepcopy(cfg), folder / 'int8.onnx'
-    cfg.work_dir = str(folder)
-    file.write_bytes(integers)
+    (folder / 'float32.onnx').write_bytes(floats)
+    (folder / 'int8.onnx').write_bytes(integers)
     return dict(
         float32=dict(bytes=len(floats), metrics=metrics),
-        int8=dict(bytes=len(integers), metrics=evaluate_onnx(cfg, str(file))),
+        int8=by_onnxruntime(folder / 'int8.onnx', cfg),
     )
+
+
+def by_onnxruntime(file: Path, cfg: Config) -> dict:
+    """The bytes of an ONNX model, and its metrics."""
+    cfg = copy.deepcopy(cfg)
+    cfg.work_dir = str(file.parent)
+    return dict(bytes=file.stat().st_size, metrics=evaluate_onnx(cfg, str(file)))

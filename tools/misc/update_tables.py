@@ -1,6 +1,6 @@
 """Count the parameters and multiply-adds of the models for the metafiles and the READMEs.
 
-Builds every model of the metafiles. The results of compression are put into tables and a picture too.
+Builds every model of the metafiles. Also makes the tables and the plot of the compressed networks.
 """
 
 import argparse
