@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -122,6 +123,19 @@ def test_a_failed_run_stops_no_other_and_its_reason_is_told(images, tmp_path, op
     assert '--submitit' not in options or asked == ['slurm']
 
 
+def test_a_script_runs_in_place_of_a_training(images, tmp_path):
+    script = tmp_path / 'script.py'
+    script.write_text(
+        'import sys; print("Error: No." if "b" in sys.argv else sys.argv[1:]); sys.exit("b" in sys.argv)'
+    )
+    entries = [dict(config=CONFIG, name=name, script=f'{script} {name} "c d"') for name in 'ab']
+    suite, runs = write(tmp_path / 'small.yaml', images, entries), tmp_path / 'runs'
+    result = benchmark(suite, runs)
+    assert (runs / 'a/run.log').read_text().strip() == str([CONFIG, 'a', 'c d', '--work-dir', str(runs / 'a')])
+    assert 'failed: b: No. ' in result.stdout and result.returncode == 1
+    assert 'wrote' not in result.stdout and len(benchmark(suite, runs, '--dry-run').stdout.splitlines()) == 2
+
+
 def test_options_arrive_as_the_file_has_them(tmp_path):
     options = {
         'model.backbone.sharing': {'groups': [r'conv(1|2)\b'], 'bank': {'unique_rank': 2}},
@@ -151,7 +165,10 @@ def test_the_suites_name_configs_that_are_there_and_keys_that_they_have(path, tm
             value = cfg
             for part in key.split('.'):
                 value = value[part]
-        assert suite['metric'].split('/')[0] in str(cfg.val_evaluator).lower()
+        if 'script' in entry:
+            assert Path(entry['script'].split()[0]).is_file()
+        else:
+            assert suite['metric'].split('/')[0] in str(cfg.val_evaluator).lower()
 
 
 @pytest.mark.parametrize(
@@ -164,6 +181,7 @@ def test_the_suites_name_configs_that_are_there_and_keys_that_they_have(path, tm
         ('metric: a\nconfigs: [{config: b.py, name: ../b}]', 'letters, digits'),
         ('metric: a\nconfigs: [3]', r'has configs: \[3\], and that has to be of the type list\[str | dict\]'),
         ('metric: a\nconfigs: [{config: a.py, options: [b]}]', r"has options: \['b'\], and .* type dict | None"),
+        ('metric: a\nconfigs: [{config: a.py, script: b.py, options: {}}]', 'give its script --cfg-options'),
         ('metric: a\nconfigs: []', 'has no config'),
         ('metric: a\nconfigs:', 'has configs: None'),
         ('metric: a\nconfigs: [a.py]\nseeds: [1, 1]', r'its seeds \[1, 1\] are not different'),

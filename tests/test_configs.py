@@ -215,15 +215,16 @@ def test_configs_have_three_levels_at_most():
 
 
 @pytest.mark.parametrize('path', SUITES, ids=lambda path: path.stem)
-def test_every_entry_of_a_suite_builds_and_is_another_training(path, monkeypatch):
+def test_every_entry_of_a_suite_builds_and_is_another_run(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     suite, seen = yaml.safe_load(path.read_text()), []
     for entry in suite['configs']:
         entry = dict(config=entry) if isinstance(entry, str) else entry
         cfg = load_config(entry['config'])
         merge_options(cfg, {**suite.get('options', {}), **entry.get('options', {})})
-        assert cfg.to_dict() not in seen
-        seen.append(cfg.to_dict())
+        run = cfg.to_dict(), entry.get('script')
+        assert run not in seen
+        seen.append(run)
         if not (WITHOUT_ESCNN and 'steerable' in entry['config']):
             build_empty(cfg)
         for hook in cfg.get('custom_hooks', []):

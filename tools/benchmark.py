@@ -2,7 +2,8 @@
 
 A suite is a YAML file like mmshared::benchmarks/dsfb_cifar10.yaml. The runs go one after the other, side by side on
 the available GPUs, or as jobs on a cluster. Finished runs are skipped, interrupted runs resume, and a run that fails
-does not stop the others. Call the same command again to do the rest.
+does not stop the others. Call the same command again to do the rest. Entries with a script, as in
+mmshared::benchmarks/compression.yaml, run it instead of a training; its results are where it writes them.
 """
 
 from __future__ import annotations
@@ -56,7 +57,10 @@ def parse_args() -> argparse.Namespace:
 
 
 def command_of(run: Run, processes: int) -> list[str]:
-    """The command that trains a run. With ``--resume`` it continues an interrupted one."""
+    """The command of a run. With ``--resume`` a training continues an interrupted one."""
+    if run.script:
+        script, *arguments = shlex.split(run.script)
+        return [sys.executable, script, run.config, *arguments, '--work-dir', str(run.work_dir)]
     command = [str(TRAIN), str(run.config_file), '--work-dir', str(run.work_dir), '--resume']
     if processes == 1:
         return [sys.executable, *command]
@@ -76,7 +80,8 @@ def main() -> None:
         left = [run for run in suite.runs if not finished(run, suite)]
         for run in suite.runs:
             run.config_file.parent.mkdir(parents=True, exist_ok=True)
-            run.config_file.write_text(run.config)
+            if not run.script:
+                run.config_file.write_text(run.config)
     if args.dry_run:
         for run in suite.runs:
             print('' if run in left else '# finished: ', shlex.join(command_of(run, args.gpus_per_run)), sep='')

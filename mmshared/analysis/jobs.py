@@ -232,7 +232,8 @@ def train(suite: Suite, runs: list[Run], engine: Local | Slurm, command: Callabl
                     ended = running.pop(run).result()
                     if ended.status:
                         raise SharingError(reason_of(ended.status, run.log))
-                    collect(run, suite, ended.memory)
+                    if not run.script:
+                        collect(run, suite, ended.memory)
                     tqdm.write(f'finished: {run.title}')
                 except Exception as error:  # from the run or the cluster
                     fail(run, error)

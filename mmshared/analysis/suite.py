@@ -34,16 +34,21 @@ class Entry:
         config (str): A file, relative to the current folder, or the name of a config in a library.
         name (str): The name of the model. Defaults to the name of the file.
         options (dict, optional): Changes to the config.
+        script (str): A script with its arguments, called with the config as the first and the folder of the run as
+            ``--work-dir``, in place of training once per seed. It keeps its own results, and skips what is done.
     """
 
     config: str
     name: str = ''
     options: dict | None = None
+    script: str = ''
 
     def __post_init__(self):
         self.name = self.name or Path(self.config.rpartition('::')[2]).stem
         if not re.fullmatch(r'\w[\w.+-]*', self.name):
             raise ValueError(f'a name is made of letters, digits and .+-_, and {self.name!r} is not')
+        if self.script and self.options is not None:
+            raise ValueError('options are for training: give its script --cfg-options')
 
 
 @dataclass
@@ -103,23 +108,25 @@ def _is(value: Any, kind: Any) -> bool:
 
 
 class Run(NamedTuple):
-    """One training run of a suite.
+    """One run of a suite: a training, or a script.
 
     Attributes:
         name (str): The name of the model.
-        seed (int): The seed.
-        config (str): The text of its config, with the options and the seed.
-        work_dir (Path): Where it writes. Its config is beside this folder, under the same name.
+        seed (int, optional): The seed of a training.
+        config (str): The text of its config, with the options and the seed; of a script, the file or name.
+        work_dir (Path): Where it writes. The config of a training is beside this folder, under the same name.
+        script (str): The script with its arguments; '' for a training.
     """
 
     name: str
-    seed: int
+    seed: int | None
     config: str
     work_dir: Path
+    script: str = ''
 
     @property
     def title(self) -> str:
-        return f'{self.name}, seed {self.seed}'
+        return self.name if self.script else f'{self.name}, seed {self.seed}'
 
     @property
     def config_file(self) -> Path:
@@ -174,6 +181,9 @@ def read_suite(path: Path, work_dir: Path) -> Suite:
             reason = str(error).splitlines()[-1]
             raise SharingError(f'{entry.name} of the suite {path} cannot be built: {reason}') from None
         counts[entry.name] = dict(parameters=parameter_count(model), macs=macs)
+        if entry.script:
+            runs.append(Run(entry.name, None, entry.config, work_dir / entry.name, entry.script))
+            continue
         for seed in suite.seeds:
             cfg.merge_from_dict({'randomness.seed': seed})
             runs.append(Run(entry.name, seed, cfg.pretty_text, work_dir / entry.name / f'seed_{seed}'))
@@ -193,11 +203,13 @@ def _config(name: str, options: dict) -> Config:
 
 
 def finished(run: Run, suite: Suite) -> bool:
-    """Whether an earlier call finished a run.
+    """Whether an earlier call finished a training. Scripts see themselves what is left to do.
 
     Raises:
         SharingError: If its folder holds a run with another config.
     """
+    if run.script:
+        return False
     if run.config_file.is_file() and run.config_file.read_text() != run.config:
         raise SharingError(
             f'{run.work_dir} holds a run with other settings: remove it and {run.config_file.name} '
@@ -221,7 +233,7 @@ def read_result(path: Path) -> dict:
 
 
 def collect(run: Run, suite: Suite, resident_bytes: int) -> None:
-    """Write ``result.json`` into the folder of a run that succeeded.
+    """Write ``result.json`` into the folder of a training that succeeded.
 
     Args:
         run (Run): The run.
