@@ -15,7 +15,7 @@ from helpers import CONFIGS, ROOT, SHARING_CONFIGS, WITHOUT_ESCNN, call
 from mmshared import banks
 from mmshared.analysis.complexity import complexity, count_multiply_adds, parameter_count, sharing_groups
 from mmshared.analysis.plots import draw_tradeoff
-from mmshared.analysis.tables import compression_points, compression_table, measure, readmes
+from mmshared.analysis.tables import compression_table, compression_tradeoff, measure, readmes
 from mmshared.engine.build import build_empty, build_model, build_plain
 from mmshared.engine.config import load_config, merge_options
 
@@ -283,10 +283,10 @@ def test_tables_and_plots_of_results_have_means_with_intervals_of_n_minus_1_degr
     assert lines[0] == '| kept | method | fitted | 60 steps | 3 epochs | kB | int8 | kB |'
     untrained, trained, rounded = '72.00 ± 6.57', '82.00 ± 6.57', '81.00 ± 6.57'
     assert lines[2] == f'| 0.400 | planned | {untrained} | {untrained} | {trained} | 9 | {rounded} | 3 |'
-    points = compression_points(tmp_path)
-    ((size, mean, width),) = points['planned']['int8']
+    tradeoff = compression_tradeoff(tmp_path)
+    ((size, mean, width),) = tradeoff.methods['planned']['int8']
     assert (size, mean) == (3000, 81) and width == pytest.approx(6.57, abs=0.01)
-    draw_tradeoff({'one': points, 'other': points}, tmp_path / 'plot.png')
+    draw_tradeoff({'one': tradeoff, 'other': tradeoff}, tmp_path / 'plot.png')
     drawn = np.asarray(Image.open(tmp_path / 'plot.png').convert('RGB')).reshape(-1, 3)
     assert (drawn == (31, 119, 180)).all(1).sum() > 50  # C0
 

@@ -347,26 +347,38 @@ class Point(NamedTuple):
     width: float
 
 
-def draw_tradeoff(panels: dict[str, dict[str, dict[str, list[Point]]]], out: Path) -> None:
-    """Draw metrics over bytes: a panel for each data set, a colour for each method, a line for each of its forms.
+class Tradeoff(NamedTuple):
+    """Points of accuracy over bytes.
+
+    Attributes:
+        metric (str): The name of the metric.
+        methods (dict): The points of each method and form by name, smallest first.
+    """
+
+    metric: str
+    methods: dict[str, dict[str, list[Point]]]
+
+
+def draw_tradeoff(panels: dict[str, Tradeoff], out: Path) -> None:
+    """Draw metrics over bytes: a panel for each network, a colour for each method, a line for each of its forms.
 
     Args:
-        panels (dict): The points by the title of the panel, method and form.
+        panels (dict): The points by the title of the panel.
         out (Path): The image to write.
     """
-    methods = sorted({method for panel in panels.values() for method in panel})
-    forms = sorted({form for panel in panels.values() for lines in panel.values() for form in lines})
+    methods = sorted({method for panel in panels.values() for method in panel.methods})
+    forms = sorted({form for panel in panels.values() for lines in panel.methods.values() for form in lines})
     colours = {method: f'C{i}' for i, method in enumerate(methods)}
     looks = dict(zip(forms, (dict(marker='o', linestyle='-'), dict(marker='s', linestyle='--'), dict(marker='^'))))
     figure = Figure(figsize=(5.2 * len(panels) + 2, 4.2), layout='constrained')
     for axis, (title, panel) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items()):
-        for method, lines in panel.items():
+        for method, lines in panel.methods.items():
             for form, points in lines.items():
-                sizes, means, widths = zip(*sorted(points))
+                sizes, means, widths = zip(*points)
                 axis.errorbar(
                     np.array(sizes) / 1e3, means, yerr=widths, color=colours[method], capsize=3, ms=5, **looks[form]
                 )
-        axis.set(title=title, xlabel='kB of the ONNX model', xscale='log')
+        axis.set(title=title, xlabel='kB of the ONNX model', ylabel=panel.metric, xscale='log')
         axis.xaxis.set_major_formatter('{x:,.0f}')
         axis.xaxis.set_minor_formatter('{x:,.0f}')
         axis.tick_params(axis='x', which='minor', labelsize=7)

@@ -9,7 +9,7 @@ from mmengine.config import Config
 from scipy import stats
 
 from .complexity import complexity
-from .plots import Point
+from .plots import Point, Tradeoff
 
 INPUT_SIZE = {
     'ImageNet-1k': (224, 224),
@@ -144,19 +144,19 @@ def metric_of(network: dict) -> float:
     return next(iter(network['metrics'].values()))
 
 
-def compression_points(folder: Path) -> dict[str, dict[str, list[Point]]]:
-    """The points of the fine-tuned networks whose results are the files of a folder, by method and form, smallest
-    first."""
+def compression_tradeoff(folder: Path) -> Tradeoff:
+    """Accuracy over bytes of the fine-tuned networks whose results are the files of a folder."""
+    runs = read_compression(folder)
     cells: dict[tuple, list[dict]] = {}
-    for run in read_compression(folder):
+    for run in runs:
         for form in set(run).intersection(FORMS):
             cells.setdefault((run['plan'], form, run['keep']), []).append(run[form])
-    points: dict[str, dict[str, list[Point]]] = {}
+    methods: dict[str, dict[str, list[Point]]] = {}
     for (method, form, _), found in sorted(cells.items()):
         mean, width = interval([metric_of(each) for each in found])
         size = np.mean([each['bytes'] for each in found])
-        points.setdefault(method, {}).setdefault(form, []).append(Point(float(size), mean, width))
-    return points
+        methods.setdefault(method, {}).setdefault(form, []).append(Point(float(size), mean, width))
+    return Tradeoff(next(iter(runs[0]['plain']['metrics'])), methods)
 
 
 def interval(values: list[float]) -> tuple[float, float]:

@@ -16,40 +16,29 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 from onnxruntime.quantization import CalibrationDataReader, quant_pre_process, quantize_static
-from results import Result, as_onnx, by_onnxruntime, parser_of, read_config
+from results import (
+    Result,
+    add_compression,
+    as_onnx,
+    by_onnxruntime,
+    evaluated,
+    parser_of,
+    read_config,
+    runner_of,
+)
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from mmshared import SharingError
-from mmshared.analysis.complexity import count_multiply_adds
 from mmshared.compress.calibration import calibration_loader
 from mmshared.compress.pipeline import fine_tuning
 from mmshared.compress.plan import size_of
 from mmshared.engine.build import load_model
-from mmshared.engine.runner import SharingRunner
 from mmshared.sharing.layers import stages_of
 from mmshared_cli import errors_in_a_sentence, stdout_if
 
 #: How often the interval of the knob is halved.
 HALVINGS = 10
-
-
-def runner_of(network: nn.Module, cfg: Config, work_dir: Path) -> SharingRunner:
-    """A runner of a config with a network that no config describes."""
-
-    class PeerRunner(SharingRunner):
-        def build_model(self, model):
-            return network
-
-    cfg = copy.deepcopy(cfg)
-    cfg.work_dir = str(work_dir)
-    return PeerRunner.from_cfg(cfg)
-
-
-def evaluated(network: nn.Module, cfg: Config, work_dir: Path, shape: tuple[int, ...]) -> dict:
-    """The size of a network, and its metrics."""
-    work = count_multiply_adds(network, shape)['']
-    return dict(size_of(network)._asdict(), multiply_adds=work, metrics=runner_of(network, cfg, work_dir).val())
 
 
 class Batches(CalibrationDataReader):
@@ -126,19 +115,20 @@ def to_size(method: str, plain: nn.Module, parameters: float, image: torch.Tenso
 @errors_in_a_sentence()
 def main() -> None:
     parser = parser_of(__doc__, 'work_dirs/peers')
+    add_compression(parser)
     parser.add_argument('--peer', nargs='+', choices=PEERS, default=list(PEERS))
     args = parser.parse_args()
-    cfg = read_config(args)
+    cfg, table = read_config(args), Path(args.config).stem
     loader = calibration_loader(cfg, 512)
     plain = load_model(cfg, args.checkpoint)
     images = [plain.data_preprocessor(batch, False)['inputs'] for batch in loader]
     whole: dict = {}
     for method, keep in product(args.peer, args.keep):
         results = [Result(method, keep, 0, args.epochs, seed) for seed in args.seeds]
-        results = [result for result in results if not result.path(args.config).is_file()]
+        results = [result for result in results if not result.path(table).is_file()]
         if not results:
             continue
-        folder = args.work_dir / Path(args.config).stem
+        folder = args.work_dir / table
         network = to_size(method, plain, keep * size_of(plain).parameters, images[0][:1])
         if method != 'plain':
             update_bn(images, network)
@@ -152,15 +142,14 @@ def main() -> None:
                 tuning.randomness = dict(seed=result.seed)
                 if method == 'plain':
                     tuning.custom_hooks.pop()  # its teacher
-                work_dir = folder / result.path(args.config).stem
+                work_dir = folder / result.name
                 with stdout_if(False):
                     runner_of(tuned, tuning, work_dir).train()
                     networks['finetuned'] = evaluated(tuned, cfg, work_dir, args.shape)
-                    tuned.eval()
-                    networks |= as_onnx(tuned, tuned, cfg, work_dir, args.shape, networks['finetuned']['metrics'])
+                    networks |= as_onnx(tuned, cfg, work_dir, args.shape, networks['finetuned']['metrics'])
                     if method == 'plain':
                         networks['onnxruntime'] = quantised(cfg, work_dir, images)
-            result.write(args.config, networks)
+            result.write(table, networks)
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""What run.py and peers.py have in common: their arguments, and the numbers that they keep."""
+"""What the scripts of this folder have in common: their arguments, and the numbers that they keep."""
 
 import argparse
 import copy
@@ -9,10 +9,14 @@ from typing import NamedTuple
 from mmengine.config import Config
 from torch import nn
 
+from mmshared import banks, fold_layers
+from mmshared.analysis.complexity import count_multiply_adds
+from mmshared.compress.plan import size_of
 from mmshared.convert.onnx import onnx_forms
 from mmshared.convert.onnx_evaluation import evaluate_onnx
 from mmshared.engine.checkpoint import write_text
 from mmshared.engine.config import load_config, merge_options
+from mmshared.engine.runner import SharingRunner
 from mmshared_cli import add_cfg_options, add_shape
 
 RESULTS = Path(__file__).parent / 'results'
@@ -21,15 +25,19 @@ RESULTS = Path(__file__).parent / 'results'
 def parser_of(description: str, work_dir: str) -> argparse.ArgumentParser:
     """The arguments of all runs."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', help='the config of the plain network')
-    parser.add_argument('checkpoint', help='its checkpoint')
-    parser.add_argument('--keep', nargs='+', type=float, required=True, metavar='SHARE', help='of the parameters')
-    parser.add_argument('--epochs', type=int, default=0, help='of fine-tuning')
-    parser.add_argument('--seeds', nargs='+', type=int, default=[0], help='of the fine-tuning')
+    parser.add_argument('config', help='the config of the network')
+    parser.add_argument('--seeds', nargs='+', type=int, default=[0], help='of the training')
     parser.add_argument('--work-dir', type=Path, default=Path(work_dir))
     add_cfg_options(parser)
     add_shape(parser)
     return parser
+
+
+def add_compression(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of runs that make a trained network smaller."""
+    parser.add_argument('checkpoint', help='that of the plain network')
+    parser.add_argument('--keep', nargs='+', type=float, required=True, metavar='SHARE', help='of the parameters')
+    parser.add_argument('--epochs', type=int, default=0, help='of fine-tuning')
 
 
 def read_config(args: argparse.Namespace) -> Config:
@@ -48,25 +56,46 @@ class Result(NamedTuple):
     epochs: int
     seed: int
 
-    def path(self, config: str) -> Path:
-        options = f'steps-{self.steps}_epochs-{self.epochs}_seed-{self.seed}'
-        return RESULTS / Path(config).stem / f'{self.plan}-{self.keep}_{options}.json'
+    @property
+    def name(self) -> str:
+        return f'{self.plan}-{self.keep:g}_steps-{self.steps}_epochs-{self.epochs}_seed-{self.seed}'
 
-    def write(self, config: str, networks: dict[str, dict]) -> None:
-        path = self.path(config)
+    def path(self, table: str) -> Path:
+        return RESULTS / table / f'{self.name}.json'
+
+    def write(self, table: str, networks: dict[str, dict]) -> None:
+        path = self.path(table)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps({**self._asdict(), **networks}, indent=1))
-        print(path.stem, {name: each['metrics'] for name, each in networks.items()}, flush=True)
+        print(self.name, {name: each['metrics'] for name, each in networks.items()}, flush=True)
 
 
-def as_onnx(
-    shared: nn.Module, plain: nn.Module, cfg: Config, folder: Path, shape: tuple[int, ...], metrics: dict
-) -> dict:
+def runner_of(network: nn.Module, cfg: Config, work_dir: Path) -> SharingRunner:
+    """A runner of a config with a given network."""
+
+    class OfNetwork(SharingRunner):
+        def build_model(self, model):
+            return network
+
+    cfg = copy.deepcopy(cfg)
+    cfg.work_dir = str(work_dir)
+    return OfNetwork.from_cfg(cfg)
+
+
+def evaluated(network: nn.Module, cfg: Config, work_dir: Path, shape: tuple[int, ...]) -> dict:
+    """The size of a network, and its metrics."""
+    work = count_multiply_adds(network, shape)['']
+    return dict(size_of(network)._asdict(), multiply_adds=work, metrics=runner_of(network, cfg, work_dir).val())
+
+
+def as_onnx(network: nn.Module, cfg: Config, folder: Path, shape: tuple[int, ...], metrics: dict) -> dict:
     """Write the ONNX models of a network, which stay shared if it is.
 
     Returns their bytes and metrics: in float32 those of PyTorch, with weights as integers by onnxruntime.
     """
-    forms = onnx_forms(shared, plain, shape, keep_shared=shared is not plain, bits=8)
+    network.eval()
+    plain = fold_layers(copy.deepcopy(network))
+    forms = onnx_forms(network, plain, shape, keep_shared=bool(banks(network)), bits=8)
     floats, integers = [form.SerializeToString() for form in forms.values()][-2:]
     (folder / 'float32.onnx').write_bytes(floats)
     (folder / 'int8.onnx').write_bytes(integers)

@@ -6,15 +6,13 @@ written to `results`, and runs whose file is there are skipped: all runs of one 
 in which nothing is made twice.
 """
 
-import copy
 import json
 from functools import cached_property
 from itertools import product
 from pathlib import Path
 
-from results import Result, as_onnx, parser_of, read_config
+from results import Result, add_compression, as_onnx, parser_of, read_config
 
-from mmshared import fold_layers
 from mmshared.compress.pipeline import Budget, Compression
 from mmshared.compress.plan import Group, Option, find_groups
 from mmshared.engine.build import load_model
@@ -61,16 +59,16 @@ METHODS = dict(planned=Run, uniform=Uniform, **{'low-rank': LowRank})
 @errors_in_a_sentence()
 def main() -> None:
     parser = parser_of(__doc__, 'work_dirs/compression')
+    add_compression(parser)
     parser.add_argument('--plan', nargs='+', choices=METHODS, default=['planned'])
     parser.add_argument('--steps', nargs='+', type=int, default=[60], help='of each block before any training')
     args = parser.parse_args()
-    cfg = read_config(args)
-    name = Path(args.config).stem
+    cfg, table = read_config(args), Path(args.config).stem
     for method, keep, steps, seed in product(args.plan, args.keep, args.steps, args.seeds):
         result = Result(method, keep, steps, args.epochs, seed)
-        if result.path(args.config).is_file():
+        if result.path(table).is_file():
             continue
-        folder = args.work_dir / name / method
+        folder = args.work_dir / table / method
         cfg.work_dir = str(folder)
         run = METHODS[method](cfg, args.config, args.checkpoint, Budget(keep, 'kept'), steps=steps, epochs=args.epochs)
         run.seed = seed
@@ -83,9 +81,8 @@ def main() -> None:
             }
             if args.epochs:
                 shared = load_model(load_config(str(folder / 'compressed.py')), str(folder / 'finetuned.pth'))
-                plain = fold_layers(copy.deepcopy(shared))
-                networks |= as_onnx(shared, plain, cfg, folder, args.shape, networks['finetuned']['metrics'])
-        result.write(args.config, networks)
+                networks |= as_onnx(shared, cfg, folder, args.shape, networks['finetuned']['metrics'])
+        result.write(table, networks)
 
 
 if __name__ == '__main__':

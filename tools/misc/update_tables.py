@@ -13,7 +13,7 @@ from tqdm import tqdm
 def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
     from mmshared.analysis.plots import draw_tradeoff
-    from mmshared.analysis.tables import compression_points, measure, readmes
+    from mmshared.analysis.tables import compression_tradeoff, measure, readmes
 
     root = Path(__file__).parents[2]
     for path in tqdm(sorted(root.glob('configs/*/metafile.yml')), unit='metafile', disable=None):
@@ -24,8 +24,8 @@ def main() -> None:
         path.write_text(text)
         print(f'wrote the table of {path.relative_to(root)}')
     project = root / 'projects/compression'
-    panels = {path.name: compression_points(path) for path in sorted(project.glob('results/*/'))}
-    draw_tradeoff({name: points for name, points in panels.items() if points}, project / 'tradeoff.png')
+    panels = {path.name: compression_tradeoff(path) for path in sorted(project.glob('results/*/'))}
+    draw_tradeoff({name: panel for name, panel in panels.items() if panel.methods}, project / 'tradeoff.png')
 
 
 if __name__ == '__main__':

@@ -1,0 +1,37 @@
+"""Train a network from scratch, and keep the numbers beside those of run.py.
+
+The network is that of the config with the options. An interrupted training goes on, and one whose numbers are there is
+skipped.
+"""
+
+import copy
+from pathlib import Path
+
+from results import Result, as_onnx, evaluated, parser_of, read_config
+
+from mmshared.engine.runner import SharingRunner
+from mmshared_cli import errors_in_a_sentence, stdout_if
+
+
+@errors_in_a_sentence()
+def main() -> None:
+    parser = parser_of(__doc__, 'work_dirs/scratch')
+    parser.add_argument('--name', required=True, help='of the network in the tables')
+    args = parser.parse_args()
+    cfg = read_config(args)
+    data = Path(args.config).stem.rpartition('_')[2]
+    for seed in args.seeds:
+        result = Result(args.name, 1, 0, cfg.train_cfg.max_epochs, seed)
+        if result.path(data).is_file():
+            continue
+        training, folder = copy.deepcopy(cfg), args.work_dir / data / result.name
+        training.merge_from_dict(dict(randomness=dict(seed=seed), work_dir=str(folder), resume=True))
+        with stdout_if(False):
+            network = SharingRunner.from_cfg(training).train()
+            networks = dict(trained=evaluated(network, cfg, folder, args.shape))
+            networks |= as_onnx(network, cfg, folder, args.shape, networks['trained']['metrics'])
+        result.write(data, networks)
+
+
+if __name__ == '__main__':
+    main()
