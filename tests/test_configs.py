@@ -15,7 +15,8 @@ from helpers import CONFIGS, ROOT, SHARING_CONFIGS, WITHOUT_ESCNN, call
 from mmshared import banks
 from mmshared.analysis.complexity import complexity, count_multiply_adds, parameter_count, sharing_groups
 from mmshared.analysis.plots import draw_tradeoff
-from mmshared.analysis.tables import compression_table, compression_tradeoff, measure, readmes
+from mmshared.analysis.results import claims_table, result_table, tradeoff_of
+from mmshared.analysis.tables import measure, readmes
 from mmshared.engine.build import build_empty, build_model, build_plain
 from mmshared.engine.config import load_config, merge_options
 
@@ -279,16 +280,41 @@ def test_tables_and_plots_of_results_have_means_with_intervals_of_n_minus_1_degr
                 if epochs or name in ('plain', 'converted'):
                     run[name] = network
             (tmp_path / f'{epochs}-{steps}-{seed}.json').write_text(json.dumps(run))
-    lines = compression_table(tmp_path).splitlines()
+    lines = result_table(tmp_path).splitlines()
     assert lines[0] == '| kept | method | fitted | 60 steps | 3 epochs | kB | int8 | kB |'
     untrained, trained, rounded = '72.00 ± 6.57', '82.00 ± 6.57', '81.00 ± 6.57'
     assert lines[2] == f'| 0.400 | planned | {untrained} | {untrained} | {trained} | 9 | {rounded} | 3 |'
-    tradeoff = compression_tradeoff(tmp_path)
+    tradeoff = tradeoff_of(tmp_path)
     ((size, mean, width),) = tradeoff.methods['planned']['int8']
     assert (size, mean) == (3000, 81) and width == pytest.approx(6.57, abs=0.01)
     draw_tradeoff({'one': tradeoff, 'other': tradeoff}, tmp_path / 'plot.png')
     drawn = np.asarray(Image.open(tmp_path / 'plot.png').convert('RGB')).reshape(-1, 3)
     assert (drawn == (31, 119, 180)).all(1).sum() > 50  # C0
+
+
+@pytest.mark.parametrize(
+    'scores, difference, verdict',
+    [
+        ([(80, 82), (81, 83), (85, 87.5)], '2.17 ± 0.72', 'holds'),  # t of 2 degrees: 4.30 * 0.289 / sqrt(3)
+        ([(82, 80), (83, 81), (87.5, 85)], '-2.17 ± 0.72', 'does not hold'),
+        ([(80, 83), (81, 80), (85, 87)], '1.33 ± 5.17', 'open at this budget'),
+        ([(80, 82)], '2.00', 'open at this budget'),
+    ],
+)
+def test_claims_are_judged_by_the_interval_of_paired_differences(scores, difference, verdict, tmp_path):
+    (tmp_path / 'table').mkdir()
+    for seed, pair in enumerate(scores):
+        for name, score, size in zip(('plain', 'shared'), pair, (1000, 300)):
+            network = dict(parameters=size, multiply_adds=2_500_000, metrics=dict(top1=score))
+            run = dict(plan=name, keep=1, steps=0, epochs=2, seed=seed, trained=network)
+            (tmp_path / 'table' / f'{name}-{seed}.json').write_text(json.dumps(run))
+    claim = dict(claim='better', table='table', better='shared', than='plain', epochs=2)
+    (tmp_path / 'claims.yaml').write_text(yaml.safe_dump([claim, {**claim, 'epochs': 3}]))
+    *_, judged, without = claims_table(tmp_path / 'claims.yaml', tmp_path).splitlines()
+    assert judged == f'| better | shared − plain | 2 | {len(scores)} | {difference} | {verdict} |'
+    assert without == '| better | shared − plain | 3 | 0 |  | open at this budget |'
+    first = result_table(tmp_path / 'table').splitlines()[2]
+    assert first.startswith(f'| plain | 1,000 | 2.5 M | 2 | {len(scores)} | 8')
 
 
 def test_the_tables_of_the_readmes_are_those_of_the_metafiles():

@@ -13,7 +13,8 @@ from tqdm import tqdm
 def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
     from mmshared.analysis.plots import draw_tradeoff
-    from mmshared.analysis.tables import compression_tradeoff, measure, readmes
+    from mmshared.analysis.results import tradeoff_of
+    from mmshared.analysis.tables import measure, readmes
 
     root = Path(__file__).parents[2]
     for path in tqdm(sorted(root.glob('configs/*/metafile.yml')), unit='metafile', disable=None):
@@ -24,7 +25,7 @@ def main() -> None:
         path.write_text(text)
         print(f'wrote the table of {path.relative_to(root)}')
     project = root / 'projects/compression'
-    panels = {path.name: compression_tradeoff(path) for path in sorted(project.glob('results/*/'))}
+    panels = {path.name: tradeoff_of(path) for path in sorted(project.glob('results/*/'))}
     draw_tradeoff({name: panel for name, panel in panels.items() if panel.methods}, project / 'tradeoff.png')
 
 

@@ -1,0 +1,160 @@
+"""Tables and plots of the results of small networks: those of projects/compression, a file for each run."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import yaml
+from scipy import stats
+
+from .plots import Point, Tradeoff
+
+#: The ONNX models of a result.
+FORMS = ('float32', 'int8', 'onnxruntime')
+
+
+def read_results(folder: Path) -> list[dict]:
+    """The results in a folder."""
+    return [json.loads(path.read_text()) for path in sorted(folder.glob('*.json'))]
+
+
+def result_table(folder: Path) -> str:
+    """A Markdown table of the networks whose results are the files of a folder: compressed ones, or ones trained from
+    scratch. Of several seeds it has the mean and the half width of its 95 % interval by Student's t."""
+    runs = read_results(folder)
+    lines, caption = _compressed(runs) if 'plain' in runs[0] else _from_scratch(runs)
+    return '\n'.join(f'| {" | ".join(line)} |' for line in lines) + f'\n\n{caption}'
+
+
+def _compressed(runs: list[dict]) -> tuple[list[list[str]], str]:
+    """The lines of a table of compressed networks, and what stands below it.
+
+    A row is a share of the parameters and a method; a column the steps of each block before any training, or the
+    epochs of fine-tuning. Of what was fine-tuned it has the bytes of the ONNX model, of the one with integers too.
+    """
+    rows: dict[tuple[float, str], list[dict]] = {}
+    for run in runs:
+        rows.setdefault((run['keep'], run['plan']), []).append(run)
+    columns = sorted({_training_of(run) for run in runs})
+    titles = [f'{epochs} epochs' if epochs else f'{steps} steps' if steps else 'fitted' for epochs, steps in columns]
+    heads, forms = _forms_of(runs)
+    titles += heads
+    plain = runs[0]['plain']
+    lines = [['kept', 'method', *titles], ['---:', '---', *['---:'] * len(titles)]]
+    for row in sorted(rows, reverse=True):
+        found = [(_training_of(run), run.get('finetuned', run['converted'])) for run in rows[row]]
+        line = [f'{found[-1][1]["parameters"] / plain["parameters"]:.3f}', row[1]]
+        for column in columns:
+            line.append(mean_text([metric_of(network) for training, network in found if training == column]))
+        lines.append(line + _cells_of(rows[row], forms))
+    caption = (
+        f'{next(iter(plain["metrics"]))}; the plain network has {mean_text([metric_of(plain)])}, with '
+        f'{plain["parameters"]:,} parameters.'
+    )
+    return lines, caption
+
+
+def _training_of(run: dict) -> tuple[int, int]:
+    """The epochs of fine-tuning; without any, the steps of each block."""
+    return run['epochs'], 0 if run['epochs'] else run['steps']
+
+
+def _from_scratch(runs: list[dict]) -> tuple[list[list[str]], str]:
+    """The lines of a table of networks trained from scratch, and what stands below it."""
+    rows: dict[tuple[int, int, str], list[dict]] = {}
+    for run in runs:
+        rows.setdefault((-run['epochs'], -run['trained']['parameters'], run['plan']), []).append(run)
+    heads, forms = _forms_of(runs)
+    titles = ['parameters', 'multiply-adds', 'epochs', 'seeds', 'accuracy', *heads]
+    lines = [['network', *titles], ['---', *['---:'] * len(titles)]]
+    for (epochs, _, name), found in sorted(rows.items()):
+        network = found[0]['trained']
+        counts = [f'{network["parameters"]:,}', f'{network["multiply_adds"] / 1e6:,.1f} M', str(-epochs)]
+        metrics = [metric_of(run['trained']) for run in found]
+        lines.append([name, *counts, str(len(found)), mean_text(metrics), *_cells_of(found, forms)])
+    return lines, f'{next(iter(runs[0]["trained"]["metrics"]))} after the last epoch.'
+
+
+def _forms_of(runs: list[dict]) -> tuple[list[str], list[str]]:
+    """The titles of the columns of ONNX models, and the forms that runs have."""
+    forms = [form for form in FORMS if any(form in run for run in runs)]
+    titles = [title for form in forms for title in (['kB'] if form == 'float32' else [form, 'kB'])]
+    return titles, forms  # the metric of float32 has its column already
+
+
+def _cells_of(runs: list[dict], forms: list[str]) -> list[str]:
+    """The metrics and the sizes of the ONNX models of runs."""
+    cells = []
+    for form in forms:
+        models = [run[form] for run in runs if form in run]
+        cells += [] if form == 'float32' else [mean_text([metric_of(model) for model in models])]
+        cells.append(f'{np.mean([model["bytes"] for model in models]) / 1e3:,.0f}' if models else '')
+    return cells
+
+
+def claims_table(file: Path, results: Path) -> str:
+    """A Markdown table of claims that one network is better than another, with what the results say: the mean of the
+    differences of runs with the same seed and its 95 % interval, by Student's t.
+
+    Args:
+        file (Path): A YAML file: a list of mappings with ``claim``, ``table``, ``better``, ``than`` and ``epochs``.
+        results (Path): The folder of the tables.
+    """
+    lines = [['claim', 'compared', 'epochs', 'seeds', 'difference', ''], ['---', '---', '---:', '---:', '---:', '---']]
+    for claim in yaml.safe_load(file.read_text()):
+        runs = [run for run in read_results(results / claim['table']) if run['epochs'] == claim['epochs']]
+        one, other = (
+            {run['seed']: metric_of(run.get('trained', run.get('finetuned'))) for run in runs if run['plan'] == name}
+            for name in (claim['better'], claim['than'])
+        )
+        differences = [one[seed] - other[seed] for seed in sorted(one.keys() & other.keys())]
+        verdict = 'open at this budget'
+        if len(differences) > 1:
+            mean, width = interval(differences)
+            verdict = 'holds' if mean > width else 'does not hold' if mean < -width else verdict
+        compared = f'{claim["better"]} − {claim["than"]}'
+        numbers = [str(claim['epochs']), str(len(differences)), mean_text(differences, _digits(one.values()))]
+        lines.append([claim['claim'], compared, *numbers, verdict])
+    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+
+
+def metric_of(network: dict) -> float:
+    """The first metric of a network in a result."""
+    return next(iter(network['metrics'].values()))
+
+
+def tradeoff_of(folder: Path) -> Tradeoff:
+    """Accuracy over bytes of the networks whose results are the files of a folder."""
+    runs = read_results(folder)
+    cells: dict[tuple, list[dict]] = {}
+    for run in runs:
+        method = run['plan'] if 'plain' in run else f'{run["plan"]}, {run["epochs"]} epochs'
+        for form in set(run).intersection(FORMS):
+            cells.setdefault((method, form, run['keep']), []).append(run[form])
+    methods: dict[str, dict[str, list[Point]]] = {}
+    for (method, form, _), found in sorted(cells.items()):
+        mean, width = interval([metric_of(each) for each in found])
+        size = np.mean([each['bytes'] for each in found])
+        methods.setdefault(method, {}).setdefault(form, []).append(Point(float(size), mean, width))
+    return Tradeoff(next(iter(runs[0].get('plain', runs[0].get('trained'))['metrics'])), methods)
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """The mean of values, and the half width of its 95 % interval by Student's t, 0 for a single value."""
+    width = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values) if len(values) > 1 else 0
+    return float(np.mean(values)), float(width)
+
+
+def mean_text(values: list[float], digits: int | None = None) -> str:
+    """The mean of values, with the half width of its interval if there are several: percents as they are, fractions
+    with three digits."""
+    if not values:
+        return ''
+    digits = digits or _digits(values)
+    mean, width = interval(values)
+    return f'{mean:.{digits}f}' + (f' ± {width:.{digits}f}' if len(values) > 1 else '')
+
+
+def _digits(values: Iterable[float]) -> int:
+    return 3 if max(values, default=0) <= 1 else 2
