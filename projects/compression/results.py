@@ -71,7 +71,8 @@ class Result(NamedTuple):
 
 
 def runner_of(network: nn.Module, cfg: Config, work_dir: Path) -> SharingRunner:
-    """A runner of a config with a given network."""
+    """A runner of a config with a given network, which keeps its weights."""
+    network.is_init = True  # mmengine's runner would draw them anew
 
     class OfNetwork(SharingRunner):
         def build_model(self, model):
