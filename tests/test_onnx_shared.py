@@ -193,6 +193,24 @@ def test_integers_become_floats_on_loading(bits, most):
     assert 1e-4 < difference([torch.from_numpy(found)], [network(images)]) < most
 
 
+@pytest.mark.parametrize(
+    'first, last, bytes_each', [(-128, 127, 1), (0, 128, 2), (-1, 70_000, 4), (-(2**63), 2**40, 8), (0, 0, 8)]
+)
+def test_indices_take_the_smallest_type_that_holds_them(first, last, bytes_each):
+    indices = np.linspace(first, last, 1000 if last else 0).astype(np.int64)
+    found, wanted = (onnx.helper.make_tensor_value_info(name, 7, ['n']) for name in ('found', 'wanted'))
+    node = onnx.helper.make_node('Add', ['wanted', 'indices'], ['found'])
+    constants = [onnx.numpy_helper.from_array(indices, 'indices')]
+    graph = onnx.helper.make_graph([node], 'one', [wanted], [found], constants)
+    plain = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid('', INT4_OPSET)], ir_version=10)
+    narrow = with_integers(plain, 8)
+    assert narrow.ByteSize() - bytes_each * len(indices) < plain.ByteSize() - 8 * len(indices) + 100
+    files = [model.SerializeToString() for model in (plain, narrow)]
+    assert nodes_that_run(files[0]) == nodes_that_run(files[1])
+    (sums,) = open_session(files[1]).run(None, {'wanted': indices})
+    assert np.array_equal(sums, 2 * indices)
+
+
 def test_what_onnxruntime_computes_in_each_run_is_told():
     network = nn.Conv2d(3, 3, 1, bias=False).requires_grad_(False)
     values = network.weight.copy_(torch.arange(9).view(3, 3, 1, 1) / 8)

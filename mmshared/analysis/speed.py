@@ -312,9 +312,13 @@ class Benchmark:
         return rows_of_bytes(f'memory of a training step, batch {batch}', sizes)
 
     def weights(self) -> list[dict]:
-        """Measure the size of the weights on disk."""
+        """Measure the size of the weights on disk, and of the gradients that processes exchange in a step."""
         sizes = {name: checkpoint_bytes(network) for name, network in self.networks.items()}
-        return rows_of_bytes('weights on disk', sizes)
+        gradients = {
+            name: sum(each.nbytes for each in network.parameters() if each.requires_grad)
+            for name, network in self.networks.items()
+        }
+        return [*rows_of_bytes('weights on disk', sizes), *rows_of_bytes('gradients to exchange', gradients)]
 
 
 def benchmark(cfg: Config, setting: Setting, batch: int, inference_batches: Sequence[int]) -> list[dict]:

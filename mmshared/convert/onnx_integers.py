@@ -18,7 +18,8 @@ def with_integers(model: ModelProto, bits: int) -> ModelProto:
     """Store the weights of a model as integers with a float scale for each filter or row, in a copy.
 
     Weights are the constants that convs and products multiply by or, in a model without input, all constants. They
-    are computed by Cast and Mul: onnxruntime does not fold DequantizeLinear.
+    are computed by Cast and Mul: onnxruntime does not fold DequantizeLinear. Constants of int64, such as the indices
+    of a detector, get the smallest type that holds them.
 
     Args:
         model (ModelProto): The model. It is not changed.
@@ -32,6 +33,13 @@ def with_integers(model: ModelProto, bits: int) -> ModelProto:
     nodes, scales = [], []
     for constant in graph.initializer:
         name, shape = constant.name, tuple(constant.dims)
+        if constant.data_type == TensorProto.INT64 and constant.ByteSize() > LEAST_SAVED:
+            values = numpy_helper.to_array(constant)
+            narrow = values.astype(np.min_scalar_type(min(values.min(), -1 - values.max())))
+            if values.nbytes - narrow.nbytes >= LEAST_SAVED:
+                constant.CopyFrom(numpy_helper.from_array(narrow, f'{name}.integers'))
+                nodes.append(helper.make_node('Cast', [f'{name}.integers'], [name], to=TensorProto.INT64))
+            continue
         if constant.data_type != TensorProto.FLOAT or len(shape) < 2 or graph.input and name not in axes_of:
             continue
         axes = axes_of.get(name, row_axes(shape))
