@@ -144,8 +144,10 @@ def test_the_table_has_a_row_for_each_work(tmp_path):
         'shared',
         'shared, with the loss',
         'the loss alone',
-        *4 * ['plain', 'shared'],
+        *5 * ['plain', 'shared'],
     ]
+    exchanged = {row['network']: row['bytes'] for row in found if row['work'] == 'gradients to exchange'}
+    assert exchanged == dict(plain=4 * 464_154, shared=4 * 197_258)
     assert all(row.get('seconds', 1) > 0 for row in found)
     memory, weights = [
         {row['network']: row['ratio'] for row in found if row['work'].startswith(work)}
