@@ -10,6 +10,7 @@ that of run.py.
 """
 
 import copy
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 
@@ -100,6 +101,10 @@ PEERS = {
 }
 
 
+#: What the others need, and README.md installs.
+PACKAGES = {'torch-pruning-magnitude': 'torch_pruning', 'torch-pruning-group': 'torch_pruning', 'tucker': 'tltorch'}
+
+
 def to_size(method: str, plain: nn.Module, parameters: float, image: torch.Tensor) -> nn.Module:
     """The largest network by a method that has no more parameters."""
     low, high, best = 0.0, 1.0, None
@@ -118,6 +123,9 @@ def main() -> None:
     add_compression(parser)
     parser.add_argument('--peer', nargs='+', choices=PEERS, default=list(PEERS))
     args = parser.parse_args()
+    missing = [method for method in args.peer if method in PACKAGES and not find_spec(PACKAGES[method])]
+    if missing:
+        parser.error(f'{", ".join(missing)}: the package is not installed, see README.md')
     cfg, table = read_config(args), Path(args.config).stem
     loader = calibration_loader(cfg, 512)
     plain = load_model(cfg, args.checkpoint)
