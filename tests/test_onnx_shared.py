@@ -139,10 +139,12 @@ def test_weights_are_what_convs_and_products_multiply_by():
         node('Transpose', ['upper'], ['turned']),
         node('MatMul', ['c', 'turned'], ['d']),
         node('Add', ['d', 'w4'], ['y']),  # a table of positions
+        node('Conv', ['y', 'w5'], ['z']),
     ]
-    graph = small_graph(torch.rand(4, 3, 3, 3), torch.rand(6, 5), torch.rand(7, 5), torch.rand(6, 7), torch.rand(2, 3))
+    shapes = (4, 3, 3, 3), (6, 5), (7, 5), (6, 7), (2, 3), (4, 3, 1)
+    graph = small_graph(*map(torch.rand, shapes))
     graph.node.extend(nodes)
-    assert weight_axes(graph) == {'w0': (1, 2, 3), 'w1': (0,), 'w2': (1,), 'w3': (1,)}
+    assert weight_axes(graph) == {'w0': (1, 2, 3), 'w1': (0,), 'w2': (1,), 'w3': (1,), 'w5': (1, 2)}
 
 
 def test_a_network_that_is_another_is_refused():

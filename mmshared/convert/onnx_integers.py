@@ -71,5 +71,7 @@ def weight_axes(graph: GraphProto) -> dict[str, tuple[int, ...]]:
             name = whole[node.input[1]]
             turned = any(each.name == 'transB' and each.i for each in node.attribute)
             columns = name in node.input and (node.op_type == 'MatMul' or node.op_type == 'Gemm' and not turned)
-            axes[name] = (len(shapes[name]) - 2,) if columns else row_axes(shapes[name])
+            rank = len(shapes[name])
+            filters = tuple(range(1, rank))  # of a 1d conv too
+            axes[name] = (rank - 2,) if columns else row_axes(shapes[name]) if node.op_type == 'MatMul' else filters
     return axes
