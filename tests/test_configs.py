@@ -270,7 +270,7 @@ def test_tables_and_plots_of_results_have_means_with_intervals_of_n_minus_1_degr
         networks = dict(
             plain=dict(parameters=1000, metrics=dict(top1=90)),
             converted=dict(parameters=400, metrics=dict(top1=score - 10)),
-            finetuned=dict(parameters=400, metrics=dict(top1=score)),
+            finetuned=dict(parameters=400, multiply_adds=2_500_000, metrics=dict(top1=score)),
             float32=dict(bytes=9000, metrics=dict(top1=score)),
             int8=dict(bytes=3000, metrics=dict(top1=score - 1)),
         )
@@ -281,9 +281,9 @@ def test_tables_and_plots_of_results_have_means_with_intervals_of_n_minus_1_degr
                     run[name] = network
             (tmp_path / f'{epochs}-{steps}-{seed}.json').write_text(json.dumps(run))
     lines = result_table(tmp_path).splitlines()
-    assert lines[0] == '| kept | method | fitted | 60 steps | 3 epochs | kB | int8 | kB |'
+    assert lines[0] == '| kept | method | multiply-adds | fitted | 60 steps | 3 epochs | kB | int8 | kB |'
     untrained, trained, rounded = '72.00 ± 6.57', '82.00 ± 6.57', '81.00 ± 6.57'
-    assert lines[2] == f'| 0.400 | planned | {untrained} | {untrained} | {trained} | 9 | {rounded} | 3 |'
+    assert lines[2] == f'| 0.400 | planned | 2.5 M | {untrained} | {untrained} | {trained} | 9 | {rounded} | 3 |'
     tradeoff = tradeoff_of(tmp_path)
     ((size, mean, width),) = tradeoff.methods['planned']['int8']
     assert (size, mean) == (3000, 81) and width == pytest.approx(6.57, abs=0.01)

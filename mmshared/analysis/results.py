@@ -39,12 +39,14 @@ def _compressed(runs: list[dict]) -> tuple[list[list[str]], str]:
     columns = sorted({_training_of(run) for run in runs})
     titles = [f'{epochs} epochs' if epochs else f'{steps} steps' if steps else 'fitted' for epochs, steps in columns]
     heads, forms = _forms_of(runs)
-    titles += heads
+    titles = ['multiply-adds', *titles, *heads]
     plain = runs[0]['plain']
     lines = [['kept', 'method', *titles], ['---:', '---', *['---:'] * len(titles)]]
     for row in sorted(rows, reverse=True):
         found = [(_training_of(run), run.get('finetuned', run['converted'])) for run in rows[row]]
         line = [f'{found[-1][1]["parameters"] / plain["parameters"]:.3f}', row[1]]
+        work = {network['multiply_adds'] for _, network in found if 'multiply_adds' in network}
+        line.append(f'{max(work) / 1e6:,.1f} M' if work else '')
         for column in columns:
             line.append(mean_text([metric_of(network) for training, network in found if training == column]))
         lines.append(line + _cells_of(rows[row], forms))
