@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from torch import Tensor, nn
 
 from ..hooks import basis_health
@@ -379,10 +379,10 @@ def draw_tradeoff(panels: dict[str, Tradeoff], out: Path) -> None:
                     np.array(sizes) / 1e3, means, yerr=widths, color=colours[method], capsize=3, ms=5, **looks[form]
                 )
         axis.set(title=title, xlabel='kB of the ONNX model', ylabel=panel.metric, xscale='log')
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
         axis.xaxis.set_major_formatter('{x:,.0f}')
-        axis.xaxis.set_minor_formatter('{x:,.0f}')
-        axis.tick_params(axis='x', which='minor', labelsize=7)
-        axis.grid(alpha=0.3, which='both')
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.grid(alpha=0.3)
     handles = [Line2D([], [], color=colour, label=method) for method, colour in colours.items()]
     handles += [Line2D([], [], color='grey', label=form, **look) for form, look in looks.items()]
     figure.legend(handles=handles, loc='outside right upper', fontsize=8)
