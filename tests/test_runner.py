@@ -174,8 +174,9 @@ def stock_tool(library, tool, monkeypatch, *arguments):
 
 @pytest.mark.slow
 def test_the_promises_hold_under_the_libraries_own_tools(images, tmp_path, monkeypatch):
-    with pytest.raises(SharingError, match='The data set of train_dataloader is expected in data/digits/, which is'):
-        stock_tool('mmdet', 'train.py', monkeypatch, DIGITS, '--work-dir', tmp_path / 'detector')
+    nowhere = '--cfg-options', 'train_dataloader.dataset.data_root=data/none/'
+    with pytest.raises(SharingError, match='The data set of train_dataloader is expected in data/none/, which is'):
+        stock_tool('mmdet', 'train.py', monkeypatch, DIGITS, '--work-dir', tmp_path / 'detector', *nowhere)
     torch.save(dict(state_dict={}), tmp_path / 'none.pth')
     with pytest.raises(SharingError, match='is not of the network of this config: missing keys'):
         stock_tool(
