@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from .markdown import markdown_table
+
 #: What mmdet logs in place of metrics if a detector finds nothing at all.
 NOTHING_DETECTED = 'The testing results of the whole dataset is empty'
 
@@ -71,5 +73,4 @@ def score_table(runs: dict[str, Scores], longest: int) -> list[str]:
     ranges = list(next(iter(runs.values())))
     heads = [f'**{low}-{high}**' if high <= longest else f'{low}-{high}' for low, high in ranges]
     rows = [[run, *(f'{100 * scores[ends]:.1f}' for ends in ranges)] for run, scores in runs.items()]
-    lines = [['distance', *heads], ['---', *['---:'] * len(ranges)], *rows]
-    return [f'| {" | ".join(line)} |' for line in lines]
+    return markdown_table(['distance', *heads], rows).splitlines()

@@ -8,6 +8,7 @@ import numpy as np
 import yaml
 from scipy import stats
 
+from .markdown import markdown_table
 from .plots import Point, Tradeoff
 
 #: The ONNX models of a result.
@@ -23,12 +24,11 @@ def result_table(folder: Path) -> str:
     """A Markdown table of the networks whose results are the files of a folder: compressed ones, or ones trained from
     scratch. Of several seeds it has the mean and the half width of its 95 % interval by Student's t."""
     runs = read_results(folder)
-    lines, caption = _compressed(runs) if 'plain' in runs[0] else _from_scratch(runs)
-    return '\n'.join(f'| {" | ".join(line)} |' for line in lines) + f'\n\n{caption}'
+    return _compressed(runs) if 'plain' in runs[0] else _from_scratch(runs)
 
 
-def _compressed(runs: list[dict]) -> tuple[list[list[str]], str]:
-    """The lines of a table of compressed networks, and what stands below it.
+def _compressed(runs: list[dict]) -> str:
+    """A table of compressed networks.
 
     A row is a share of the parameters and a method; a column the steps of each block before any training, or the
     epochs of fine-tuning. Of what was fine-tuned it has the bytes of the ONNX model, of the one with integers too.
@@ -41,7 +41,7 @@ def _compressed(runs: list[dict]) -> tuple[list[list[str]], str]:
     heads, forms = _forms_of(runs)
     titles = ['multiply-adds', *titles, *heads]
     plain = runs[0]['plain']
-    lines = [['kept', 'method', *titles], ['---:', '---', *['---:'] * len(titles)]]
+    lines = []
     for row in sorted(rows, reverse=True):
         found = [(_training_of(run), run.get('finetuned', run['converted'])) for run in rows[row]]
         line = [f'{found[-1][1]["parameters"] / plain["parameters"]:.3f}', row[1]]
@@ -54,7 +54,7 @@ def _compressed(runs: list[dict]) -> tuple[list[list[str]], str]:
         f'{next(iter(plain["metrics"]))}; the plain network has {mean_text([metric_of(plain)])}, with '
         f'{plain["parameters"]:,} parameters.'
     )
-    return lines, caption
+    return markdown_table(['kept', 'method', *titles], lines, text=(1,)) + f'\n\n{caption}'
 
 
 def _training_of(run: dict) -> tuple[int, int]:
@@ -62,20 +62,20 @@ def _training_of(run: dict) -> tuple[int, int]:
     return run['epochs'], 0 if run['epochs'] else run['steps']
 
 
-def _from_scratch(runs: list[dict]) -> tuple[list[list[str]], str]:
-    """The lines of a table of networks trained from scratch, and what stands below it."""
+def _from_scratch(runs: list[dict]) -> str:
+    """A table of networks trained from scratch."""
     rows: dict[tuple[int, int, str], list[dict]] = {}
     for run in runs:
         rows.setdefault((-run['epochs'], -run['trained']['parameters'], run['plan']), []).append(run)
     heads, forms = _forms_of(runs)
-    titles = ['parameters', 'multiply-adds', 'epochs', 'seeds', 'accuracy', *heads]
-    lines = [['network', *titles], ['---', *['---:'] * len(titles)]]
+    titles = ['network', 'parameters', 'multiply-adds', 'epochs', 'seeds', 'accuracy', *heads]
+    lines = []
     for (epochs, _, name), found in sorted(rows.items()):
         network = found[0]['trained']
         counts = [f'{network["parameters"]:,}', f'{network["multiply_adds"] / 1e6:,.1f} M', str(-epochs)]
         metrics = [metric_of(run['trained']) for run in found]
         lines.append([name, *counts, str(len(found)), mean_text(metrics), *_cells_of(found, forms)])
-    return lines, f'{next(iter(runs[0]["trained"]["metrics"]))} after the last epoch.'
+    return markdown_table(titles, lines) + f'\n\n{next(iter(runs[0]["trained"]["metrics"]))} after the last epoch.'
 
 
 def _forms_of(runs: list[dict]) -> tuple[list[str], list[str]]:
@@ -103,7 +103,7 @@ def claims_table(file: Path, results: Path) -> str:
         file (Path): A YAML file: a list of mappings with ``claim``, ``table``, ``better``, ``than`` and ``epochs``.
         results (Path): The folder of the tables.
     """
-    lines = [['claim', 'compared', 'epochs', 'seeds', 'difference', ''], ['---', '---', '---:', '---:', '---:', '---']]
+    lines = []
     for claim in yaml.safe_load(file.read_text()):
         runs = [run for run in read_results(results / claim['table']) if run['epochs'] == claim['epochs']]
         one, other = (
@@ -118,7 +118,7 @@ def claims_table(file: Path, results: Path) -> str:
         compared = f'{claim["better"]} − {claim["than"]}'
         numbers = [str(claim['epochs']), str(len(differences)), mean_text(differences, _digits(one.values()))]
         lines.append([claim['claim'], compared, *numbers, verdict])
-    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+    return markdown_table(['claim', 'compared', 'epochs', 'seeds', 'difference', ''], lines, text=(0, 1, 5))
 
 
 def metric_of(network: dict) -> float:

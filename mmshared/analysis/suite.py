@@ -7,7 +7,6 @@ import json
 import os
 import re
 import statistics
-from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from types import UnionType
@@ -21,6 +20,7 @@ from ..engine.config import load_config, merge_options
 from ..sharing import SharingError
 from .complexity import count_multiply_adds, parameter_count
 from .logs import detected_nothing, read_records, read_scalars, read_validations
+from .markdown import markdown_table
 from .plots import draw_metric
 
 T = TypeVar('T')
@@ -143,7 +143,7 @@ class Suite(NamedTuple):
     Attributes:
         metric (str): The name of the metric in the log.
         runs (list[Run]): The runs.
-        counts (dict): The ``parameters`` and ``macs`` of each model by name.
+        counts (dict): The ``parameters`` and ``macs`` of each model that is trained, by name.
     """
 
     metric: str
@@ -169,18 +169,19 @@ def read_suite(path: Path, work_dir: Path) -> Suite:
     for each in suite.configs:
         given = dict(config=each) if isinstance(each, str) else each
         entry = _from_yaml(Entry, given, f'The entry {each} of the suite {path}')
-        if entry.name in counts:
+        if entry.name in {run.name for run in runs}:
             raise SharingError(
                 f'The suite {path} has {entry.name} twice: give entries of one config names of their own.'
             )
         cfg = _config(entry.config, {**(suite.options or {}), **(entry.options or {})})
         try:
             model = build_empty(cfg)
-            macs = count_multiply_adds(model, tuple(suite.shape))['']
+            if not entry.script:
+                macs = count_multiply_adds(model, tuple(suite.shape))['']
+                counts[entry.name] = dict(parameters=parameter_count(model), macs=macs)
         except Exception as error:
             reason = str(error).splitlines()[-1]
             raise SharingError(f'{entry.name} of the suite {path} cannot be built: {reason}') from None
-        counts[entry.name] = dict(parameters=parameter_count(model), macs=macs)
         if entry.script:
             runs.append(Run(entry.name, None, entry.config, work_dir / entry.name, entry.script))
             continue
@@ -312,7 +313,7 @@ def write_tables(suite: Suite, folder: Path) -> str:
         'time per iteration',
         'memory',
     ]
-    lines: list[Sequence[str]] = [head, ['---', *['---:'] * (len(head) - 1)]]
+    lines = []
     for row in table:
         spread = '' if row['deviation'] is None else f' ± {row["deviation"]:.2g}'
         lines.append(
@@ -327,7 +328,7 @@ def write_tables(suite: Suite, folder: Path) -> str:
                 f'{row["memory_bytes"] / 1e6:,.0f} MB',
             ]
         )
-    text = '\n'.join(f'| {" | ".join(line)} |' for line in lines) + '\n'
+    text = markdown_table(head, lines) + '\n'
     (folder / 'results.md').write_text(text)
     draw_metric(table, suite.metric, folder / 'results.png')
     return text

@@ -6,6 +6,7 @@ import yaml
 from mmengine.config import Config
 
 from .complexity import complexity
+from .markdown import markdown_table
 from .results import claims_table, result_table
 
 INPUT_SIZE = {
@@ -39,7 +40,7 @@ def model_table(models: list[dict], folder: str) -> str:
         folder (str): The folder of the README relative to the root, for the links to the configs; '' for the root.
     """
     head = ['model', 'data set', 'parameters', 'plain', 'fewer', 'multiply-adds', 'plain', 'top-1 error (paper)']
-    rows = [head, ['---', '---', *['---:'] * (len(head) - 2)]]
+    rows = []
     for model in models:
         data = model['Metadata']
         path = Path(model['Config'])
@@ -56,7 +57,7 @@ def model_table(models: list[dict], folder: str) -> str:
                 f'{model["Paper"]["Top 1 Error"]:.2f} %' if 'Paper' in model else '',
             ]
         )
-    return '\n'.join(f'| {" | ".join(row)} |' for row in rows)
+    return markdown_table(head, rows, text=(0, 1))
 
 
 def put_table(text: str, table: str, name: str = 'models') -> str:

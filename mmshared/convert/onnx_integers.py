@@ -72,6 +72,10 @@ def weight_axes(graph: GraphProto) -> dict[str, tuple[int, ...]]:
             turned = any(each.name == 'transB' and each.i for each in node.attribute)
             columns = name in node.input and (node.op_type == 'MatMul' or node.op_type == 'Gemm' and not turned)
             rank = len(shapes[name])
-            filters = tuple(range(1, rank))  # of a 1d conv too
-            axes[name] = (rank - 2,) if columns else row_axes(shapes[name]) if node.op_type == 'MatMul' else filters
+            if columns:
+                axes[name] = (rank - 2,)
+            elif node.op_type == 'MatMul':
+                axes[name] = row_axes(shapes[name])
+            else:
+                axes[name] = tuple(range(1, rank))  # filters, of 1d convs too
     return axes

@@ -17,16 +17,7 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 from onnxruntime.quantization import CalibrationDataReader, quant_pre_process, quantize_static
-from results import (
-    Result,
-    add_compression,
-    as_onnx,
-    by_onnxruntime,
-    evaluated,
-    parser_of,
-    read_config,
-    runner_of,
-)
+from results import Result, add_compression, as_onnx, by_onnxruntime, evaluated, parser_of, read_config, runner_of
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
@@ -127,15 +118,18 @@ def main() -> None:
     if missing:
         parser.error(f'{", ".join(missing)}: the package is not installed, see README.md')
     cfg, table = read_config(args), Path(args.config).stem
+    left: dict[tuple[str, float], list[Result]] = {}
+    for method, keep, seed in product(args.peer, args.keep, args.seeds):
+        result = Result(method, keep, 0, args.epochs, seed)
+        if not result.path(table).is_file():
+            left.setdefault((method, keep), []).append(result)
+    if not left:
+        return
     loader = calibration_loader(cfg, 512)
     plain = load_model(cfg, args.checkpoint)
     images = [plain.data_preprocessor(batch, False)['inputs'] for batch in loader]
     whole: dict = {}
-    for method, keep in product(args.peer, args.keep):
-        results = [Result(method, keep, 0, args.epochs, seed) for seed in args.seeds]
-        results = [result for result in results if not result.path(table).is_file()]
-        if not results:
-            continue
+    for (method, keep), results in left.items():
         folder = args.work_dir / table
         network = to_size(method, plain, keep * size_of(plain).parameters, images[0][:1])
         if method != 'plain':

@@ -26,14 +26,15 @@ def main() -> None:
     if args.baseline == args.better:
         parser.error('--baseline and --better must be two models')
     from mmshared.analysis.gain import compare, read_accuracies
+    from mmshared.analysis.markdown import markdown_table
 
     runs = {name: read_accuracies(args.work_dir / name, METRIC) for name in (args.baseline, *args.models, args.better)}
-    lines = [['model', 'runs', METRIC, 'share of the gain'], ['---', '---:', '---:', '---:']]
+    lines = []
     for name, accuracies in runs.items():
         found = compare(runs[args.baseline], accuracies, runs[args.better])
         known = {args.baseline: '0', args.better: '1'}.get(name, str(found.share or 'not defined'))
         lines.append([name, str(len(accuracies)), f'{statistics.mean(accuracies):.2f}', known])
-    print('\n'.join(f'| {" | ".join(line)} |' for line in lines))
+    print(markdown_table(['model', 'runs', METRIC, 'share of the gain'], lines))
     print(f'\ngain of {args.better} over {args.baseline}: {found.gain} percentage points')
     if found.share is None:
         print('There may be no gain at all: the shares are not defined.')
