@@ -1,10 +1,10 @@
 """Make a network smaller by other libraries, and keep the numbers beside those of run.py.
 
-Of blocks with shortcuts, `torch-pruning` removes channels inside: it fails on shortcuts without parameters. By
-`magnitude` a channel is as important as its filter, by `group` as all weights that go with it. `tucker` decomposes
-each convolution of the stages by tensorly-torch, without the images. The knob of each is turned until the network has
-the share of the parameters that is asked for. Then the batch norms' statistics are taken again, and the fine-tuning is
-that of run.py.
+Of blocks with shortcuts, `torch-pruning` removes channels inside: it fails on shortcuts without parameters. Of a
+detector's head it removes outputs of the fully connected layers. By `magnitude` a channel is as important as its
+filter, by `group` as all weights that go with it. `tucker` decomposes each convolution of the stages by tensorly-torch,
+without the images. The knob of each is turned until the network has the share of the parameters that is asked for. Then
+the batch norms' statistics are taken again, and the fine-tuning is that of run.py.
 
 `plain` with `--keep 1` is the network as it is, fine-tuned as long without a teacher, and in int8 by onnxruntime too.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config
-from onnxruntime.quantization import CalibrationDataReader, quant_pre_process, quantize_static
+from onnxruntime.quantization import CalibrationDataReader, quantize_static
 from results import Result, add_compression, as_onnx, by_onnxruntime, evaluated, parser_of, read_config, runner_of
 from torch import nn
 from torch.optim.swa_utils import update_bn
@@ -44,34 +44,57 @@ class Batches(CalibrationDataReader):
 
 
 def quantised(cfg: Config, folder: Path, images: list[torch.Tensor]) -> dict:
-    """The bytes of a network whose weights and maps onnxruntime quantises, and its metrics there."""
-    source, out = folder / 'float32.onnx', folder / 'onnxruntime.onnx'
-    quant_pre_process(str(source), str(out), skip_symbolic_shape=True)  # it fails on a dynamic batch
-    quantize_static(str(out), str(out), Batches(images), per_channel=True)
+    """The bytes of a network whose weights and maps onnxruntime quantises, and its metrics there.
+
+    Only convolutions and products become those of integers: with the boxes of a detector in 8 bits it finds nothing.
+    """
+    out = folder / 'onnxruntime.onnx'
+    products = ['Conv', 'Gemm', 'MatMul']
+    quantize_static(folder / 'float32.onnx', out, Batches(images), per_channel=True, op_types_to_quantize=products)
     return by_onnxruntime(out, cfg)
 
 
-def pruned(model: nn.Module, share: float, image: torch.Tensor, importance: str) -> nn.Module:
-    """Keep a share of the channels between the convolutions of each block of two, over all blocks together."""
+class Forward(nn.Module):
+    """A network of mmengine's that is called with a batch."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, batch: dict) -> object:
+        return self.network(**batch, mode='tensor')
+
+
+def inner_layers(block: nn.Module) -> list[nn.Module]:
+    """The layers of a block whose outputs stay inside: its convolutions but for the last. A fully connected layer is a
+    block of a detector's head, whose outputs only the next one sees."""
+    if isinstance(block, nn.Linear):
+        return [block]
+    return [child for name, child in block.named_children() if name.startswith('conv')][:-1]
+
+
+def pruned(model: nn.Module, share: float, batch: dict, importance: str) -> nn.Module:
+    """Keep a share of the channels inside the blocks, over all of them together."""
     import torch_pruning as tp
 
     blocks = [block for stage in stages_of(model) for block in model.get_submodule(stage)]
-    inside = {block.conv1 for block in blocks if hasattr(block, 'conv2')}
+    inside = {layer for block in blocks for layer in inner_layers(block)}
     layers = {each for each in model.modules() if isinstance(each, (nn.Conv2d, nn.Linear))}
     measures = dict(magnitude=tp.importance.MagnitudeImportance, group=tp.importance.GroupMagnitudeImportance)
     tp.pruner.BasePruner(
-        model,
-        image,
+        Forward(model),
+        batch,
         measures[importance](p=2),
         global_pruning=True,
         pruning_ratio=1 - share,
         max_pruning_ratio=0.95,
         ignored_layers=list(layers - inside),
+        forward_fn=nn.Module.__call__,
     ).step()
     return model
 
 
-def tucker(model: nn.Module, share: float, image: torch.Tensor) -> nn.Module:
+def tucker(model: nn.Module, share: float, batch: dict) -> nn.Module:
     """Decompose each convolution of the stages, with a share of its parameters."""
     from tltorch import FactorizedConv
 
@@ -96,12 +119,12 @@ PEERS = {
 PACKAGES = {'torch-pruning-magnitude': 'torch_pruning', 'torch-pruning-group': 'torch_pruning', 'tucker': 'tltorch'}
 
 
-def to_size(method: str, plain: nn.Module, parameters: float, image: torch.Tensor) -> nn.Module:
+def to_size(method: str, plain: nn.Module, parameters: float, batch: dict) -> nn.Module:
     """The largest network by a method that has no more parameters."""
     low, high, best = 0.0, 1.0, None
     for _ in range(HALVINGS):
         share = (low + high) / 2
-        found = PEERS[method](copy.deepcopy(plain), share, image)
+        found = PEERS[method](copy.deepcopy(plain), share, batch)
         low, high, best = (share, high, found) if size_of(found).parameters <= parameters else (low, share, best)
     if best is None:
         raise SharingError(f'{method} does not make the network as small as {parameters:,.0f} parameters.')
@@ -127,13 +150,14 @@ def main() -> None:
         return
     loader = calibration_loader(cfg, 512)
     plain = load_model(cfg, args.checkpoint)
-    images = [plain.data_preprocessor(batch, False)['inputs'] for batch in loader]
+    batches = [plain.data_preprocessor(batch, False) for batch in loader]
+    example = {name: each[:1] for name, each in batches[0].items()}
     whole: dict = {}
     for (method, keep), results in left.items():
         folder = args.work_dir / table
-        network = to_size(method, plain, keep * size_of(plain).parameters, images[0][:1])
+        network = to_size(method, plain, keep * size_of(plain).parameters, example)
         if method != 'plain':
-            update_bn(images, network)
+            update_bn(batches, Forward(network))
         with stdout_if(False):
             whole = whole or evaluated(plain, cfg, folder / 'plain', args.shape)
             converted = evaluated(network, cfg, folder / f'{method}-{keep}', args.shape)
@@ -150,7 +174,7 @@ def main() -> None:
                     networks['finetuned'] = evaluated(tuned, cfg, work_dir, args.shape)
                     networks |= as_onnx(tuned, cfg, work_dir, args.shape, networks['finetuned']['metrics'])
                     if method == 'plain':
-                        networks['onnxruntime'] = quantised(cfg, work_dir, images)
+                        networks['onnxruntime'] = quantised(cfg, work_dir, [batch['inputs'] for batch in batches])
             result.write(table, networks)
 
 
