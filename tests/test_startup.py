@@ -35,13 +35,10 @@ def rooms_imported_by(path, package):
         yield from (name for name in (name.split('.')[0] for name in names) if name == 'mmshared_cli')
 
 
-def modules():
-    for path in sorted((ROOT / 'mmshared').rglob('*.py')):
-        if path.parent != ROOT / 'mmshared':
-            yield path
+MODULES = sorted((ROOT / 'mmshared').glob('*/**/*.py'))
 
 
-@pytest.mark.parametrize('path', modules(), ids=lambda path: str(path.relative_to(ROOT / 'mmshared')))
+@pytest.mark.parametrize('path', MODULES, ids=lambda path: str(path.relative_to(ROOT / 'mmshared')))
 def test_no_module_imports_upward(path):
     package = list(path.relative_to(ROOT).parts[:-1])
     own = FLOORS[path.stem if len(package) == 1 else package[1]]
