@@ -95,6 +95,12 @@ class TestGroups:
         network.fc = nn.Linear(8, 40000)
         assert [each.group for each in find_groups(network)] == ['0', 'fc']
 
+    def test_without_sharing_the_layers_of_small_groups_alone_stay(self):
+        network = Network()
+        network.fc = nn.Linear(8, 40000)
+        alone = find_groups(network, share=False)
+        assert [each.layers[0] for each in alone] == [f'blocks.{i}.0' for i in range(4)] + ['fc']
+
 
 class TestChoice:
     sizes = st.integers(1, 10**7)

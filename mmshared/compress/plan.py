@@ -22,7 +22,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ..sharing import SharedLayer, SharingError, repeated_layers, share_layers
-from ..sharing.layers import plain_layers
+from ..sharing.layers import Place, plain_layers
 from ..sharing.surgery import make_bank
 
 # The shares of a group's parameters that its candidates keep, and how many of them are measured.
@@ -94,19 +94,22 @@ def find_groups(model: nn.Module, share: bool = True) -> list[Group]:
 
     Args:
         model (nn.Module): The plain network.
-        share (bool): Whether layers may share. If not, each layer is a group of its own. Defaults to True.
+        share (bool): Whether layers may share. If not, each layer of these groups is a group of its own. Defaults to
+            True.
     """
     empty = copy.deepcopy(model).to('meta')
     places, least = plain_layers(empty), _LARGE * size_of(model).parameters
-    found = [(each.stage, each.group, each.layers) for each in repeated_layers(empty, own_blocks=0)] if share else []
+    found = [(each.stage, each.group, each.layers) for each in repeated_layers(empty, own_blocks=0)]
     repeated = {name for _, _, layers in found for name in layers}
     found += [(*_split(name), (name,)) for name in places if name not in repeated]
+    found = [each for each in found if _size_of_weights(places, each[2]).parameters >= least]
+    if not share:
+        found = [(*_split(name), (name,)) for _, _, names in found for name in names]
     order = list(places)
     groups = []
     for stage, group, names in sorted(found, key=lambda each: order.index(each[2][0])):
-        layers = [places[name].layer for name in names]
-        size = _size_of_weights(layers)
-        ladders = [] if size.parameters < least else _ladders(layers, size)
+        size = _size_of_weights(places, names)
+        ladders = _ladders([places[name].layer for name in names], size)
         if ladders:
             groups.append(Group(stage, group, names, size, ladders))
     return groups
@@ -117,8 +120,8 @@ def _split(name: str) -> tuple[str, str]:
     return stage, group
 
 
-def _size_of_weights(layers: Sequence[Any]) -> Size:
-    weights = [layer.weight for layer in layers]
+def _size_of_weights(places: dict[str, Place], names: Sequence[str]) -> Size:
+    weights = [places[name].layer.weight for name in names]
     return Size(sum(each.numel() for each in weights), sum(each.numel() * each.itemsize for each in weights))
 
 
@@ -470,7 +473,7 @@ def check_plan(plan: Plan, model: nn.Module, source: str) -> Plan:
             raise SharingError(
                 f'{source} is of another network: this one has no layer {"".join(missing[:1])} to share.'
             )
-        size = _size_of_weights([places[name].layer for name in row.layers])
+        size = _size_of_weights(places, row.layers)
         after = size
         if row.bank is not None:
             made = share_layers(empty, **row.sharing())
