@@ -129,7 +129,7 @@ def test_a_script_runs_in_place_of_a_training(images, tmp_path):
         'import sys; print("Error: No." if "b" in sys.argv else sys.argv[1:]); sys.exit("b" in sys.argv)'
     )
     entries = [dict(config=CONFIG, name=name, script=f'{script} {name} "c d"') for name in 'ab']
-    suite, runs = write(tmp_path / 'small.yaml', images, entries), tmp_path / 'runs'
+    suite, runs = write(tmp_path / 'small.yaml', images, entries, options=None), tmp_path / 'runs'
     result = benchmark(suite, runs)
     assert (runs / 'a/run.log').read_text().strip() == str([CONFIG, 'a', 'c d', '--work-dir', str(runs / 'a')])
     assert 'failed: b: No. ' in result.stdout and result.returncode == 1
@@ -161,7 +161,9 @@ def test_the_suites_name_configs_that_are_there_and_keys_that_they_have(path, tm
     for entry in suite['configs']:
         entry = dict(config=entry) if isinstance(entry, str) else entry
         cfg = Config.fromfile(config_path(entry['config']))
-        for key in entry.get('options', {}):
+        _, _, changes = entry.get('script', '').partition(' --cfg-options ')
+        parents = [change.partition('=')[0].rpartition('.')[0] for change in changes.split()]  # defaults may be set
+        for key in [*entry.get('options', {}), *filter(None, parents)]:
             value = cfg
             for part in key.split('.'):
                 value = value[part]
@@ -189,6 +191,7 @@ def test_the_suites_name_configs_that_are_there_and_keys_that_they_have(path, tm
         ('metric: a\nconfigs: [a.py]\nseeds: 1', r'has seeds: 1, and that has to be of the type list\[int\]'),
         ('metric: a\nconfigs: [a.py]\nshape: [32]', 'height and width'),
         ('metric: a\nconfigs: [a.py]', 'There is no config a.py'),
+        (f'metric: a\noptions: {{b: 1}}\nconfigs: [{{config: {CONFIG}, script: c.py}}]', 'give that --cfg-options'),
         (f'metric: a\nconfigs: [{CONFIG}, {CONFIG}]', 'twice: give entries of one config names of their own'),
         (
             f'metric: a\nconfigs: [{{config: {CONFIG}, options: {{model.backbone.sharing.groups: [none]}}}}]',

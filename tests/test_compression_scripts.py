@@ -2,12 +2,16 @@
 
 import copy
 import json
+import re
 from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
+from torch import nn
 
 from helpers import ROOT
+from mmshared import SharingError
 from mmshared.engine.build import build_model
 
 CONFIG = 'projects/dsfb/configs/shared-resnet32-s8u1_4e_cifar10-jpeg.py'
@@ -33,11 +37,53 @@ def options_of(images, **options):
     return {'data_root': str(images), **short, **options}
 
 
+def test_the_claims_are_of_networks_that_the_suite_trains():
+    text = (ROOT / 'configs/benchmarks/compression.yaml').read_text()
+    trained = dict(re.findall(r'--name (\S+) .*\n.* train_cfg\.max_epochs=(\d+)', text))
+    for claim in yaml.safe_load((ROOT / 'projects/compression/claims.yaml').read_text()):
+        assert trained[claim['better']] == trained[claim['than']] == str(claim['epochs'])
+
+
+def test_the_knob_of_a_peer_is_turned_to_the_largest_network_that_is_small_enough(scripts, monkeypatch):
+    peers = pytest.importorskip('peers')
+    monkeypatch.setitem(peers.PEERS, 'narrow', lambda model, share, _: nn.Linear(8, 1 + int(100 * share)))
+    assert peers.to_size('narrow', nn.Linear(8, 100), 9 * 40, {}).out_features == 40
+    with pytest.raises(SharingError, match='narrow does not make the network as small as 8 parameters'):
+        peers.to_size('narrow', nn.Linear(8, 100), 8, {})
+
+
+@pytest.mark.slow
+def test_other_plans_are_for_the_same_layers_and_keep_their_numbers(scripts, images, tmp_path, monkeypatch):
+    run = pytest.importorskip('run')
+    config = 'projects/compression/configs/resnet56_3e_cifar10-jpeg.py'
+    options = {**options_of(images), 'model.backbone.depth': 20, 'train_dataloader.dataset.indices': 20}
+    cfg = scripts.read_config(SimpleNamespace(config=config, cfg_options=options))
+    torch.save(dict(state_dict=build_model(cfg).state_dict()), tmp_path / 'plain.pth')
+    arguments = [config, tmp_path / 'plain.pth', '--plan', 'uniform', 'low-rank', '--keep', '0.5', '--steps', '0']
+    changes = [f'{key}={value}' for key, value in options.items()]
+    monkeypatch.setattr(
+        'sys.argv', ['run.py', *map(str, arguments), '--work-dir', str(tmp_path), '--cfg-options', *changes]
+    )
+    run.main()
+    (table,) = (tmp_path / 'results').iterdir()
+    found = {path.stem: json.loads(path.read_text()) for path in table.iterdir()}
+    assert found.keys() == {f'{plan}-0.5_steps-0_epochs-0_seed-0' for plan in ('uniform', 'low-rank')}
+    rows = {}
+    for plan in ('uniform', 'low-rank'):
+        result = found[f'{plan}-0.5_steps-0_epochs-0_seed-0']
+        assert 0.4 < result['converted']['parameters'] / result['plain']['parameters'] <= 0.5
+        rows[plan] = json.loads((tmp_path / table.name / plan / 'report.json').read_text())['plan']
+    sizes = {plan: {len(row['layers']) for row in each} for plan, each in rows.items()}
+    assert sizes['low-rank'] == {1} and max(sizes['uniform']) > 1
+    layers = [sorted(name for row in each for name in row['layers']) for each in rows.values()]
+    assert layers[0] == layers[1]
+
+
 @pytest.mark.slow
 def test_a_network_trained_from_scratch_leaves_its_numbers_once(scripts, images, tmp_path, monkeypatch, capsys):
     import scratch
 
-    options = ['--name', 'S8U1', '--seeds', '3', '--shape', '32', '32', '--work-dir', tmp_path / 'runs']
+    options = ['--name', 'S8U1', '--seeds', '3', '--work-dir', tmp_path / 'runs']
     changes = [f'{key}={value}' for key, value in options_of(images, **{'model.backbone.depth': 20}).items()]
     arguments = [CONFIG, *options, '--cfg-options', *changes]
     monkeypatch.setattr('sys.argv', ['scratch.py', *map(str, arguments)])
@@ -45,7 +91,7 @@ def test_a_network_trained_from_scratch_leaves_its_numbers_once(scripts, images,
     (path,) = (tmp_path / 'results/cifar10-jpeg').iterdir()
     assert path.stem in capsys.readouterr().out
     result = json.loads(path.read_text())
-    assert (result['plan'], result['seed'], result['epochs']) == ('S8U1', 3, 1)
+    assert (result['method'], result['seed'], result['epochs']) == ('S8U1', 3, 1)
     assert result['trained']['parameters'] == 125_074 and result['trained']['metrics'].keys() == {'accuracy/top1'}
     assert result['int8']['bytes'] < 0.4 * result['float32']['bytes']
     trained = path.stat().st_mtime_ns

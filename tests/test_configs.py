@@ -12,7 +12,7 @@ from mmengine.registry import HOOKS
 from PIL import Image
 
 from helpers import CONFIGS, ROOT, SHARING_CONFIGS, WITHOUT_ESCNN, call
-from mmshared import banks
+from mmshared import SharingError, banks
 from mmshared.analysis.complexity import complexity, count_multiply_adds, parameter_count, sharing_groups
 from mmshared.analysis.plots import draw_tradeoff
 from mmshared.analysis.results import claims_table, result_table, tradeoff_of
@@ -275,7 +275,7 @@ def test_tables_and_plots_of_results_have_means_with_intervals_of_n_minus_1_degr
             int8=dict(bytes=3000, metrics=dict(top1=score - 1)),
         )
         for epochs, steps in ((0, 0), (0, 60), (3, 60)):
-            run = dict(plan='planned', keep=0.4, steps=steps, epochs=epochs, seed=seed)
+            run = dict(method='planned', keep=0.4, steps=steps, epochs=epochs, seed=seed)
             for name, network in networks.items():
                 if epochs or name in ('plain', 'converted'):
                     run[name] = network
@@ -290,6 +290,9 @@ def test_tables_and_plots_of_results_have_means_with_intervals_of_n_minus_1_degr
     draw_tradeoff({'one': tradeoff, 'other': tradeoff}, tmp_path / 'plot.png')
     drawn = np.asarray(Image.open(tmp_path / 'plot.png').convert('RGB')).reshape(-1, 3)
     assert (drawn == (31, 119, 180)).all(1).sum() > 50  # C0
+    (tmp_path / 'again.json').write_text(json.dumps(dict(run, steps=240)))
+    with pytest.raises(SharingError, match='2 results of planned at 0.4 with seed 2: keep one'):
+        result_table(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -306,13 +309,13 @@ def test_claims_are_judged_by_the_interval_of_paired_differences(scores, differe
     for seed, pair in enumerate(scores):
         for name, score, size in zip(('plain', 'shared'), pair, (1000, 300)):
             network = dict(parameters=size, multiply_adds=2_500_000, metrics=dict(top1=score))
-            run = dict(plan=name, keep=1, steps=0, epochs=2, seed=seed, trained=network)
+            run = dict(method=name, keep=1, steps=0, epochs=2, seed=seed, trained=network)
             (tmp_path / 'table' / f'{name}-{seed}.json').write_text(json.dumps(run))
     claim = dict(claim='better', table='table', better='shared', than='plain', epochs=2)
     (tmp_path / 'claims.yaml').write_text(yaml.safe_dump([claim, {**claim, 'epochs': 3}]))
     *_, judged, without = claims_table(tmp_path / 'claims.yaml', tmp_path).splitlines()
     assert judged == f'| better | shared − plain | 2 | {len(scores)} | {difference} | {verdict} |'
-    assert without == '| better | shared − plain | 3 | 0 |  | open at this budget |'
+    assert without == '| better | shared − plain | 3 | 0 |  | not run |'
     first = result_table(tmp_path / 'table').splitlines()[2]
     assert first.startswith(f'| plain | 1,000 | 2.5 M | 2 | {len(scores)} | 8')
 

@@ -9,6 +9,7 @@ from typing import BinaryIO, NamedTuple
 
 import mmcv
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
@@ -368,7 +369,8 @@ def draw_tradeoff(panels: dict[str, Tradeoff], out: Path) -> None:
     """
     methods = sorted({method for panel in panels.values() for method in panel.methods})
     forms = sorted({form for panel in panels.values() for lines in panel.methods.values() for form in lines})
-    colours = {method: f'C{i}' for i, method in enumerate(methods)}
+    palette = colormaps['tab10' if len(methods) <= 10 else 'tab20'].colors
+    colours = dict(zip(methods, palette))
     looks = dict(zip(forms, (dict(marker='o', linestyle='-'), dict(marker='s', linestyle='--'), dict(marker='^'))))
     figure = Figure(figsize=(5.2 * len(panels) + 2, 4.2), layout='constrained')
     for axis, (title, panel) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items()):

@@ -1,6 +1,7 @@
 """Tables and plots of the results of small networks: those of projects/compression, a file for each run."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import yaml
 from scipy import stats
 
+from ..sharing import SharingError
 from .markdown import markdown_table
 from .plots import Point, Tradeoff
 
@@ -16,8 +18,17 @@ FORMS = ('float32', 'int8', 'onnxruntime')
 
 
 def read_results(folder: Path) -> list[dict]:
-    """The results in a folder."""
-    return [json.loads(path.read_text()) for path in sorted(folder.glob('*.json'))]
+    """The results in a folder.
+
+    Raises:
+        SharingError: If two of them would be in one place of the table as runs of one seed.
+    """
+    runs = [json.loads(path.read_text()) for path in sorted(folder.glob('*.json'))]
+    count = Counter((run['method'], run['keep'], *_training_of(run), run['seed']) for run in runs)
+    for (method, keep, *_, seed), number in count.items():
+        if number > 1:
+            raise SharingError(f'{folder} has {number} results of {method} at {keep} with seed {seed}: keep one.')
+    return runs
 
 
 def result_table(folder: Path) -> str:
@@ -35,7 +46,7 @@ def _compressed(runs: list[dict]) -> str:
     """
     rows: dict[tuple[float, str], list[dict]] = {}
     for run in runs:
-        rows.setdefault((run['keep'], run['plan']), []).append(run)
+        rows.setdefault((run['keep'], run['method']), []).append(run)
     columns = sorted({_training_of(run) for run in runs})
     titles = [f'{epochs} epochs' if epochs else f'{steps} steps' if steps else 'fitted' for epochs, steps in columns]
     heads, forms = _forms_of(runs)
@@ -66,7 +77,7 @@ def _from_scratch(runs: list[dict]) -> str:
     """A table of networks trained from scratch."""
     rows: dict[tuple[int, int, str], list[dict]] = {}
     for run in runs:
-        rows.setdefault((-run['epochs'], -run['trained']['parameters'], run['plan']), []).append(run)
+        rows.setdefault((-run['epochs'], -run['trained']['parameters'], run['method']), []).append(run)
     heads, forms = _forms_of(runs)
     titles = ['network', 'parameters', 'multiply-adds', 'epochs', 'seeds', 'accuracy', *heads]
     lines = []
@@ -107,11 +118,11 @@ def claims_table(file: Path, results: Path) -> str:
     for claim in yaml.safe_load(file.read_text()):
         runs = [run for run in read_results(results / claim['table']) if run['epochs'] == claim['epochs']]
         one, other = (
-            {run['seed']: metric_of(run.get('trained', run.get('finetuned'))) for run in runs if run['plan'] == name}
+            {run['seed']: metric_of(run.get('trained', run.get('finetuned'))) for run in runs if run['method'] == name}
             for name in (claim['better'], claim['than'])
         )
         differences = [one[seed] - other[seed] for seed in sorted(one.keys() & other.keys())]
-        verdict = 'open at this budget'
+        verdict = 'open at this budget' if differences else 'not run'
         if len(differences) > 1:
             mean, width = interval(differences)
             verdict = 'holds' if mean > width else 'does not hold' if mean < -width else verdict
@@ -131,7 +142,7 @@ def tradeoff_of(folder: Path) -> Tradeoff:
     runs = read_results(folder)
     cells: dict[tuple, list[dict]] = {}
     for run in runs:
-        method = run['plan'] if 'plain' in run else f'{run["plan"]}, {run["epochs"]} epochs'
+        method = run['method'] if 'plain' in run else f'{run["method"]}, {run["epochs"]} epochs'
         for form in set(run).intersection(FORMS):
             cells.setdefault((method, form, run['keep']), []).append(run[form])
     methods: dict[str, dict[str, list[Point]]] = {}

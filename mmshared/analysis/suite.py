@@ -59,7 +59,7 @@ class SuiteFile:
         metric (str): The name of the metric in the log.
         configs (list): The models: configs, or mappings with the keys of :class:`Entry`.
         seeds (list[int]): The seeds of each model. Defaults to 0.
-        options (dict, optional): Changes to all configs. Those of an entry take precedence.
+        options (dict, optional): Changes to all configs, which are trained. Those of an entry take precedence.
         shape (list[int]): Image height and width for counting multiply-adds, preceded by the number of channels if
             not 3. Defaults to 224, 224.
     """
@@ -169,6 +169,11 @@ def read_suite(path: Path, work_dir: Path) -> Suite:
     for each in suite.configs:
         given = dict(config=each) if isinstance(each, str) else each
         entry = _from_yaml(Entry, given, f'The entry {each} of the suite {path}')
+        if entry.script and suite.options:
+            raise SharingError(
+                f'The suite {path} has options, which are for training, and {entry.name} is a script: give that '
+                '--cfg-options.'
+            )
         if entry.name in {run.name for run in runs}:
             raise SharingError(
                 f'The suite {path} has {entry.name} twice: give entries of one config names of their own.'

@@ -1,6 +1,6 @@
 """Make a network smaller by other libraries, and keep the numbers beside those of run.py.
 
-Of blocks with shortcuts, `torch-pruning` removes channels inside: it fails on shortcuts without parameters. Of a
+`torch-pruning` removes channels inside blocks with shortcuts: it fails on shortcuts without parameters. Of a
 detector's head it removes outputs of the fully connected layers. By `magnitude` a channel is as important as its
 filter, by `group` as all weights that go with it. `tucker` decomposes each convolution of the stages by tensorly-
 torch, without the images. The knob of each is turned until the network has the share of the parameters that is asked
@@ -66,8 +66,8 @@ class Forward(nn.Module):
 
 
 def inner_layers(block: nn.Module) -> list[nn.Module]:
-    """The layers of a block whose outputs stay inside: its convolutions but for the last. A fully connected layer is a
-    block of a detector's head, whose outputs only the next one sees."""
+    """The layers of a block whose outputs stay inside: all its convolutions except the last. A fully connected layer
+    is a block of a detector's head, whose outputs only the next one sees."""
     if isinstance(block, nn.Linear):
         return [block]
     return [child for name, child in block.named_children() if name.startswith('conv')][:-1]
@@ -150,6 +150,8 @@ def main() -> None:
         return
     loader = calibration_loader(cfg, 512)
     plain = load_model(cfg, args.checkpoint)
+    if getattr(plain.backbone, 'norm_eval', False):
+        parser.error('the statistics of norms cannot be taken again: add --cfg-options model.backbone.norm_eval=False')
     batches = [plain.data_preprocessor(batch, False) for batch in loader]
     example = {name: each[:1] for name, each in batches[0].items()}
     whole: dict = {}
@@ -159,8 +161,8 @@ def main() -> None:
         if method != 'plain':
             update_bn(batches, Forward(network))
         with stdout_if(False):
-            whole = whole or evaluated(plain, cfg, folder / 'plain', args.shape)
-            converted = evaluated(network, cfg, folder / f'{method}-{keep}', args.shape)
+            whole = whole or evaluated(plain, cfg, folder / 'plain')
+            converted = evaluated(network, cfg, folder / f'{method}-{keep}')
         for result in results:
             networks = dict(plain=whole, converted=converted)
             if args.epochs:
@@ -171,8 +173,8 @@ def main() -> None:
                 work_dir = folder / result.name
                 with stdout_if(False):
                     runner_of(tuned, tuning, work_dir).train()
-                    networks['finetuned'] = evaluated(tuned, cfg, work_dir, args.shape)
-                    networks |= as_onnx(tuned, cfg, work_dir, args.shape, networks['finetuned']['metrics'])
+                    networks['finetuned'] = evaluated(tuned, cfg, work_dir)
+                    networks |= as_onnx(tuned, cfg, work_dir, networks['finetuned']['metrics'])
                     if method == 'plain':
                         networks['onnxruntime'] = quantised(cfg, work_dir, [batch['inputs'] for batch in batches])
             result.write(table, networks)

@@ -8,6 +8,7 @@ from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 from tqdm import tqdm
 
+from mmshared import SharingError
 from mmshared.engine.build import load_model
 from mmshared.engine.config import load_config
 from mmshared_cli import errors_in_a_sentence
@@ -24,7 +25,9 @@ def main() -> None:
     model = load_model(cfg, args.checkpoint)
     loader, dataset = cfg.test_dataloader, cfg.test_dataloader.dataset
     out = Path(dataset.data_root, dataset.ann_file)
-    names = sorted(path.name for path in out.parent.glob('*.jpg'))
+    names = sorted(path.name for path in out.parent.iterdir() if path.suffix.lower() in ('.jpg', '.jpeg'))
+    if not names:
+        raise SharingError(f'{out.parent} has no JPEG images: README.md says where they come from.')
     out.write_text(''.join(f'{name} 0\n' for name in names))
     loader.dataset = DATASETS.build(dataset)
     loader.setdefault('collate_fn', dict(type='default_collate'))

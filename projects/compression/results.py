@@ -3,6 +3,7 @@
 import argparse
 import copy
 import json
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,13 +12,14 @@ from torch import nn
 
 from mmshared import banks, fold_layers
 from mmshared.analysis.complexity import count_multiply_adds
+from mmshared.compress.calibration import calibration_loader
 from mmshared.compress.plan import size_of
 from mmshared.convert.onnx import onnx_forms
 from mmshared.convert.onnx_evaluation import evaluate_onnx
 from mmshared.engine.checkpoint import write_text
 from mmshared.engine.config import load_config, merge_options
 from mmshared.engine.runner import SharingRunner
-from mmshared_cli import add_cfg_options, add_shape
+from mmshared_cli import add_cfg_options
 
 RESULTS = Path(__file__).parent / 'results'
 
@@ -29,7 +31,6 @@ def parser_of(description: str, work_dir: str) -> argparse.ArgumentParser:
     parser.add_argument('--seeds', nargs='+', type=int, default=[0], help='of the training')
     parser.add_argument('--work-dir', type=Path, default=Path(work_dir))
     add_cfg_options(parser)
-    add_shape(parser)
     return parser
 
 
@@ -41,6 +42,7 @@ def add_compression(parser: argparse.ArgumentParser) -> None:
 
 
 def read_config(args: argparse.Namespace) -> Config:
+    """The config of a run with its options."""
     cfg = load_config(args.config)
     merge_options(cfg, args.cfg_options)
     cfg.runner_type = 'SharingRunner'
@@ -50,7 +52,7 @@ def read_config(args: argparse.Namespace) -> Config:
 class Result(NamedTuple):
     """A run, and where its numbers are kept."""
 
-    plan: str
+    method: str
     keep: float
     steps: int
     epochs: int
@@ -58,7 +60,7 @@ class Result(NamedTuple):
 
     @property
     def name(self) -> str:
-        return f'{self.plan}-{self.keep:g}_steps-{self.steps}_epochs-{self.epochs}_seed-{self.seed}'
+        return f'{self.method}-{self.keep:g}_steps-{self.steps}_epochs-{self.epochs}_seed-{self.seed}'
 
     def path(self, table: str) -> Path:
         return RESULTS / table / f'{self.name}.json'
@@ -79,24 +81,33 @@ def runner_of(network: nn.Module, cfg: Config, work_dir: Path) -> SharingRunner:
             return network
 
     cfg = copy.deepcopy(cfg)
-    cfg.work_dir = str(work_dir)
+    # mmengine keeps one visualizer for each name, and that one its folder.
+    name = f'{work_dir.name}-{time.time_ns()}'
+    cfg.update(work_dir=str(work_dir), visualizer={**(cfg.get('visualizer') or dict(type='Visualizer')), 'name': name})
     return OfNetwork.from_cfg(cfg)
 
 
-def evaluated(network: nn.Module, cfg: Config, work_dir: Path, shape: tuple[int, ...]) -> dict:
-    """The size of a network, and its metrics."""
-    work = count_multiply_adds(network, shape)['']
+def image_shape(network: nn.Module, cfg: Config) -> tuple[int, ...]:
+    """Channels, height and width of an image of the data as the network gets it."""
+    batch = next(iter(calibration_loader(cfg, 1)))
+    return tuple(network.data_preprocessor(batch, False)['inputs'].shape[1:])
+
+
+def evaluated(network: nn.Module, cfg: Config, work_dir: Path) -> dict:
+    """The size of a network, its multiply-adds as the plain network that it equals, and its metrics."""
+    plain = fold_layers(copy.deepcopy(network))
+    work = count_multiply_adds(plain, image_shape(network, cfg))['']
     return dict(size_of(network)._asdict(), multiply_adds=work, metrics=runner_of(network, cfg, work_dir).val())
 
 
-def as_onnx(network: nn.Module, cfg: Config, folder: Path, shape: tuple[int, ...], metrics: dict) -> dict:
+def as_onnx(network: nn.Module, cfg: Config, folder: Path, metrics: dict) -> dict:
     """Write the ONNX models of a network, which stay shared if it is.
 
     Returns their bytes and metrics: in float32 those of PyTorch, with weights as integers by onnxruntime.
     """
     network.eval()
     plain = fold_layers(copy.deepcopy(network))
-    forms = onnx_forms(network, plain, shape, keep_shared=bool(banks(network)), bits=8)
+    forms = onnx_forms(network, plain, image_shape(network, cfg), keep_shared=bool(banks(network)), bits=8)
     floats, integers = [form.SerializeToString() for form in forms.values()][-2:]
     (folder / 'float32.onnx').write_bytes(floats)
     (folder / 'int8.onnx').write_bytes(integers)

@@ -70,7 +70,8 @@ def main() -> None:
             continue
         folder = args.work_dir / table / method
         cfg.work_dir = str(folder)
-        run = METHODS[method](cfg, args.config, args.checkpoint, Budget(keep, 'kept'), steps=steps, epochs=args.epochs)
+        base = None if args.cfg_options else args.config
+        run = METHODS[method](cfg, base, args.checkpoint, Budget(keep, 'kept'), steps=steps, epochs=args.epochs)
         run.seed = seed
         with stdout_if(False):  # the logs are in the work dir
             report = json.loads(run.run().with_suffix('.json').read_text())
@@ -81,7 +82,7 @@ def main() -> None:
             }
             if args.epochs:
                 shared = load_model(load_config(str(folder / 'compressed.py')), str(folder / 'finetuned.pth'))
-                networks |= as_onnx(shared, cfg, folder, args.shape, networks['finetuned']['metrics'])
+                networks |= as_onnx(shared, cfg, folder, networks['finetuned']['metrics'])
         result.write(table, networks)
 
 

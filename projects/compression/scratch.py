@@ -1,7 +1,7 @@
 """Train a network from scratch, and keep the numbers beside those of run.py.
 
-The network is that of the config with the options. An interrupted training goes on, and one whose numbers are there is
-skipped.
+The network is that of the config with the options. An interrupted training goes on, with other settings another one
+begins, and one whose numbers are there is skipped.
 """
 
 import copy
@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from results import Result, as_onnx, evaluated, parser_of, read_config
 
+from mmshared.compress.steps import digest_of
 from mmshared.engine.runner import SharingRunner
 from mmshared_cli import errors_in_a_sentence, stdout_if
 
@@ -25,15 +26,15 @@ def main() -> None:
         result = Result(args.name, 1, 0, cfg.train_cfg.max_epochs, seed)
         if result.path(data).is_file():
             continue
-        training, folder = copy.deepcopy(cfg), args.work_dir / data / result.name
+        training, folder = copy.deepcopy(cfg), args.work_dir / data / f'{result.name}_{digest_of([cfg.to_dict()])[:8]}'
         training.merge_from_dict(dict(randomness=dict(seed=seed), work_dir=str(folder), resume=True))
         training.val_cfg = training.val_dataloader = training.val_evaluator = None
         with stdout_if(False):
             runner = SharingRunner.from_cfg(training)
             runner.model.to(memory_format=torch.channels_last)  # a step on a CPU is shorter by a seventh
             network = runner.train()
-            networks = dict(trained=evaluated(network, cfg, folder, args.shape))
-            networks |= as_onnx(network, cfg, folder, args.shape, networks['trained']['metrics'])
+            networks = dict(trained=evaluated(network, cfg, folder))
+            networks |= as_onnx(network, cfg, folder, networks['trained']['metrics'])
         result.write(data, networks)
 
 
