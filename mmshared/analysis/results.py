@@ -111,12 +111,17 @@ def claims_table(file: Path, results: Path) -> str:
     differences of runs with the same seed and its 95 % interval, by Student's t.
 
     Args:
-        file (Path): A YAML file: a list of mappings with ``claim``, ``table``, ``better``, ``than`` and ``epochs``.
+        file (Path): A YAML file: a list of mappings with ``claim``, ``table``, ``better``, ``than`` and ``epochs``;
+            of compressed networks also ``keep``.
         results (Path): The folder of the tables.
     """
     lines = []
     for claim in yaml.safe_load(file.read_text()):
-        runs = [run for run in read_results(results / claim['table']) if run['epochs'] == claim['epochs']]
+        runs = [
+            run
+            for run in read_results(results / claim['table'])
+            if (run['epochs'], run['keep']) == (claim['epochs'], claim.get('keep', 1))
+        ]
         one, other = (
             {run['seed']: metric_of(run.get('trained', run.get('finetuned'))) for run in runs if run['method'] == name}
             for name in (claim['better'], claim['than'])
