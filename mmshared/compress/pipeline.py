@@ -6,7 +6,6 @@ import copy
 import json
 import os.path as osp
 import shutil
-import time
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -26,7 +25,7 @@ from ..analysis.plots import detections_in
 from ..convert.fold import fold_model
 from ..engine.build import build_model, is_detector, load_model, load_whole
 from ..engine.checkpoint import converted, load_checkpoint_file, save_checkpoint, state_dict_of, write_text
-from ..engine.config import check_twins, dotted, load_config
+from ..engine.config import check_twins, dotted, in_work_dir, load_config
 from ..engine.runner import check_config, join_group
 from ..sharing import SharingError
 from .calibration import calibration_loader, within
@@ -235,16 +234,8 @@ class Compression:
 
     def runner(self, cfg: Config, work_dir: Path, **settings: Any) -> Runner:
         """A runner of a config with its own work dir."""
-        cfg = copy.deepcopy(cfg)
-        name = f'{work_dir.parent.name}-{work_dir.name}-{time.time_ns()}'
-        cfg.update(
-            work_dir=str(work_dir),
-            launcher=self.cfg.get('launcher', 'none'),
-            experiment_name=name,
-            # mmengine keeps one visualizer for each name, and that one its folder.
-            visualizer={**(cfg.get('visualizer') or dict(type='Visualizer')), 'name': name},
-            **settings,
-        )
+        cfg = in_work_dir(cfg, work_dir)
+        cfg.update(launcher=self.cfg.get('launcher', 'none'), **settings)
         return RUNNERS.build(cfg)
 
     def write_moments(self, path: Path) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import os
 import os.path as osp
 import re
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
@@ -109,6 +112,16 @@ def merge_options(cfg: Config, options: dict[str, Any]) -> dict[str, Any]:
         options = {**moved_root(cfg, options.pop('data_root')), **options}
     cfg.merge_from_dict(options)
     return options
+
+
+def in_work_dir(cfg: Config, work_dir: Path) -> Config:
+    """A copy of a config for one of several runners in a process, which logs to a work dir of its own: mmengine keeps
+    one visualizer for each name, and that one its folder."""
+    cfg = copy.deepcopy(cfg)
+    name = f'{work_dir.parent.name}-{work_dir.name}-{time.time_ns()}'
+    visualizer = {**(cfg.get('visualizer') or dict(type='Visualizer')), 'name': name}
+    cfg.update(work_dir=str(work_dir), experiment_name=name, visualizer=visualizer)
+    return cfg
 
 
 def plain_twin(cfg: Any) -> Any:

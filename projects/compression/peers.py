@@ -154,6 +154,7 @@ def main() -> None:
         parser.error('the statistics of norms cannot be taken again: add --cfg-options model.backbone.norm_eval=False')
     batches = [plain.data_preprocessor(batch, False) for batch in loader]
     example = {name: each[:1] for name, each in batches[0].items()}
+    shape = tuple(example['inputs'].shape[1:])
     whole: dict = {}
     for (method, keep), results in left.items():
         folder = args.work_dir / table
@@ -161,8 +162,8 @@ def main() -> None:
         if method != 'plain':
             update_bn(batches, Forward(network))
         with stdout_if(False):
-            whole = whole or evaluated(plain, cfg, folder / 'plain')
-            converted = evaluated(network, cfg, folder / f'{method}-{keep}')
+            whole = whole or evaluated(plain, cfg, folder / 'plain', shape)
+            converted = evaluated(network, cfg, folder / f'{method}-{keep}', shape)
         for result in results:
             networks = dict(plain=whole, converted=converted)
             if args.epochs:
@@ -173,8 +174,8 @@ def main() -> None:
                 work_dir = folder / result.name
                 with stdout_if(False):
                     runner_of(tuned, tuning, work_dir).train()
-                    networks['finetuned'] = evaluated(tuned, cfg, work_dir)
-                    networks |= as_onnx(tuned, cfg, work_dir, networks['finetuned']['metrics'])
+                    networks['finetuned'] = evaluated(tuned, cfg, work_dir, shape)
+                    networks |= as_onnx(tuned, cfg, work_dir, shape, networks['finetuned']['metrics'])
                     if method == 'plain':
                         networks['onnxruntime'] = quantised(cfg, work_dir, [batch['inputs'] for batch in batches])
             result.write(table, networks)

@@ -25,7 +25,7 @@ def main() -> None:
     model = load_model(cfg, args.checkpoint)
     loader, dataset = cfg.test_dataloader, cfg.test_dataloader.dataset
     out = Path(dataset.data_root, dataset.ann_file)
-    names = sorted(path.name for path in out.parent.iterdir() if path.suffix.lower() in ('.jpg', '.jpeg'))
+    names = sorted(path.name for path in out.parent.glob('*') if path.suffix.lower() in ('.jpg', '.jpeg'))
     if not names:
         raise SharingError(f'{out.parent} has no JPEG images: README.md says where they come from.')
     out.write_text(''.join(f'{name} 0\n' for name in names))

@@ -3,7 +3,6 @@
 import argparse
 import copy
 import json
-import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +16,7 @@ from mmshared.compress.plan import size_of
 from mmshared.convert.onnx import onnx_forms
 from mmshared.convert.onnx_evaluation import evaluate_onnx
 from mmshared.engine.checkpoint import write_text
-from mmshared.engine.config import load_config, merge_options
+from mmshared.engine.config import in_work_dir, load_config, merge_options
 from mmshared.engine.runner import SharingRunner
 from mmshared_cli import add_cfg_options
 
@@ -80,11 +79,7 @@ def runner_of(network: nn.Module, cfg: Config, work_dir: Path) -> SharingRunner:
         def build_model(self, model):
             return network
 
-    cfg = copy.deepcopy(cfg)
-    # mmengine keeps one visualizer for each name, and that one its folder.
-    name = f'{work_dir.name}-{time.time_ns()}'
-    cfg.update(work_dir=str(work_dir), visualizer={**(cfg.get('visualizer') or dict(type='Visualizer')), 'name': name})
-    return OfNetwork.from_cfg(cfg)
+    return OfNetwork.from_cfg(in_work_dir(cfg, work_dir))
 
 
 def image_shape(network: nn.Module, cfg: Config) -> tuple[int, ...]:
@@ -93,21 +88,21 @@ def image_shape(network: nn.Module, cfg: Config) -> tuple[int, ...]:
     return tuple(network.data_preprocessor(batch, False)['inputs'].shape[1:])
 
 
-def evaluated(network: nn.Module, cfg: Config, work_dir: Path) -> dict:
+def evaluated(network: nn.Module, cfg: Config, work_dir: Path, shape: tuple[int, ...]) -> dict:
     """The size of a network, its multiply-adds as the plain network that it equals, and its metrics."""
     plain = fold_layers(copy.deepcopy(network))
-    work = count_multiply_adds(plain, image_shape(network, cfg))['']
+    work = count_multiply_adds(plain, shape)['']
     return dict(size_of(network)._asdict(), multiply_adds=work, metrics=runner_of(network, cfg, work_dir).val())
 
 
-def as_onnx(network: nn.Module, cfg: Config, folder: Path, metrics: dict) -> dict:
+def as_onnx(network: nn.Module, cfg: Config, folder: Path, shape: tuple[int, ...], metrics: dict) -> dict:
     """Write the ONNX models of a network, which stay shared if it is.
 
     Returns their bytes and metrics: in float32 those of PyTorch, with weights as integers by onnxruntime.
     """
     network.eval()
     plain = fold_layers(copy.deepcopy(network))
-    forms = onnx_forms(network, plain, image_shape(network, cfg), keep_shared=bool(banks(network)), bits=8)
+    forms = onnx_forms(network, plain, shape, keep_shared=bool(banks(network)), bits=8)
     floats, integers = [form.SerializeToString() for form in forms.values()][-2:]
     (folder / 'float32.onnx').write_bytes(floats)
     (folder / 'int8.onnx').write_bytes(integers)

@@ -11,7 +11,7 @@ from functools import cached_property
 from itertools import product
 from pathlib import Path
 
-from results import Result, add_compression, as_onnx, parser_of, read_config
+from results import Result, add_compression, as_onnx, image_shape, parser_of, read_config
 
 from mmshared.compress.pipeline import Budget, Compression
 from mmshared.compress.plan import Group, Option, find_groups
@@ -82,7 +82,8 @@ def main() -> None:
             }
             if args.epochs:
                 shared = load_model(load_config(str(folder / 'compressed.py')), str(folder / 'finetuned.pth'))
-                networks |= as_onnx(shared, cfg, folder, networks['finetuned']['metrics'])
+                shape = image_shape(shared, cfg)
+                networks |= as_onnx(shared, cfg, folder, shape, networks['finetuned']['metrics'])
         result.write(table, networks)
 
 

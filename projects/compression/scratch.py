@@ -8,7 +8,7 @@ import copy
 from pathlib import Path
 
 import torch
-from results import Result, as_onnx, evaluated, parser_of, read_config
+from results import Result, as_onnx, evaluated, image_shape, parser_of, read_config
 
 from mmshared.compress.steps import digest_of
 from mmshared.engine.runner import SharingRunner
@@ -33,8 +33,9 @@ def main() -> None:
             runner = SharingRunner.from_cfg(training)
             runner.model.to(memory_format=torch.channels_last)  # a step on a CPU is shorter by a seventh
             network = runner.train()
-            networks = dict(trained=evaluated(network, cfg, folder))
-            networks |= as_onnx(network, cfg, folder, networks['trained']['metrics'])
+            shape = image_shape(network, cfg)
+            networks = dict(trained=evaluated(network, cfg, folder, shape))
+            networks |= as_onnx(network, cfg, folder, shape, networks['trained']['metrics'])
         result.write(data, networks)
 
 
