@@ -278,6 +278,21 @@ class TestPipeline:
         shared = load_model(load_config(str(work_dir / 'compressed.py')), str(work_dir / 'converted.pth'))
         assert [list(bank.names) for bank in banks(shared)] == [content['rows'][0]['layers']]
 
+    def test_processes_meet_before_they_put_the_network_on_their_devices(
+        self, config, checkpoint, tmp_path, monkeypatch
+    ):
+        class Meeting(Exception):
+            pass
+
+        def meet(*args):
+            raise Meeting
+
+        monkeypatch.setattr('mmshared.compress.pipeline.join_group', meet)
+        run = compression(config, checkpoint, tmp_path)
+        with pytest.raises(Meeting):
+            run.run()
+        assert 'model' not in vars(run)
+
     def test_the_smallest_network_within_a_drop(self, config, checkpoint, tmp_path, monkeypatch):
         """Judged by a metric that is the share of the parameters."""
 
@@ -291,6 +306,9 @@ class TestPipeline:
             load_model(load_config(str(tmp_path / 'work/compressed.py')), str(tmp_path / 'work/converted.pth'))
         )
         assert 0.7 <= kept.parameters / found.size.parameters < 0.75
+        made = (tmp_path / 'work/plan.json').stat().st_mtime_ns
+        compression(config, checkpoint, tmp_path / 'work', budget=None, max_drop=30, epochs=0, steps=1).run()
+        assert (tmp_path / 'work/plan.json').stat().st_mtime_ns > made  # other networks were judged
         again = compression(config, checkpoint, tmp_path / 'other', budget=None, max_drop=-1, epochs=0)
         with pytest.raises(SharingError, match='No smaller network keeps size within -1 points'):
             again.run()

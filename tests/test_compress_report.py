@@ -16,7 +16,7 @@ from mmpretrain.structures import DataSample
 from PIL import Image
 
 from helpers import BASIS, ROOT, TIED, backbone
-from mmshared.analysis.complexity import stored_bytes
+from mmshared.compress.plan import size_of
 from mmshared.compress.report import Results, measure, write_report
 from mmshared.engine.build import build_model, build_plain
 
@@ -176,12 +176,12 @@ def test_numbers_that_are_not_finite_are_dashes_and_null(tmp_path):
     assert not re.search(r'\b(nan|inf)\b', ''.join(page.sections.values()))
 
 
-def test_stored_bytes_are_those_in_a_checkpoint(mmpretrain):
+def test_the_bytes_of_a_network_are_those_of_a_checkpoint(mmpretrain):
     network = backbone(depth=18, groups=['conv[12]'], bank=TIED)
     tensors = network.state_dict().values()
-    assert stored_bytes(network) == sum(tensor.numel() * tensor.itemsize for tensor in tensors)
+    assert size_of(network).bytes == sum(tensor.numel() * tensor.itemsize for tensor in tensors)
     layer = torch.nn.Linear(8, 8)
-    assert stored_bytes(torch.nn.Sequential(layer, layer)) == stored_bytes(layer) == 4 * 72
+    assert size_of(torch.nn.Sequential(layer, layer)) == size_of(layer) == (72, 4 * 72)
 
 
 def test_networks_are_measured(mmpretrain):

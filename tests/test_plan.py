@@ -195,12 +195,14 @@ class TestCosts:
         assert predict_costs(groups, again) == costs
         assert first.measured > 0 and again.measured == 0
 
-    def test_what_was_measured_of_other_weights_or_images_does_not_count(self, tmp_path):
+    def test_what_was_measured_of_other_weights_images_or_moments_does_not_count(self, tmp_path):
         network, cache = Network(), tmp_path / 'costs.json'
         layers = ['blocks.0.2', 'blocks.1.2']
         CostMeter(network, batches(), {}, cache)(layers, TIED)
-        others = CostMeter(network, batches(3), {}, cache), CostMeter(Network(), batches(3), {}, cache)
-        assert [other(layers, TIED) > 0 and other.measured for other in others] == [1, 1]
+        moments = {name: torch.eye(8) for name in layers}
+        others = (Network(), batches(), {}), (network, batches(3), {}), (network, batches(), moments)
+        meters = [CostMeter(*each, cache) for each in others]
+        assert [meter(layers, TIED) > 0 and meter.measured for meter in meters] == [1, 1, 1]
 
     def test_damage_to_the_file_costs_only_time(self, tmp_path):
         (tmp_path / 'costs.json').write_text('{"digest"')

@@ -181,9 +181,12 @@ def test_an_interrupted_pass_goes_on_where_it_was(tmp_path, monkeypatch):
         found = collect_moments(model, batches, names, cache=tmp_path)
         assert all(torch.equal(found[name], expected[name]) for name in names)
     assert [id(each) for each in seen] == [id(batches[i]) for i in (0, 1, 2, 2, 3)]
+    others = [torch.randn(2, 4, 8, 8) for _ in range(4)]
+    collect_moments(model, others, names, cache=tmp_path)
+    assert len(seen) == 9
     nn.init.zeros_(model[0].weight)  # another network
-    found = collect_moments(model, batches, names, cache=tmp_path)
-    assert len(seen) == 9 and not torch.equal(found['1'], expected['1'])
+    found = collect_moments(model, others, names, cache=tmp_path)
+    assert len(seen) == 13 and not torch.equal(found['1'], expected['1'])
 
 
 def worker(rank, folder):

@@ -19,12 +19,6 @@ def parameter_count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def stored_bytes(model: nn.Module) -> int:
-    """The bytes of the tensors in a model's state dict, with shared ones counted once, as in a checkpoint's file."""
-    storages = [tensor.untyped_storage() for tensor in model.state_dict().values()]
-    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
-
-
 def count_multiply_adds(model: nn.Module, size: tuple[int, ...]) -> dict[str, int]:
     """The multiply-adds of the convs and linear layers for one image, by module. The work of banks, which generate
     once for a whole batch, is not counted; for layers on a basis the filters and then the coefficients are, as in the

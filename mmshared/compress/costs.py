@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from ..engine.checkpoint import write_text
 from ..sharing.layers import plain_layers
 from ..sharing.surgery import make_bank
+from .calibration import tensors_in
 from .outputs import Outputs, difference, outputs_of
+from .steps import digest_of
 
 
 class Dense(NamedTuple):
@@ -33,7 +33,8 @@ def fit_bank(config: dict, layers: Sequence[Any], moments: Sequence[Tensor] | No
     Args:
         config (dict): The config of the bank.
         layers (Sequence[nn.Conv2d | nn.Linear]): The plain layers.
-        moments (Sequence[Tensor], optional): The second moments of their inputs, (K, K) each.
+        moments (Sequence[Tensor], optional): The second moments of their inputs, as
+            :func:`~mmshared.compress.statistics.collect_moments` gives them.
     """
     bank = make_bank(config, layers)
     shared = [bank.make_layer(layer).eval() for layer in layers]
@@ -50,9 +51,10 @@ class CostMeter:
     Args:
         model (nn.Module): The plain network. It is put in eval mode.
         batches (Sequence): Batches of calibration images as a data loader gives them.
-        moments (dict[str, Tensor]): Second moments of the layers' inputs by the layers' names, (K, K) each.
-        cache (Path, optional): A file that keeps the costs, so that an interrupted plan goes on. One of other weights
-            or images is replaced.
+        moments (dict[str, Tensor]): Second moments of the layers' inputs by the layers' names, as
+            :func:`~mmshared.compress.statistics.collect_moments` gives them.
+        cache (Path, optional): A file that keeps the costs, so that an interrupted plan goes on. One of other weights,
+            images or moments is replaced.
 
     Attributes:
         measured (int): Number of costs that were not in the file.
@@ -65,7 +67,8 @@ class CostMeter:
         self.measured = 0
         self._places = plain_layers(model)
         self._plain: list[Outputs] = []
-        self._digest = '' if cache is None else digest([*model.state_dict().values(), *tree_leaves(list(batches))])
+        parts = model.state_dict(), list(batches), moments
+        self._digest = '' if cache is None else digest_of(tensor for part in parts for tensor in tensors_in(part))
         self._costs = {} if cache is None else _read_costs(cache, self._digest)
 
     def __call__(self, layers: Sequence[str], bank: dict) -> float:
@@ -111,18 +114,8 @@ def _set(layer: Any, dense: Dense) -> None:
     layer.bias = bias if bias is None or isinstance(bias, nn.Parameter) else nn.Parameter(bias)
 
 
-def digest(values: Iterable[Any]) -> str:
-    """A digest of the values of tensors; anything else is left out."""
-    found = hashlib.sha256()
-    for each in values:
-        if isinstance(each, Tensor):
-            found.update(f'{each.dtype} {tuple(each.shape)}'.encode())
-            found.update(each.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return found.hexdigest()
-
-
 def _read_costs(path: Path, digest: str) -> dict[str, float]:
-    """The costs in a file, if they are those of this network and these images."""
+    """The costs in a file, if they are those of this network, these images and their moments."""
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError):

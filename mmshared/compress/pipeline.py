@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.dist import barrier, get_world_size, is_main_process
+from mmengine.dist import barrier, is_main_process
 from mmengine.registry import DATASETS, RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 from rich.console import Console
@@ -146,12 +146,14 @@ class Compression:
         Raises:
             SharingError: If something does not fit. What can be known before anything has run is said before.
         """
+        join_group(self.cfg.get('launcher', 'none'), self.cfg.get('env_cfg', {}))  # which says where models are
         self.check()
-        join_group(self.cfg.get('launcher', 'none'), self.cfg.get('env_cfg', {}))
         steps = Steps(self.folder)
         plain = Network(self.bare, Path(self.checkpoint), self.evaluate(steps, 'plain', self.bare, self.checkpoint))
         moments = steps('moments.pth', [*self.sources, self.images, self.layers], self.write_moments, together=True)
         wanted: list[Any] = [self.budget, self.max_drop] if self.plan is None else [self.plan]
+        if self.max_drop is not None:
+            wanted += [*self.sources, self.steps]
         if self.plan is None:
             wanted.append(steps('options.json', [*self.sources, moments], self.write_options))
         plan = steps('plan.json', wanted, partial(self.write_plan, plain.metrics), together=True)
@@ -247,7 +249,7 @@ class Compression:
 
     def write_options(self, path: Path) -> None:
         """Measure what the options of each group cost."""
-        batches = list(within(calibration_loader(self.bare, self.images), _PIXELS / get_world_size()))
+        batches = list(within(calibration_loader(self.bare, self.images), _PIXELS))
         meter = CostMeter(self.model, batches, self.moments, self.folder / 'costs.json')
         options = predict_costs(self.groups, meter)
         write_text(path, json.dumps(options))
@@ -424,5 +426,6 @@ def commands(folder: Path, checkpoint: Path) -> dict[str, str]:
         'Evaluate it': f'mmshared test {shared}',
         'Train it further': f'mmshared train {folder / "compressed.py"} --cfg-options load_from={checkpoint}',
         'Evaluate the plain network that it equals': f'mmshared test {folded}',
-        'Write it as ONNX': f'mmshared fold {shared} {folder / "folded.pth"} --onnx {folder / "folded.onnx"}',
+        'Write it as a small ONNX model': f'mmshared fold {shared} {folder / "folded.pth"} '
+        f'--onnx {folder / "small.onnx"} --keep-shared --int8',
     }

@@ -19,12 +19,13 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ..analysis.complexity import count_multiply_adds, parameter_count, stored_bytes
+from ..analysis.complexity import count_multiply_adds
 from ..analysis.logs import Curve
 from ..analysis.plots import draw_curves, draw_stages
 from ..analysis.speed import time_in_turn
 from ..sharing import fold_layers
 from ..version import __version__
+from .plan import size_of
 
 
 @dataclass
@@ -62,8 +63,8 @@ def measure(networks: dict[str, nn.Module], batch: dict, rounds: int = 10) -> di
         rounds (int): How often each is timed. Defaults to 10.
 
     Returns:
-        dict[str, dict]: For each network its ``parameters``, its ``bytes`` (of :func:`stored_bytes`), and, folded as
-        it is shipped, the ``multiply_adds`` of :func:`count_multiply_adds` for one image and the ``time`` of the batch
+        dict[str, dict]: For each network its ``parameters`` and ``bytes`` (of :func:`size_of`), and, folded as it is
+        shipped, the ``multiply_adds`` of :func:`count_multiply_adds` for one image and the ``time`` of the batch
         in seconds, the median of the rounds.
     """
 
@@ -80,8 +81,7 @@ def measure(networks: dict[str, nn.Module], batch: dict, rounds: int = 10) -> di
     timings = time_in_turn({name: partial(inference, each) for name, each in folded.items()}, rounds, device)
     return {
         name: dict(
-            parameters=parameter_count(network),
-            bytes=stored_bytes(network),
+            **size_of(network)._asdict(),
             multiply_adds=count_multiply_adds(folded[name], size)[''],
             time=timings[name].seconds,
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,13 +21,14 @@ from ..engine.checkpoint import load_checkpoint_file, save_checkpoint
 from ..sharing import SharedLayer, SharingError
 from ..sharing.attention import is_packed
 from ..sharing.layers import plain_layers
-from .calibration import Batches, evaluating, predict
+from .calibration import Batches, evaluating, predict, tensors_in
+from .steps import digest_of
 
 aten = torch.ops.aten
 
 #: The number of values of patches that are in memory at one time.
 CHUNK = 2**24
-#: The number of patches that are enough for each value of a patch: the same number for each batch is drawn of more.
+#: So many patches are enough for each value of a patch. If there are more, as many are drawn from each batch.
 SAMPLES = 128
 #: How often unfinished sums are saved, in seconds.
 INTERVAL = 60.0
@@ -60,9 +60,9 @@ def collect_moments(
         names (Sequence[str]): The names of layers in it, also of packed projections (``attn.in_proj``).
         limit (float, optional): The most memory in GB that the sums may take at one time. The layers are split into
             several passes over the images if they need more.
-        cache (Path, optional): A folder for the sums. What is there of the same model, layers and number of batches
-            is not computed again, also if it was interrupted; the sums that are returned are read from there when
-            they are used.
+        cache (Path, optional): A folder for the sums. What is there of the same model, layers, first batch and number
+            of batches is not computed again, also if it was interrupted; the sums that are returned are read from
+            there when they are used.
 
     Returns:
         dict[str, Tensor]: By name, the sum for each layer that got inputs: (K, K) in float64, or (G, K, K) for G
@@ -217,7 +217,7 @@ class _Pass:
 
     def run(self, batches: Batches) -> dict[str, Tensor]:
         """The sums of the layers."""
-        key = self._key(len(batches)) if self.path else ''
+        key = self._key(batches) if self.path else ''
         done, sums = self._saved(key)
         if done < len(batches):
             device = next(self.model.parameters()).device
@@ -237,13 +237,11 @@ class _Pass:
                 sums = self._saved(key)[1]
         return sums
 
-    def _key(self, batches: int) -> str:
+    def _key(self, batches: Batches) -> str:
         """A fingerprint of what the sums depend on."""
-        digest = hashlib.sha256(repr((batches, [(layer.name, layer.shape) for layer in self.layers])).encode())
-        for name, tensor in self.model.state_dict().items():
-            digest.update(name.encode())
-            digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-        return digest.hexdigest()
+        first, weights = next(iter(batches), None), self.model.state_dict()
+        layers = [(layer.name, layer.shape) for layer in self.layers]
+        return digest_of([len(batches), layers, list(weights), *weights.values(), *tensors_in(first)])
 
     def _saved(self, key: str) -> tuple[int, dict[str, Tensor]]:
         """The number of batches that are done, and their sums."""

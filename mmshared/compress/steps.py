@@ -6,11 +6,13 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.dist import barrier, is_main_process, master_only
+from torch import Tensor
 
 from ..engine.checkpoint import write_text
 
@@ -64,14 +66,17 @@ class Steps:
         return path.is_file() and self._digests().get(path.name) == digest
 
 
-def digest_of(sources: list[Any]) -> str:
-    """A digest of values and of the contents of files."""
+def digest_of(sources: Iterable[Any]) -> str:
+    """A digest of values, of tensors and of the contents of files."""
     found = hashlib.sha256()
     for source in sources:
         if isinstance(source, Path):
             with open(source, 'rb') as file:
                 while block := file.read(2**24):
                     found.update(block)
+        elif isinstance(source, Tensor):
+            found.update(f'{source.dtype} {tuple(source.shape)}'.encode())
+            found.update(source.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         else:
             found.update(json.dumps(source, sort_keys=True, default=str).encode())
         found.update(b'\0')
