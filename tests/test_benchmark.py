@@ -197,6 +197,11 @@ def test_the_suites_name_configs_that_are_there_and_keys_that_they_have(path, tm
             f'metric: a\nconfigs: [{{config: {CONFIG}, options: {{model.backbone.sharing.groups: [none]}}}}]',
             "cannot be built: .*'none' forms no group",
         ),
+        (
+            'metric: a\nconfigs: [{config: "mmpretrain::resnet/resnet18_8xb16_cifar10.py", options: '
+            '{model.backbone.num_stages: 5}}]',
+            'cannot be built: AssertionError',  # which says no more
+        ),
     ],
 )
 def test_a_suite_that_says_something_else_is_refused(tmp_path, text, words):

@@ -17,6 +17,7 @@ from typing import NamedTuple, Protocol
 import torch
 from tqdm import tqdm
 
+from ..engine.config import reason_in
 from ..sharing import SharingError
 from .suite import Run, Suite, collect
 
@@ -212,7 +213,7 @@ def train(suite: Suite, runs: list[Run], engine: Local | Slurm, command: Callabl
     left, running, failures, start = list(runs), {}, {}, time.time()
 
     def fail(run: Run, error: Exception) -> None:
-        failures[run] = str(error).splitlines()[-1] if str(error) else type(error).__name__
+        failures[run] = reason_in(error)
         tqdm.write(f'failed: {run.title}')
 
     bar = tqdm(total=len(suite.runs), initial=len(suite.runs) - len(runs), unit='run', disable=None)

@@ -369,8 +369,8 @@ def growth(
     found: dict[str, list[dict]] = {}
     for quantity, value, options, number in variants:
         variant = copy.deepcopy(cfg)
-        variant.merge_from_dict(options)
         try:
+            variant.merge_from_dict(options)
             each = Benchmark(variant, setting)
         except (KeyError, TypeError) as error:
             raise SharingError(f'The config builds no network of {quantity} {value}: {error}.') from None

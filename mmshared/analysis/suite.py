@@ -16,7 +16,7 @@ import yaml
 from mmengine.config import Config
 
 from ..engine.build import build_empty
-from ..engine.config import load_config, merge_options
+from ..engine.config import load_config, merge_options, reason_in
 from ..sharing import SharingError
 from .complexity import count_multiply_adds, parameter_count
 from .logs import detected_nothing, read_records, read_scalars, read_validations
@@ -185,8 +185,7 @@ def read_suite(path: Path, work_dir: Path) -> Suite:
                 macs = count_multiply_adds(model, tuple(suite.shape))['']
                 counts[entry.name] = dict(parameters=parameter_count(model), macs=macs)
         except Exception as error:
-            reason = str(error).splitlines()[-1]
-            raise SharingError(f'{entry.name} of the suite {path} cannot be built: {reason}') from None
+            raise SharingError(f'{entry.name} of the suite {path} cannot be built: {reason_in(error)}') from None
         if entry.script:
             runs.append(Run(entry.name, None, entry.config, work_dir / entry.name, entry.script))
             continue
@@ -204,7 +203,7 @@ def _config(name: str, options: dict) -> Config:
     except SharingError:
         raise
     except Exception as error:
-        raise SharingError(f'The config {name} cannot be read: {str(error).splitlines()[-1]}') from None
+        raise SharingError(f'The config {name} cannot be read: {reason_in(error)}') from None
     return cfg
 
 

@@ -42,6 +42,11 @@ def config_path(name: str) -> str:
     return path
 
 
+def reason_in(error: Exception) -> str:
+    """The last line of an error's message, which says most; its type if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[-1]
+
+
 def load_config(name: str) -> Config:
     """Load the config of a model, from a path or from its name in a package.
 
@@ -57,8 +62,7 @@ def load_config(name: str) -> Config:
             _find_modules_beside(path, cfg.custom_imports['imports'])
             import_modules_from_strings(**cfg.custom_imports)
     except Exception as error:  # a config is code
-        reason = str(error).strip() or type(error).__name__
-        raise SharingError(f'The config {name} cannot be read: {reason.splitlines()[-1]}') from None
+        raise SharingError(f'The config {name} cannot be read: {reason_in(error)}') from None
     if not {'model', 'default_scope'} <= set(cfg):
         raise SharingError(
             f'{name} is not a config of a model: it has no {"model" if "model" not in cfg else "default_scope"}.'
