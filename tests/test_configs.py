@@ -16,7 +16,7 @@ from mmshared import SharingError, banks
 from mmshared.analysis.complexity import complexity, count_multiply_adds, parameter_count, sharing_groups
 from mmshared.analysis.plots import draw_tradeoff
 from mmshared.analysis.results import claims_table, result_table, tradeoff_of
-from mmshared.analysis.tables import measure, readmes
+from mmshared.analysis.tables import measure, put_tables, readmes
 from mmshared.engine.build import build_empty, build_model, build_plain
 from mmshared.engine.config import load_config, merge_options
 
@@ -269,30 +269,41 @@ def test_tables_and_plots_of_results_have_means_with_intervals_of_n_minus_1_degr
     for seed, score in enumerate((80, 81, 85)):
         networks = dict(
             plain=dict(parameters=1000, metrics=dict(top1=90)),
-            converted=dict(parameters=400, metrics=dict(top1=score - 10)),
+            converted=dict(parameters=400, metrics=dict(top1=72)),
             finetuned=dict(parameters=400, multiply_adds=2_500_000, metrics=dict(top1=score)),
             float32=dict(bytes=9000, metrics=dict(top1=score)),
             int8=dict(bytes=3000, metrics=dict(top1=score - 1)),
         )
         for epochs, steps in ((0, 0), (0, 60), (3, 60)):
-            run = dict(method='planned', keep=0.4, steps=steps, epochs=epochs, seed=seed)
-            for name, network in networks.items():
-                if epochs or name in ('plain', 'converted'):
-                    run[name] = network
+            run = dict(method='planned', keep=0.4, steps=steps, epochs=epochs, seed=seed, plain=networks['plain'])
+            run |= networks if epochs else dict(converted=dict(parameters=400, metrics=dict(top1=71)))
             (tmp_path / f'{epochs}-{steps}-{seed}.json').write_text(json.dumps(run))
     lines = result_table(tmp_path).splitlines()
     assert lines[0] == '| kept | method | multiply-adds | fitted | 60 steps | 3 epochs | kB | int8 | kB |'
-    untrained, trained, rounded = '72.00 ± 6.57', '82.00 ± 6.57', '81.00 ± 6.57'
-    assert lines[2] == f'| 0.400 | planned | 2.5 M | {untrained} | {untrained} | {trained} | 9 | {rounded} | 3 |'
+    trained, rounded = '82.00 ± 6.57', '81.00 ± 6.57'  # one network was trained with three seeds
+    assert lines[2] == f'| 0.400 | planned | 2.5 M | 71.00 | 72.00 | {trained} | 9 | {rounded} | 3 |'
     tradeoff = tradeoff_of(tmp_path)
     ((size, mean, width),) = tradeoff.methods['planned']['int8']
     assert (size, mean) == (3000, 81) and width == pytest.approx(6.57, abs=0.01)
     draw_tradeoff({'one': tradeoff, 'other': tradeoff}, tmp_path / 'plot.png')
     drawn = np.asarray(Image.open(tmp_path / 'plot.png').convert('RGB')).reshape(-1, 3)
     assert (drawn == (31, 119, 180)).all(1).sum() > 50  # C0
-    (tmp_path / 'again.json').write_text(json.dumps(dict(run, steps=240)))
-    with pytest.raises(SharingError, match='2 results of planned at 0.4 with seed 2: keep one'):
-        result_table(tmp_path)
+    for other, words in (
+        (dict(steps=240), '2 results of planned at 0.4 with seed 2: keep one'),
+        (dict(steps=240, seed=3), 'results of planned at 0.4 after 2 numbers of steps: keep one'),
+        (dict(plain=networks['converted'], seed=3), 'results of 2 plain networks: keep those of one'),
+    ):
+        (tmp_path / 'other.json').write_text(json.dumps({**run, **other}))
+        with pytest.raises(SharingError, match=words):
+            result_table(tmp_path)
+
+
+def test_a_readme_without_the_marks_of_a_table_is_named(tmp_path):
+    (tmp_path / 'README.md').write_text('a <!-- models --> old <!-- end of models --> b')
+    text = put_tables(tmp_path / 'README.md', dict(models='new'))
+    assert text == 'a <!-- models -->\nnew\n<!-- end of models --> b'
+    with pytest.raises(SharingError, match='README.md lacks the marks <!-- claims -->'):
+        put_tables(tmp_path / 'README.md', dict(models='new', claims='new'))
 
 
 @pytest.mark.parametrize(

@@ -17,17 +17,32 @@ from .plots import Point, Tradeoff
 FORMS = ('float32', 'int8', 'onnxruntime')
 
 
+def folders_in(results: Path) -> list[Path]:
+    """The folders of results, one for each table."""
+    return sorted({file.parent for file in results.glob('*/*.json')})
+
+
 def read_results(folder: Path) -> list[dict]:
     """The results in a folder.
 
     Raises:
-        SharingError: If two of them would be in one place of the table as runs of one seed.
+        SharingError: If some of them are no runs of one table: there are two for one seed, or they differ in the plain
+            network, or those of one row in the steps before fine-tuning.
     """
     runs = [json.loads(path.read_text()) for path in sorted(folder.glob('*.json'))]
     count = Counter((run['method'], run['keep'], *_training_of(run), run['seed']) for run in runs)
     for (method, keep, *_, seed), number in count.items():
         if number > 1:
             raise SharingError(f'{folder} has {number} results of {method} at {keep} with seed {seed}: keep one.')
+    steps = {(run['method'], run['keep'], run['epochs'], run['steps']) for run in runs if run['epochs']}
+    for (method, keep, _), number in Counter(row[:3] for row in steps).items():
+        if number > 1:
+            raise SharingError(
+                f'{folder} has results of {method} at {keep} after {number} numbers of steps: keep one.'
+            )
+    plain = {(run['plain']['parameters'], metric_of(run['plain'])) for run in runs if 'plain' in run}
+    if len(plain) > 1:
+        raise SharingError(f'{folder} has results of {len(plain)} plain networks: keep those of one.')
     return runs
 
 
@@ -42,30 +57,38 @@ def _compressed(runs: list[dict]) -> str:
     """A table of compressed networks.
 
     A row is a share of the parameters and a method; a column the steps of each block before any training, or the
-    epochs of fine-tuning. Of what was fine-tuned it has the bytes of the ONNX model, of the one with integers too.
+    epochs of fine-tuning. What was fine-tuned is in both, and has the bytes of the ONNX models.
     """
     rows: dict[tuple[float, str], list[dict]] = {}
     for run in runs:
         rows.setdefault((run['keep'], run['method']), []).append(run)
-    columns = sorted({_training_of(run) for run in runs})
+    columns = sorted({training for run in runs for training in (_training_of(run), (0, run['steps']))})
     titles = [f'{epochs} epochs' if epochs else f'{steps} steps' if steps else 'fitted' for epochs, steps in columns]
     heads, forms = _forms_of(runs)
     titles = ['multiply-adds', *titles, *heads]
     plain = runs[0]['plain']
     lines = []
     for row in sorted(rows, reverse=True):
-        found = [(_training_of(run), run.get('finetuned', run['converted'])) for run in rows[row]]
-        line = [f'{found[-1][1]["parameters"] / plain["parameters"]:.3f}', row[1]]
-        work = {network['multiply_adds'] for _, network in found if 'multiply_adds' in network}
+        networks = [run.get('finetuned', run['converted']) for run in rows[row]]
+        line = [f'{networks[-1]["parameters"] / plain["parameters"]:.3f}', row[1]]
+        work = {network['multiply_adds'] for network in networks if 'multiply_adds' in network}
         line.append(f'{max(work) / 1e6:,.1f} M' if work else '')
-        for column in columns:
-            line.append(mean_text([metric_of(network) for training, network in found if training == column]))
+        line += [mean_text(_metrics_in(rows[row], *column)) for column in columns]
         lines.append(line + _cells_of(rows[row], forms))
     caption = (
         f'{next(iter(plain["metrics"]))}; the plain network has {mean_text([metric_of(plain)])}, with '
         f'{plain["parameters"]:,} parameters.'
     )
     return markdown_table(['kept', 'method', *titles], lines, text=(1,)) + f'\n\n{caption}'
+
+
+def _metrics_in(runs: list[dict], epochs: int, steps: int) -> list[float]:
+    """The metrics of a row's runs in a column. Their seeds are of the fine-tuning: before it there is one network, the
+    one that was fine-tuned if any was."""
+    if epochs:
+        return [metric_of(run['finetuned']) for run in runs if run['epochs'] == epochs]
+    begun = [run for run in runs if run['steps'] == steps]
+    return [metric_of(max(begun, key=lambda run: run['epochs'])['converted'])] if begun else []
 
 
 def _training_of(run: dict) -> tuple[int, int]:

@@ -5,9 +5,10 @@ from pathlib import Path
 import yaml
 from mmengine.config import Config
 
+from ..sharing import SharingError
 from .complexity import complexity
 from .markdown import markdown_table
-from .results import claims_table, result_table
+from .results import claims_table, folders_in, result_table
 
 INPUT_SIZE = {
     'ImageNet-1k': (224, 224),
@@ -60,14 +61,21 @@ def model_table(models: list[dict], folder: str) -> str:
     return markdown_table(head, rows, text=(0, 1))
 
 
-def put_table(text: str, table: str, name: str = 'models') -> str:
-    """Put a table between the marks ``<!-- name -->`` and ``<!-- end of name -->`` of a README."""
-    start, end = f'<!-- {name} -->', f'<!-- end of {name} -->'
-    before, found, rest = text.partition(start)
-    _, closed, after = rest.partition(end)
-    if not found or not closed:
-        raise ValueError(f'The README lacks the marks {start} and {end}.')
-    return f'{before}{start}\n{table}\n{end}{after}'
+def put_tables(readme: Path, tables: dict[str, str]) -> str:
+    """The text of a README with tables between their marks, ``<!-- name -->`` and ``<!-- end of name -->``.
+
+    Raises:
+        SharingError: If it lacks the marks of a table.
+    """
+    text = readme.read_text()
+    for name, table in tables.items():
+        start, end = f'<!-- {name} -->', f'<!-- end of {name} -->'
+        before, found, rest = text.partition(start)
+        _, closed, after = rest.partition(end)
+        if not found or not closed:
+            raise SharingError(f'{readme} lacks the marks {start} and {end} where its table goes: add them.')
+        text = f'{before}{start}\n{table}\n{end}{after}'
+    return text
 
 
 def readmes(root: Path) -> dict[Path, str]:
@@ -78,12 +86,10 @@ def readmes(root: Path) -> dict[Path, str]:
         models = yaml.safe_load(path.read_text())['Models']
         main += [model for model in models if model['Dataset'] == 'ImageNet-1k']
         readme = path.with_name('README.md')
-        texts[readme] = put_table(readme.read_text(), model_table(models, str(path.parent.relative_to(root))))
-    texts[root / 'README.md'] = put_table((root / 'README.md').read_text(), model_table(main, ''))
+        texts[readme] = put_tables(readme, dict(models=model_table(models, str(path.parent.relative_to(root)))))
+    texts[root / 'README.md'] = put_tables(root / 'README.md', dict(models=model_table(main, '')))
     project = root / 'projects/compression'
-    text = (project / 'README.md').read_text()
-    for path in sorted(path for path in (project / 'results').iterdir() if path.is_dir()):
-        text = put_table(text, result_table(path), path.name)
-    text = put_table(text, claims_table(project / 'claims.yaml', project / 'results'), 'claims')
-    texts[project / 'README.md'] = text
+    tables = {folder.name: result_table(folder) for folder in folders_in(project / 'results')}
+    tables['claims'] = claims_table(project / 'claims.yaml', project / 'results')
+    texts[project / 'README.md'] = put_tables(project / 'README.md', tables)
     return texts

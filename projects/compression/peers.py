@@ -135,7 +135,7 @@ def to_size(method: str, plain: nn.Module, parameters: float, batch: dict) -> nn
 def main() -> None:
     parser = parser_of(__doc__, 'work_dirs/peers')
     add_compression(parser)
-    parser.add_argument('--peer', nargs='+', choices=PEERS, default=list(PEERS))
+    parser.add_argument('--peer', nargs='+', choices=PEERS, required=True)
     args = parser.parse_args()
     missing = [method for method in args.peer if method in PACKAGES and not find_spec(PACKAGES[method])]
     if missing:
@@ -144,7 +144,7 @@ def main() -> None:
     left: dict[tuple[str, float], list[Result]] = {}
     for method, keep, seed in product(args.peer, args.keep, args.seeds):
         result = Result(method, keep, 0, args.epochs, seed)
-        if not result.path(table).is_file():
+        if not result.is_there(table):
             left.setdefault((method, keep), []).append(result)
     if not left:
         return

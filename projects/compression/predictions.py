@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from mmengine.registry import DATASETS
@@ -10,6 +11,7 @@ from tqdm import tqdm
 
 from mmshared import SharingError
 from mmshared.engine.build import load_model
+from mmshared.engine.checkpoint import write_text
 from mmshared.engine.config import load_config
 from mmshared_cli import errors_in_a_sentence
 
@@ -28,11 +30,13 @@ def main() -> None:
     names = sorted(path.name for path in out.parent.glob('*') if path.suffix.lower() in ('.jpg', '.jpeg'))
     if not names:
         raise SharingError(f'{out.parent} has no JPEG images: README.md says where they come from.')
-    out.write_text(''.join(f'{name} 0\n' for name in names))
-    loader.dataset = DATASETS.build(dataset)
+    with TemporaryDirectory() as folder:
+        dataset.ann_file = str(Path(folder) / 'unknown.txt')
+        Path(dataset.ann_file).write_text(''.join(f'{name} 0\n' for name in names))
+        loader.dataset = DATASETS.build(dataset)
     loader.setdefault('collate_fn', dict(type='default_collate'))
     found = [each for batch in tqdm(Runner.build_dataloader(loader)) for each in model.test_step(batch)]
-    out.write_text(''.join(f'{name} {each.pred_label.item()}\n' for name, each in zip(names, found)))
+    write_text(out, ''.join(f'{name} {each.pred_label.item()}\n' for name, each in zip(names, found)))
     right = sum(each.pred_label.item() == number for number, each in enumerate(found))
     print(f'wrote {out}: the files in their order are of classes 0, 1, ...: {right / len(names):.1%} are predicted so')
 

@@ -64,6 +64,13 @@ class Result(NamedTuple):
     def path(self, table: str) -> Path:
         return RESULTS / table / f'{self.name}.json'
 
+    def is_there(self, table: str) -> bool:
+        """Whether its numbers are kept already: then this is said."""
+        path = self.path(table)
+        if path.is_file():
+            print(f'{path}: there already', flush=True)
+        return path.is_file()
+
     def write(self, table: str, networks: dict[str, dict]) -> None:
         path = self.path(table)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,8 +2,8 @@
 
 A run does what `tools/compress.py` does with the same options. It can also plan in two other ways, for comparison:
 `uniform` keeps the same share of every group, and `low-rank` gives every layer a basis of its own. Its numbers are
-written to `results`, and runs whose file is there are skipped: all runs of one network and one plan share a work dir,
-in which nothing is made twice.
+written to `results`, in a file named by the config, the method, its share, steps and epochs, and the seed; a run whose
+file is there is skipped. All runs of one network and one plan share a work dir, in which nothing is made twice.
 """
 
 import json
@@ -66,7 +66,7 @@ def main() -> None:
     cfg, table = read_config(args), Path(args.config).stem
     for method, keep, steps, seed in product(args.plan, args.keep, args.steps, args.seeds):
         result = Result(method, keep, steps, args.epochs, seed)
-        if result.path(table).is_file():
+        if result.is_there(table):
             continue
         folder = args.work_dir / table / method
         cfg.work_dir = str(folder)

@@ -1,7 +1,7 @@
 """Train a network from scratch, and keep the numbers beside those of run.py.
 
-The network is that of the config with the options. An interrupted training goes on, with other settings another one
-begins, and one whose numbers are there is skipped.
+The network is that of the config with the options. An interrupted training goes on; with other settings another one
+begins. One whose numbers are there, under its name, epochs and seed, is skipped.
 """
 
 import copy
@@ -24,7 +24,7 @@ def main() -> None:
     data = Path(args.config).stem.rpartition('_')[2]
     for seed in args.seeds:
         result = Result(args.name, 1, 0, cfg.train_cfg.max_epochs, seed)
-        if result.path(data).is_file():
+        if result.is_there(data):
             continue
         training, folder = copy.deepcopy(cfg), args.work_dir / data / f'{result.name}_{digest_of([cfg.to_dict()])[:8]}'
         training.merge_from_dict(dict(randomness=dict(seed=seed), work_dir=str(folder), resume=True))

@@ -9,11 +9,14 @@ from pathlib import Path
 import yaml
 from tqdm import tqdm
 
+from mmshared_cli import errors_in_a_sentence
 
+
+@errors_in_a_sentence()
 def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
     from mmshared.analysis.plots import draw_tradeoff
-    from mmshared.analysis.results import tradeoff_of
+    from mmshared.analysis.results import folders_in, tradeoff_of
     from mmshared.analysis.tables import measure, readmes
 
     root = Path(__file__).parents[2]
@@ -25,7 +28,7 @@ def main() -> None:
         path.write_text(text)
         print(f'wrote the table of {path.relative_to(root)}')
     project = root / 'projects/compression'
-    panels = {path.name: tradeoff_of(path) for path in sorted(project.glob('results/*/'))}
+    panels = {path.name: tradeoff_of(path) for path in folders_in(project / 'results')}
     draw_tradeoff({name: panel for name, panel in panels.items() if panel.methods}, project / 'tradeoff.png')
 
 
