@@ -372,7 +372,7 @@ def draw_tradeoff(panels: dict[str, Tradeoff], out: Path) -> None:
     palette = colormaps['tab10' if len(methods) <= 10 else 'tab20'].colors
     colours = dict(zip(methods, palette))
     looks = dict(zip(forms, (dict(marker='o', linestyle='-'), dict(marker='s', linestyle='--'), dict(marker='^'))))
-    figure = Figure(figsize=(5.2 * len(panels) + 2, 4.2), layout='constrained')
+    figure = Figure(figsize=(5.2 * len(panels) + 1, 4.6), layout='constrained')
     for axis, (title, panel) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items()):
         for method, lines in panel.methods.items():
             for form, points in lines.items():
@@ -385,7 +385,9 @@ def draw_tradeoff(panels: dict[str, Tradeoff], out: Path) -> None:
         axis.xaxis.set_major_formatter('{x:,.0f}')
         axis.xaxis.set_minor_formatter(NullFormatter())
         axis.grid(alpha=0.3)
-    handles = [Line2D([], [], color=colour, label=method) for method, colour in colours.items()]
-    handles += [Line2D([], [], color='grey', label=form, **look) for form, look in looks.items()]
+        named = [Line2D([], [], color=colours[each], label=each) for each in panel.methods]
+        below = dict(loc='upper center', bbox_to_anchor=(0.5, -0.14), ncols=3)
+        axis.legend(handles=named, fontsize=8, frameon=False, **below)
+    handles = [Line2D([], [], color='grey', label=form, **look) for form, look in looks.items()]
     figure.legend(handles=handles, loc='outside right upper', fontsize=8)
     figure.savefig(out, dpi=120)
