@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -372,8 +373,12 @@ def draw_tradeoff(panels: dict[str, Tradeoff], out: Path) -> None:
     palette = colormaps['tab10' if len(methods) <= 10 else 'tab20'].colors
     colours = dict(zip(methods, palette))
     looks = dict(zip(forms, (dict(marker='o', linestyle='-'), dict(marker='s', linestyle='--'), dict(marker='^'))))
-    figure = Figure(figsize=(5.2 * len(panels) + 1, 4.6), layout='constrained')
-    for axis, (title, panel) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items()):
+    rows = math.ceil(len(panels) / 2)
+    figure = Figure(figsize=(11.4, 4.6 * rows), layout='constrained')
+    axes = list(figure.subplots(rows, 2, squeeze=False).flat)
+    for axis in axes[len(panels) :]:
+        axis.remove()
+    for axis, (title, panel) in zip(axes, panels.items()):
         for method, lines in panel.methods.items():
             for form, points in lines.items():
                 sizes, means, widths = zip(*points)
