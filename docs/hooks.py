@@ -10,6 +10,7 @@ from mkdocs.structure.files import File
 
 ROOT = Path(__file__).resolve().parents[1]
 LINK = re.compile(r'\]\(([^()\s#]+)')
+TO_PAGES = re.compile(r'(\]\((?:\.\./)+)docs/en/')
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
 
 
@@ -33,10 +34,12 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, page, config, files):
-    """Let pages of docs/en link to files of the repository as they do on a forge: ../../configs/..."""
-    if page.file.src_dir == config.docs_dir:
-        up = '../' * page.file.src_uri.count('/')
-        return markdown.replace(f']({up}../../', f']({up}')
+    """Let pages of docs/en link to files of the repository as they do on a forge, ../../configs/..., and those to
+    pages of docs/en, which are at the top of the site."""
+    if page.file.src_dir != config.docs_dir:
+        return TO_PAGES.sub(r'\1', markdown)
+    up = '../' * page.file.src_uri.count('/')
+    return markdown.replace(f']({up}../../', f']({up}')
 
 
 def on_page_content(content, page, config, files):
