@@ -375,10 +375,8 @@ def draw_tradeoff(panels: dict[str, Tradeoff], out: Path) -> None:
     looks = dict(zip(forms, (dict(marker='o', linestyle='-'), dict(marker='s', linestyle='--'), dict(marker='^'))))
     rows = math.ceil(len(panels) / 2)
     figure = Figure(figsize=(11.4, 4.6 * rows), layout='constrained')
-    axes = list(figure.subplots(rows, 2, squeeze=False).flat)
-    for axis in axes[len(panels) :]:
-        axis.remove()
-    for axis, (title, panel) in zip(axes, panels.items()):
+    for place, (title, panel) in enumerate(panels.items(), 1):
+        axis = figure.add_subplot(rows, 2, place)
         for method, lines in panel.methods.items():
             for form, points in lines.items():
                 sizes, means, widths = zip(*points)

@@ -138,11 +138,12 @@ def claims_table(file: Path, results: Path) -> str:
             of compressed networks also ``keep``.
         results (Path): The folder of the tables.
     """
-    lines = []
-    for claim in yaml.safe_load(file.read_text()):
+    lines, claims = [], yaml.safe_load(file.read_text())
+    tables = {table: read_results(results / table) for table in {claim['table'] for claim in claims}}
+    for claim in claims:
         runs = [
             run
-            for run in read_results(results / claim['table'])
+            for run in tables[claim['table']]
             if (run['epochs'], run['keep']) == (claim['epochs'], claim.get('keep', 1))
         ]
         one, other = (

@@ -15,9 +15,8 @@ from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
-from ..engine.build import build_empty, relative_difference
+from ..engine.build import build_empty, relative_difference, tensors_in
 from ..engine.config import config_folder
 from ..sharing import RepeatedLayers, SharingError, banks, fold_layers, repeated_layers
 
@@ -191,7 +190,7 @@ def _own_sizes(network: nn.Module) -> list[int]:
 
 def _run(network: nn.Module, x: Tensor) -> list[Tensor]:
     torch.manual_seed(0)  # some networks mask random parts of the image
-    return [leaf for leaf in tree_leaves(network(x)) if isinstance(leaf, Tensor)]
+    return tensors_in(network(x))
 
 
 def _refusal(network: nn.Module, size: int) -> str:

@@ -10,7 +10,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 from mmengine.runner import Runner
-from torch import Tensor, nn
+from torch import nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import ConcatDataset, DataLoader, Subset
 
@@ -66,11 +66,6 @@ def within(batches: Iterable, pixels: float) -> Iterator[Any]:
         pixels -= sum(image.shape[-2:].numel() * image.shape[:-3].numel() for image in tree_leaves(batch['inputs']))
         if pixels <= 0:
             return
-
-
-def tensors_in(value: Any) -> list[Tensor]:
-    """The tensors in nested lists and dicts, such as batches; anything else is left out."""
-    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
 def predict(model: nn.Module, batch: Any) -> object:

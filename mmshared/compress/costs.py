@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..engine.build import tensors_in
 from ..engine.checkpoint import write_text
 from ..sharing.layers import plain_layers
 from ..sharing.surgery import make_bank
-from .calibration import tensors_in
 from .outputs import Outputs, difference, outputs_of
 from .steps import digest_of
 

@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
-from ..engine.build import is_detector
+from ..engine.build import is_detector, tensors_in
 
 # Of each kind of output for a batch, so many values are compared.
 _VALUES = 2**18
@@ -71,7 +70,7 @@ def _kinds(output: Any) -> list[list[Tensor]]:
     while isinstance(output, (tuple, list)) and len(output) == 1:
         output = output[0]
     parts = output.values() if isinstance(output, dict) else output if isinstance(output, (tuple, list)) else [output]
-    found = [[each for each in tree_leaves(part) if torch.is_tensor(each)] for part in parts]
+    found = map(tensors_in, parts)
     return [[each for each in kind if each.is_floating_point()] for kind in found if kind]
 
 

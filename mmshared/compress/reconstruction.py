@@ -11,9 +11,10 @@ import torch
 from mmengine.dist import broadcast, get_world_size
 from mmengine.logging import print_log
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 from tqdm import tqdm
 
+from ..engine.build import tensors_in
 from ..sharing import Bank, SharedLayer
 from ..sharing.layers import stages_of
 from ..sharing.least_squares import total
@@ -148,7 +149,7 @@ def _record(model: nn.Module, plain: nn.Module, name: str, batches: Batches, lim
         targets = _watch(plain, name, batch, times, outputs=True)
         times = min(len(inputs), len(targets))
         new = [_Call(args, kwargs, target) for (args, kwargs), target in zip(inputs, targets)]
-        more = sum(each.nbytes for each in tree_leaves([tuple(call) for call in new]) if isinstance(each, Tensor))
+        more = sum(each.nbytes for each in tensors_in([tuple(call) for call in new]))
         calls, size = calls + new, size + more
         if size + more > limit * 1e9:
             break
@@ -230,7 +231,7 @@ def _run(block: nn.Module, call: _Call) -> Any:
 
 
 def _tensors(values: Any) -> list[Tensor]:
-    return [each for each in tree_leaves(values) if isinstance(each, Tensor) and each.is_floating_point()]
+    return [each for each in tensors_in(values) if each.is_floating_point()]
 
 
 def _energy(values: Any) -> Tensor:

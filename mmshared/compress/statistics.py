@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from tqdm import tqdm
 
+from ..engine.build import tensors_in
 from ..engine.checkpoint import load_checkpoint_file, save_checkpoint
 from ..sharing import SharedLayer, SharingError
 from ..sharing.attention import is_packed
 from ..sharing.layers import plain_layers
-from .calibration import Batches, evaluating, predict, tensors_in
+from .calibration import Batches, evaluating, predict
 from .steps import digest_of
 
 aten = torch.ops.aten

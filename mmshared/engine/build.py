@@ -14,6 +14,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from ..sharing import SharingError
 from ..sharing.state_dict import share_state_dict
@@ -124,6 +125,11 @@ def feature_maps(model: nn.Module, images: Tensor) -> tuple[Tensor, ...]:
 def inner(model: nn.Module) -> nn.Module:
     """The backbone of a detector; a classifier itself."""
     return model.get_submodule('backbone') if is_detector(model) else model
+
+
+def tensors_in(values: Any) -> list[Tensor]:
+    """The tensors in nested lists and dicts, such as batches and outputs; anything else is left out."""
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
 
 
 def relative_difference(found: Iterable[Tensor], expected: Iterable[Tensor]) -> float:

@@ -10,10 +10,9 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.registry import HOOKS
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
-from ..engine.build import is_detector, load_model
+from ..engine.build import is_detector, load_model, tensors_in
 from ..engine.config import load_config, plain_twin
 from ..sharing import SharingError
 from .loss_hook import LossHook, in_float
@@ -128,7 +127,7 @@ def record(
     def recorder(name: str) -> Callable[[nn.Module, tuple, object], None]:
         def keep(module: nn.Module, args: tuple, output: object) -> None:
             if name in seen:
-                seen[name] += [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+                seen[name] += tensors_in(output)
                 if wanted and all(len(seen[each]) >= number for each, number in wanted.items()):
                     raise Complete
 

@@ -67,9 +67,10 @@ class Result(NamedTuple):
     def is_there(self, table: str) -> bool:
         """Whether its numbers are kept already: then this is said."""
         path = self.path(table)
-        if path.is_file():
+        there = path.is_file()
+        if there:
             print(f'{path}: there already', flush=True)
-        return path.is_file()
+        return there
 
     def write(self, table: str, networks: dict[str, dict]) -> None:
         path = self.path(table)
