@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.registry import MODELS
 
 from helpers import ROOT, call, randomise_norms
 from mmshared import SharingError, banks
 from mmshared.compress.calibration import calibration_loader, within
-from mmshared.compress.pipeline import Budget, Compression, fine_tuning
+from mmshared.compress.pipeline import Budget, Compression, fine_tuning, relative
 from mmshared.compress.plan import Plan, size_of
 from mmshared.compress.steps import Steps
 from mmshared.engine.build import build_model, load_model
@@ -166,9 +167,46 @@ class TestChecks:
     def test_a_plan_that_does_not_fit_is_refused(self, refusal, tmp_path):
         plan = tmp_path / 'plan.json'
         assert 'plan.json cannot be read' in refusal(budget=None, plan=plan)
-        row = dict(stage='a', group='b', layers=['a.0.b'], before=1, after=1, bank=None, rank='', cost=0)
+        row = dict(stage='a', group='b', layers=['a.0.b'], before=1, after=1, bank=None, cost=0)
         plan.write_text(json.dumps(dict(plain=dict(parameters=1, bytes=4), rows=[row])))
         assert 'plan.json is of another network: this one has no layer a.0.b' in refusal(budget=None, plan=plan)
+
+
+    def test_a_model_whose_type_is_a_class_is_refused(self, config, checkpoint, tmp_path):
+        found = compression(config, checkpoint, tmp_path)
+        found.cfg.model.type = MODELS.get('mmpretrain.ImageClassifier')
+        with pytest.raises(SharingError, match='names the type of its model by a class'):
+            found.check()
+
+    @pytest.mark.parametrize(
+        'arguments, told',
+        [
+            (dict(max_drop=1.0), 'Give one of budget, max_drop and plan'),
+            (dict(budget=None), 'Give one of budget, max_drop and plan'),
+            (dict(budget=None, max_drop=-1.0), 'may not drop by -1.0 points'),
+            (dict(budget=None, max_drop=float('nan')), 'may not drop by nan points'),
+            (dict(images=0), 'images is 0: give 1 or more'),
+            (dict(epochs=-1), 'epochs is -1: give 0 or more'),
+        ],
+    )
+    def test_arguments_that_cannot_be_right_are_refused(self, arguments, told, config, checkpoint, tmp_path):
+        with pytest.raises(SharingError, match=told):
+            compression(config, checkpoint, tmp_path, **arguments)
+
+
+def test_the_path_between_folders_holds_through_links(tmp_path):
+    far, config = tmp_path / 'disk/far/away', tmp_path / 'here/config.py'
+    far.mkdir(parents=True)
+    config.parent.mkdir()
+    config.touch()
+    (tmp_path / 'here/work_dirs').symlink_to(far)
+    assert (far / relative(str(config), tmp_path / 'here/work_dirs')).samefile(config)
+
+
+def written(folder):
+    """The files in a folder, but for its notes and logs, each with its time."""
+    found = [path for path in folder.rglob('*') if path.suffix in ('.json', '.pth', '.py') and path.name != 'steps.json']
+    return {(str(path.relative_to(folder)), path.stat().st_mtime_ns) for path in found if 'vis_data' not in path.parts}
 
 
 def test_fine_tuning_takes_a_part_of_the_learning_rate_and_the_plain_network_as_the_teacher(config):
@@ -239,11 +277,13 @@ class TestPipeline:
         arguments = [config, checkpoint, '--keep', '0.5', '--images', '16', '--steps', '2', '--work-dir', work_dir]
         result = call('compress.py', *arguments)
         assert result.returncode == 0, result.stderr
+        work_dir = work_dir / 'kept-0.5'
+        assert result.stdout.endswith(f'report: {work_dir / "report.html"}\n')
         plan = Plan.from_json((work_dir / 'plan.json').read_text(), 'plan.json')
         assert plan.parameters <= 0.5 * plan.plain.parameters
 
         written = (work_dir / 'compressed.py').read_text()
-        assert written.startswith("_base_ = '../classifier.py'\nmodel = dict(")
+        assert written.startswith("_base_ = '../../classifier.py'\nmodel = dict(")
         cfg = load_config(str(work_dir / 'compressed.py'))
         shared = load_model(cfg, str(work_dir / 'finetuned.pth')).eval()
         assert size_of(shared).parameters == plan.parameters and len(banks(shared)) == len(plan.sharing())
@@ -264,19 +304,22 @@ class TestPipeline:
         for budget, rate in ((0.5, 0.1), (0.5, 0.2), (0.7, 0.2)):
             text = Path(config).read_text()
             Path(config).write_text(text.replace('lr=0.1', f'lr={rate}'))
-            before = {path.name: path.stat().st_mtime_ns for path in work_dir.glob('*.*')}
+            before = written(work_dir)
             compression(config, checkpoint, work_dir, budget=Budget(budget, 'kept'), epochs=0).run()
-            times = {path.name: path.stat().st_mtime_ns for path in work_dir.glob('*.*')}
-            changed.append({name for name, time in times.items() if before.get(name) != time} - {'steps.json'})
-        assert {'options.json', 'plan.json', 'converted.json'} <= changed[0] and 'finetuned.pth' not in times
-        assert not changed[1] & {'moments.pth', 'options.json', 'plan.json', 'converted.pth', 'converted.json'}
-        assert {'plan.json', 'converted.pth'} <= changed[2] and not changed[2] & {'moments.pth', 'options.json'}
-        content = json.loads((work_dir / 'plan.json').read_text())
+            changed.append({name for name, _ in written(work_dir) - before})
+        first = {f'kept-0.5/{name}' for name in ('plan.json', 'converted.pth', 'converted.json')}
+        assert {'moments.pth', 'options.json'} | first <= changed[0]
+        assert not any('finetuned' in name for name in changed[0])
+        assert {Path(name).stem for name in changed[1]} <= {'compressed', 'folded'}
+        assert {name.partition('/')[0] for name in changed[2]} == {'kept-0.7'}  # the rest is there as it was
+        before = written(work_dir)
+        content = json.loads((work_dir / 'kept-0.5/plan.json').read_text())
         content['rows'] = [row for row in content['rows'] if row['bank']][:1]
         (tmp_path / 'edited.json').write_text(json.dumps(content))
-        compression(config, checkpoint, work_dir, budget=None, plan=tmp_path / 'edited.json', epochs=0).run()
-        shared = load_model(load_config(str(work_dir / 'compressed.py')), str(work_dir / 'converted.pth'))
-        assert [list(bank.names) for bank in banks(shared)] == [content['rows'][0]['layers']]
+        report = compression(config, checkpoint, work_dir, budget=None, plan=tmp_path / 'edited.json', epochs=0).run()
+        assert {name.partition('/')[0] for name, _ in written(work_dir) - before} == {'plan-edited'}
+        found = load_config(str(report.with_name('compressed.py'))), str(report.with_name('converted.pth'))
+        assert [list(bank.names) for bank in banks(load_model(*found))] == [content['rows'][0]['layers']]
 
     def test_processes_meet_before_they_put_the_network_on_their_devices(
         self, config, checkpoint, tmp_path, monkeypatch
@@ -300,17 +343,19 @@ class TestPipeline:
             return dict(size=100 * size_of(load_model(cfg, str(checkpoint))).parameters / self.size.parameters)
 
         monkeypatch.setattr(Compression, 'evaluate', evaluate)
-        found = compression(config, checkpoint, tmp_path / 'work', budget=None, max_drop=30, epochs=0)
-        found.run()
-        kept = size_of(
-            load_model(load_config(str(tmp_path / 'work/compressed.py')), str(tmp_path / 'work/converted.pth'))
-        )
+        goal = dict(budget=None, max_drop=30, epochs=0)
+        found = compression(config, checkpoint, tmp_path / 'work', **goal)
+        report = found.run()
+        files = [report.with_name('compressed.py'), report.with_name('converted.pth')]
+        kept = size_of(load_model(load_config(str(files[0])), str(files[1])))
         assert 0.7 <= kept.parameters / found.size.parameters < 0.75
-        made = (tmp_path / 'work/plan.json').stat().st_mtime_ns
-        compression(config, checkpoint, tmp_path / 'work', budget=None, max_drop=30, epochs=0, steps=1).run()
-        assert (tmp_path / 'work/plan.json').stat().st_mtime_ns > made  # other networks were judged
-        again = compression(config, checkpoint, tmp_path / 'other', budget=None, max_drop=-1, epochs=0)
-        with pytest.raises(SharingError, match='No smaller network keeps size within -1 points'):
+        made = files[1].stat().st_mtime_ns
+        compression(config, checkpoint, tmp_path / 'work', **goal).run()
+        assert files[1].stat().st_mtime_ns == made
+        compression(config, checkpoint, tmp_path / 'work', **goal, steps=1).run()
+        assert files[1].stat().st_mtime_ns > made  # other networks were judged
+        again = compression(config, checkpoint, tmp_path / 'work', **{**goal, 'max_drop': 0})
+        with pytest.raises(SharingError, match='No smaller network keeps size within 0 points'):
             again.run()
         monkeypatch.setattr(Compression, 'evaluate', lambda *args: {})
         with pytest.raises(SharingError, match='The plain network detects nothing in the validation images'):
@@ -326,8 +371,9 @@ class TestPipeline:
         options = ['--cfg-options', 'train_dataloader.batch_size=5', '--epochs', '0', '--images', '16', '--steps', '2']
         result = call('compress.py', config, checkpoint, '--keep', '0.5', '--work-dir', work_dir, *options)
         assert result.returncode == 0, result.stderr
-        assert (work_dir / 'compressed.py').read_text().startswith("_base_ = 'plain.py'\n")
-        assert load_config(str(work_dir / 'compressed.py')).train_dataloader.batch_size == 5
+        written = work_dir / 'kept-0.5/compressed.py'
+        assert written.read_text().startswith("_base_ = 'plain.py'\n")
+        assert load_config(str(written)).train_dataloader.batch_size == 5
 
     def test_a_detector(self, tmp_path):
         """From random weights: everything of it is small, except that it is a detector."""
@@ -348,14 +394,15 @@ class TestPipeline:
         model = randomise_norms(build_model(cfg))
         torch.save(dict(state_dict=model.state_dict()), tmp_path / 'plain.pth')
         found = Compression(cfg, None, str(tmp_path / 'plain.pth'), Budget(0.3, 'kept'), images=2, steps=2)
-        report = json.loads(found.run().with_suffix('.json').read_text())
+        page = found.run()
+        report, folder = json.loads(page.with_suffix('.json').read_text()), page.parent
         assert list(report['finetuned']['metrics']) == list(report['plain']['metrics'])
-        for name in ('plain', 'converted', 'finetuned'):
-            assert list((tmp_path / 'work' / name).glob('*/vis_data/config.py'))  # each writes its curves into its own
-        rows = {row.name: row for row in Plan.from_json((tmp_path / 'work/plan.json').read_text(), 'plan.json').rows}
+        for path in (folder.with_name('plain'), folder / 'converted', folder / 'finetuned'):
+            assert list(path.glob('*/vis_data/config.py'))  # each writes its curves into its own
+        rows = {row.name: row for row in Plan.from_json((folder / 'plan.json').read_text(), 'plan.json').rows}
         assert rows['roi_head.bbox_head.shared_fcs.0'].rank.endswith('U0')  # more than half of all parameters
         assert {'backbone', 'neck', 'roi_head'} <= {name.partition('.')[0] for name, row in rows.items() if row.bank}
-        plain = load_model(load_config(str(tmp_path / 'work/folded.py')), str(tmp_path / 'work/folded.pth'))
+        plain = load_model(load_config(str(folder / 'folded.py')), str(folder / 'folded.pth'))
         assert type(plain) is type(model) and size_of(plain).parameters >= size_of(model).parameters
 
     @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from torch import nn
 
 from helpers import ROOT, TIED
 from mmshared import SharingError, banks, share_layers
-from mmshared.compress.costs import CostMeter
+from mmshared.compress.costs import CostMeter, _set, fit_bank
 from mmshared.compress.outputs import Outputs, difference, outputs_of
 from mmshared.compress.plan import (
     Option,
@@ -113,7 +113,7 @@ class TestChoice:
         for group in groups:
             plain = Size(1 + max(size for size, _ in group), 0)
             found.append(
-                [Option(None, '', plain, 0.0)] + [Option({}, '', Size(size, 0), cost) for size, cost in group]
+                [Option(None, plain, 0.0)] + [Option({}, Size(size, 0), cost) for size, cost in group]
             )
         return found, Size(100 + sum(each[0].size.parameters for each in found), 0)
 
@@ -157,12 +157,12 @@ class TestCosts:
             known = [measured.get(json.dumps([group.layers, option.bank])) for option in found]
             assert all(cost is None or cost == pytest.approx(option.cost) for cost, option in zip(known, found))
             for ladder in group.ladders:
-                costs = [option.cost for option in found if option.rank in {each.rank for each in ladder}]
+                costs = [option.cost for option in found if option.bank in [each.bank for each in ladder]]
                 assert costs == sorted(costs, reverse=True)
 
     def test_a_measured_cost_that_rises_with_the_rank_does_not_make_a_larger_bank_cost_more(self):
         options = predict_costs(groups_of(), lambda layers, bank: 1 + bank.get('shared_rank', 0) % 3)
-        bases = [option for option in options[1] if option.rank.endswith('U0')]
+        bases = [option for option in options[1] if option.bank and option.bank['unique_rank'] == 0]
         assert len(bases) > 3 and [each.cost for each in bases] == sorted((each.cost for each in bases), reverse=True)
 
     def test_the_cost_is_the_change_of_the_outputs_and_the_network_stays_as_it_was(self):
@@ -180,6 +180,21 @@ class TestCosts:
         tied = [network(**batch).log_softmax(1) for batch in data]
         expected = sum((p.exp() * (p - q)).sum() for p, q in zip(plain, tied)) / 8
         assert measured == pytest.approx(expected.item(), rel=1e-4)
+
+    def test_banks_are_fitted_on_the_cpu_wherever_the_network_is(self):
+        class Elsewhere(nn.Conv2d):
+            def cpu(self):
+                return self.here
+
+        layers = [Elsewhere(4, 4, 3, device='meta') for _ in range(2)]
+        for layer in layers:
+            layer.here = nn.Conv2d(4, 4, 3)
+        moments = [torch.eye(36, dtype=torch.float64)] * 2
+        found, expected = (fit_bank(TIED, each, moments) for each in (layers, [layer.here for layer in layers]))
+        for layer, *each in zip(layers, found, expected):
+            assert torch.equal(each[0].weight, each[1].weight) and torch.equal(each[0].bias, each[1].bias)
+            _set(layer, each[0])
+            assert layer.weight.is_meta and layer.bias.is_meta
 
     def test_what_no_output_depends_on_stays_plain(self):
         network = Network()
@@ -232,12 +247,16 @@ class TestPlan:
         content = json.loads(plan.to_json())
         content['rows'] = [row for row in content['rows'] if row['group'] in ('0', '2')]
         content['rows'][0]['bank']['shared_rank'] += 1
+        content['rows'][1]['bank'] = None
         edited = check_plan(Plan.from_json(json.dumps(content), 'plan.json'), Network(), 'plan.json')
         network = Network()
         for sharing in edited.sharing():
             share_layers(network, **sharing)
         assert [row.group for row in edited.rows] == ['0', '2']
         assert size_of(network).parameters == edited.parameters > plan.parameters
+        first, second = edited.rows
+        assert first.rank == f'S{first.bank["shared_rank"]}U{first.bank["unique_rank"]}' and first.cost is None
+        assert (second.rank, second.cost, edited.cost) == ('', 0, None)
 
     def test_a_plan_of_another_network_is_refused(self):
         plan = planned(0.5)

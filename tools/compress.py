@@ -3,11 +3,12 @@
 The result is evaluated, fine-tuned, folded and reported.
 
 The config is a file, or the name of a config of mmshared, mmdet or mmpretrain: mmdet::yolox/yolox_s_8xb8-300e_coco.py.
-Everything is written to the work dir. What is there is not made again: the same command goes on where it was
-interrupted, and with another budget nothing is measured again.
+Everything is written to the work dir, the network and its report to a folder of the budget in it. What is there is not
+made again: the same command goes on where it was interrupted, and with another budget nothing is measured again.
 """
 
 import argparse
+import math
 import re
 from pathlib import Path
 
@@ -48,10 +49,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help="set by PyTorch's older launcher")
     parser.add_argument('--traceback', action='store_true', help='show where an error comes from')
     parser.set_defaults(loaders_without=None)
-    args = parser.parse_args()
-    if args.images < 1 or args.epochs < 0:
-        parser.error('--images has to be 1 or more, --epochs 0 or more')
-    return args
+    return parser.parse_args()
 
 
 def share(text: str) -> float:
@@ -62,10 +60,10 @@ def share(text: str) -> float:
 
 
 def count(text: str) -> int:
-    value = int(float(text))
-    if value < 1:
-        raise argparse.ArgumentTypeError(f'{text} is less than 1')
-    return value
+    value = float(text)
+    if not 1 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f'{text} is no number from 1')
+    return int(value)
 
 
 def size(text: str) -> int:

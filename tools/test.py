@@ -66,6 +66,8 @@ def parse_args() -> argparse.Namespace:
         parser.error('--out-item needs --out')
     if args.out and args.out_item != 'metrics' and not args.out.endswith(('.pkl', '.pickle')):
         parser.error(f'--out {args.out}: predictions go into a .pkl or .pickle file')
+    if args.out and not args.out.endswith(('.pkl', '.pickle', '.json', '.yaml', '.yml')):
+        parser.error(f'--out {args.out}: metrics go into a .json, .yaml, .pkl or .pickle file')
     return args
 
 

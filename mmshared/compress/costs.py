@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,7 +29,8 @@ class Dense(NamedTuple):
 
 @torch.no_grad()
 def fit_bank(config: dict, layers: Sequence[Any], moments: Sequence[Tensor] | None) -> list[Dense]:
-    """Fit a bank to plain layers, which are not changed. Returns the plain layers that the shared ones equal.
+    """Fit a bank to plain layers, which are not changed. Returns the plain layers that the shared ones equal, on the
+    CPU.
 
     Args:
         config (dict): The config of the bank.
@@ -36,6 +38,7 @@ def fit_bank(config: dict, layers: Sequence[Any], moments: Sequence[Tensor] | No
         moments (Sequence[Tensor], optional): The second moments of their inputs, as
             :func:`~mmshared.compress.statistics.collect_moments` gives them.
     """
+    layers = [copy.deepcopy(layer).cpu() for layer in layers]  # where their moments are
     bank = make_bank(config, layers)
     shared = [bank.make_layer(layer).eval() for layer in layers]
     bank.fit([layer.weight.detach() for layer in layers], moments)
@@ -110,7 +113,7 @@ class CostMeter:
 @torch.no_grad()
 def _set(layer: Any, dense: Dense) -> None:
     layer.weight.copy_(dense.weight)  # in place: an attention's packed projection only refers to its weight
-    bias = dense.bias
+    bias = None if dense.bias is None else dense.bias.to(layer.weight.device)
     layer.bias = bias if bias is None or isinstance(bias, nn.Parameter) else nn.Parameter(bias)
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os.path as osp
+import shlex
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -77,6 +80,9 @@ class Budget(NamedTuple):
         """The largest size, and whether it is in parameters or bytes."""
         return (self.amount * plain.parameters, 'parameters') if self.unit == 'kept' else (self.amount, self.unit)
 
+    def __str__(self) -> str:
+        return f'{self.unit}-{self.amount:.10g}'
+
 
 class Network(NamedTuple):
     """A network that was evaluated."""
@@ -91,10 +97,18 @@ class Compression:
     """Makes a trained network smaller, step by step. Each step writes into the work dir of the config, and is skipped
     if its files are there: called again, an interrupted run goes on.
 
+    What is measured serves any budget:
+
     ========================  ======================================================================
     ``plain.json``            metrics of the plain network
     ``moments.pth``           second moments of its layers' inputs
-    ``costs.json``            what was measured for the plan
+    ``costs.json``            what groups of layers cost that share
+    ``options.json``          the same for all options of the plan
+    ========================  ======================================================================
+
+    The rest is in a folder of the budget, such as ``kept-0.5``, or of the plan that is given, ``plan-NAME``:
+
+    ========================  ======================================================================
     ``plan.json``             which layers share what
     ``compressed.py``         the config of the shared network
     ``converted.pth, .json``  its checkpoint and metrics before any training
@@ -103,12 +117,13 @@ class Compression:
     ``report.html, .json``    the report
     ========================  ======================================================================
 
-    One of ``budget``, ``max_drop`` and ``plan`` is given.
+    One of ``budget``, ``max_drop`` and ``plan`` is given. What cannot be right about the arguments raises a
+    :class:`SharingError`.
 
     Args:
         cfg (Config): The config of the plain network.
         base (str | None): The path or the name of this config: the config of the shared network builds on it. None if
-            it was changed after loading: then it is written as ``plain.py``.
+            it was changed after loading: then it is written beside that one, as ``plain.py``.
         checkpoint (str): The checkpoint of the plain network.
         budget (Budget | None): How large the network may be.
         max_drop (float | None): How many points of a hundred the first metric may drop before any training: the
@@ -131,6 +146,15 @@ class Compression:
     epochs: int = 1
 
     def __post_init__(self) -> None:
+        if sum(goal is not None for goal in (self.budget, self.max_drop, self.plan)) != 1:
+            raise SharingError('Give one of budget, max_drop and plan.')
+        if self.max_drop is not None and not 0 <= self.max_drop < math.inf:
+            raise SharingError(f'The metric may not drop by {self.max_drop} points: give 0 or more.')
+        for name, least in (('images', 1), ('steps', 0), ('epochs', 0)):
+            if getattr(self, name) < least:
+                raise SharingError(f'{name} is {getattr(self, name)}: give {least} or more.')
+        if not self.cfg.get('work_dir'):
+            raise SharingError('The config has no work_dir, into which everything is written.')
         self.folder = Path(self.cfg.work_dir)
         self.bare = copy.deepcopy(self.cfg)  # without what only this call knows
         for key in ('work_dir', 'launcher', 'load_from', 'resume'):
@@ -150,21 +174,21 @@ class Compression:
         self.check()
         steps = Steps(self.folder)
         plain = Network(self.bare, Path(self.checkpoint), self.evaluate(steps, 'plain', self.bare, self.checkpoint))
-        moments = steps('moments.pth', [*self.sources, self.images, self.layers], self.write_moments, together=True)
-        wanted: list[Any] = [self.budget, self.max_drop] if self.plan is None else [self.plan]
-        if self.max_drop is not None:
-            wanted += [*self.sources, self.steps]
-        if self.plan is None:
-            wanted.append(steps('options.json', [*self.sources, moments], self.write_options))
-        plan = steps('plan.json', wanted, partial(self.write_plan, plain.metrics), together=True)
-        cfg, last = self.convert(steps, plan)
+        self.prepare(steps)
+        steps = self.search(plain.metrics) if self.max_drop is not None else self.planned()
+        plan = self.plan_in(steps)
+        if is_main_process():
+            console = Console(stderr=True)
+            console.width = max(110, console.width)
+            console.print(plan.table())
+        cfg, last = self.convert(steps)
         networks = dict(plain=plain, converted=Network(cfg, last, self.evaluate(steps, 'converted', cfg, last)))
         if self.epochs:
             last = self.fine_tune(steps, cfg, last)
             networks['finetuned'] = Network(cfg, last, self.evaluate(steps, 'finetuned', cfg, last))
         steps('folded.pth', [cfg.to_dict(), last], partial(self.write_folded, cfg, last))
-        sources = [plan, *(source for each in networks.values() for source in (each.checkpoint, each.metrics))]
-        return steps('report.html', sources, partial(self.write_report, networks))
+        sources = [plan.to_json(), *(source for each in networks.values() for source in each[1:])]
+        return steps('report.html', sources, partial(self.write_report, networks, plan))
 
     def check(self) -> None:
         """Raise a :class:`SharingError` for what can be known to be wrong before anything has run."""
@@ -175,6 +199,11 @@ class Compression:
         if any('.sharing.' in f'.{key}.' for key, _ in dotted(self.cfg.model)):
             raise SharingError('The network of this config shares already: give the config of the plain network.')
         check_config(self.cfg, ['train_dataloader', 'val_dataloader'])
+        if not isinstance(self.cfg.model.type, str):
+            raise SharingError(
+                'The config names the type of its model by a class, and so cannot be the base of the config of a '
+                'shared network: give one that names it by a string.'
+            )
         shared = copy.deepcopy(self.bare)
         shared.model.type = shared_type(shared.model.type)
         check_twins(shared)
@@ -183,7 +212,7 @@ class Compression:
         if self.budget:
             check_budget(smallest(self.groups, self.size), self.size, *self.budget.limit(self.size))
         if self.plan:
-            self.read_plan()
+            self.given  # is checked when it is read
 
     @cached_property
     def model(self) -> nn.Module:
@@ -205,15 +234,15 @@ class Compression:
     @property
     def layers(self) -> list[str]:
         """The layers that may share."""
-        if self.plan:
-            return [name for row in self.read_plan().rows if row.bank for name in row.layers]
-        return [name for group in self.groups for name in group.layers]
+        rows = self.given.rows if self.plan else []
+        return list(dict.fromkeys(name for each in (*self.groups, *rows) for name in each.layers))
 
     @cached_property
     def moments(self) -> dict[str, Tensor]:
         return load_checkpoint_file(str(self.folder / 'moments.pth'), mmap=True)
 
-    def read_plan(self) -> Plan:
+    @cached_property
+    def given(self) -> Plan:
         """The plan in the file that was given."""
         source = str(self.plan)
         try:
@@ -240,6 +269,12 @@ class Compression:
         cfg.update(launcher=self.cfg.get('launcher', 'none'), **settings)
         return RUNNERS.build(cfg)
 
+    def prepare(self, steps: Steps) -> None:
+        """Measure what serves any budget."""
+        moments = steps('moments.pth', [*self.sources, self.images, self.layers], self.write_moments, together=True)
+        if self.plan is None:
+            steps('options.json', [*self.sources, moments], self.write_options)
+
     def write_moments(self, path: Path) -> None:
         cache = path.with_suffix('')  # of an interrupted pass
         moments = collect_moments(self.model, calibration_loader(self.bare, self.images), self.layers, cache=cache)
@@ -254,28 +289,31 @@ class Compression:
         options = predict_costs(self.groups, meter)
         write_text(path, json.dumps(options))
 
-    def write_plan(self, plain: dict[str, float], path: Path) -> None:
-        """The plan that was given, one for the budget, or that of the smallest network within the drop."""
-        if self.plan:
-            plan = self.read_plan()
-        elif self.budget:
-            plan = self.plan_for(*self.budget.limit(self.size))
+    def planned(self, budget: Budget | None = None) -> Steps:
+        """The folder of a budget, by default the one that was given, or of the plan that was given, with the plan."""
+        budget = budget or self.budget
+        if budget is None:
+            text = self.given.to_json()
+            steps = Steps(self.folder / f'plan-{Path(self.plan or "").stem}')
+            steps('plan.json', [text], partial(write_text, text=text))
         else:
-            plan = self.search(plain)
-        if is_main_process():
-            console = Console(stderr=True)
-            console.width = max(110, console.width)
-            console.print(plan.table())
-            write_text(path, plan.to_json())
+            steps = Steps(self.folder / str(budget))
+            steps('plan.json', [budget, self.folder / 'options.json'], partial(self.write_plan, budget))
+        return steps
 
-    def plan_for(self, limit: float, unit: str = 'parameters') -> Plan:
+    def write_plan(self, budget: Budget, path: Path) -> None:
         """The plan for a budget, from the options that were measured."""
         read = json.loads((self.folder / 'options.json').read_text())
-        options = [[Option(bank, rank, Size(*size), cost) for bank, rank, size, cost in each] for each in read]
-        return make_plan(self.groups, options, self.size, limit, unit)
+        options = [[Option(bank, Size(*size), cost) for bank, size, cost in each] for each in read]
+        write_text(path, make_plan(self.groups, options, self.size, *budget.limit(self.size)).to_json())
 
-    def search(self, plain: dict[str, float]) -> Plan:
-        """The plan of the smallest network whose first metric drops by no more than ``max_drop``, by bisection."""
+    def plan_in(self, steps: Steps) -> Plan:
+        """The plan in a folder."""
+        path = steps.folder / 'plan.json'
+        return Plan.from_json(path.read_text(), str(path))
+
+    def search(self, plain: dict[str, float]) -> Steps:
+        """The folder of the smallest network whose first metric drops by no more than ``max_drop``, by bisection."""
         if not plain:
             raise SharingError(
                 'The plain network detects nothing in the validation images, so it has no metric that may drop: check '
@@ -286,15 +324,12 @@ class Compression:
         points = 100 if abs(score) <= 1 else 1  # accuracies are given in percent, average precisions from 0 to 1
         low, high, best = smallest(self.groups, self.size).parameters / self.size.parameters, 1.0, None
         while high - low > _PRECISION:
-            kept = (low + high) / 2
-            steps = Steps(self.folder / 'search' / f'{kept:.4f}')
-            plan = self.plan_for(kept * self.size.parameters)
-            text = plan.to_json()
-            written = steps('plan.json', [text], partial(write_text, text=text))
-            found = self.evaluate(steps, 'converted', *self.convert(steps, written)).get(metric, 0)
+            kept = round((low + high) / 2, 4)
+            steps = self.planned(Budget(kept, 'kept'))
+            found = self.evaluate(steps, 'converted', *self.convert(steps)).get(metric, 0)
             drop = points * (score - found)
             say(f'{kept:.1%} of the parameters: {metric} {found:.4g}, {drop:.2f} points less')
-            low, high, best = (low, kept, plan) if drop <= most else (kept, high, best)
+            low, high, best = (low, kept, steps) if drop <= most else (kept, high, best)
         if best is None:
             raise SharingError(
                 f'No smaller network keeps {metric} within {self.max_drop} points before fine-tuning: allow a larger '
@@ -302,25 +337,26 @@ class Compression:
             )
         return best
 
-    def convert(self, steps: Steps, plan: Path) -> tuple[Config, Path]:
-        """The config of the shared network of a plan, and its checkpoint before any training."""
+    def convert(self, steps: Steps) -> tuple[Config, Path]:
+        """The config of the shared network of the plan in a folder, and its checkpoint before any training."""
+        plan = self.plan_in(steps)
 
         def write_config(path: Path) -> None:
             base = self.base
             if base is None:
-                self.bare.dump(self.folder / 'plain.py')
-                base = str(self.folder / 'plain.py')
+                base = str(path.with_name('plain.py'))
+                self.bare.dump(base)
             if '::' not in base:
                 base = relative(base, path.parent)
-            write_text(path, Plan.from_json(plan.read_text(), str(plan)).config(base, self.bare.model.type))
+            write_text(path, plan.config(base, self.bare.model.type))
 
         def write_checkpoint(path: Path) -> None:
             model, loader = build_model(cfg), calibration_loader(self.bare, self.images)
             fit_model(model, self.model, self.checkpoint, self.moments, loader, self.steps)
             if is_main_process():
-                save_checkpoint(converted(model.state_dict(), self.checkpoint, cfg), path)
+                save_checkpoint(converted(model.cpu().state_dict(), self.checkpoint, cfg), path)
 
-        config = steps('compressed.py', [plan, self.base, self.bare.to_dict()], write_config)
+        config = steps('compressed.py', [plan.to_json(), self.base, self.bare.to_dict()], write_config)
         cfg = copy.deepcopy(self.bare)
         cfg.model = load_config(str(config)).model
         sources = [without_training(cfg), *self.sources, self.folder / 'moments.pth', self.steps]
@@ -328,8 +364,9 @@ class Compression:
 
     def fine_tune(self, steps: Steps, cfg: Config, checkpoint: Path) -> Path:
         """Fine-tune the shared network with the plain one as the teacher; returns its checkpoint."""
+        without_path = fine_tuning(cfg, self.epochs, '').to_dict()
         cfg = fine_tuning(cfg, self.epochs, self.checkpoint)
-        sources = [cfg.to_dict(), checkpoint]
+        sources = [without_path, Path(self.checkpoint), checkpoint]
 
         def make(path: Path) -> None:
             folder = path.with_suffix('')
@@ -355,22 +392,22 @@ class Compression:
         folded.config.dump(path.with_suffix('.py'))
         save_checkpoint(converted(folded.plain.state_dict(), str(checkpoint), folded.config), path)
 
-    def write_report(self, networks: dict[str, Network], path: Path) -> None:
+    def write_report(self, networks: dict[str, Network], plan: Plan, path: Path) -> None:
         """Write the report on the networks."""
         models = {name: load_model(each.cfg, str(each.checkpoint)) for name, each in networks.items()}
         batch = next(iter(calibration_loader(self.bare, 1)))
         measured = measure(models, batch)
         last = networks[list(networks)[-1]].checkpoint
-        plan = Plan.from_json((self.folder / 'plan.json').read_text(), 'plan.json')
+        shape = models['plain'].data_preprocessor(batch, False)['inputs'].shape[1:]
         write_report(
             Results(
                 Path(self.cfg.filename or 'network').stem,
                 {name: dict(measured[name], metrics=each.metrics) for name, each in networks.items()},
                 next(iter(networks['plain'].metrics), ''),  # a detector that finds nothing has none
-                [dict(asdict(row), bank=row.bank['type'] if row.bank else '') for row in plan.rows],
-                read_scalars(self.folder / 'finetuned') if self.epochs else {},
+                [dict(asdict(row), bank=row.bank['type'] if row.bank else '', rank=row.rank) for row in plan.rows],
+                read_scalars(path.with_name('finetuned')) if self.epochs else {},
                 self.detections(networks) if is_detector(self.model) else {},
-                commands(self.folder, last),
+                commands(path.parent, last, shape),
             ),
             path.parent,
         )
@@ -381,12 +418,12 @@ class Compression:
 
         dataset = DATASETS.build(self.bare.val_dataloader.dataset)
         files = [Path(dataset.get_data_info(i)['img_path']) for i in range(min(_DRAWN, len(dataset)))]
-        return {
-            name: detections_in(
-                init_detector(copy.deepcopy(each.cfg), str(each.checkpoint), device=get_device()), files
-            ).images
-            for name, each in networks.items()
-        }
+        found = {}
+        for name, each in networks.items():
+            cfg = copy.deepcopy(each.cfg)
+            cfg.test_dataloader = cfg.val_dataloader  # of which mmdet takes the pipeline
+            found[name] = detections_in(init_detector(cfg, str(each.checkpoint), device=get_device()), files).images
+        return found
 
 
 def without_training(cfg: Config) -> dict:
@@ -414,18 +451,19 @@ def fine_tuning(cfg: Config, epochs: int, teacher: str) -> Config:
 def relative(path: str, folder: Path) -> str:
     """A path from a folder; absolute if there is none, as between the drives of Windows."""
     try:
-        return osp.relpath(path, folder)
+        return osp.relpath(osp.realpath(path), osp.realpath(folder))  # `..` is above the folder that a link leads to
     except ValueError:
         return osp.abspath(path)
 
 
-def commands(folder: Path, checkpoint: Path) -> dict[str, str]:
-    """Commands that use a compressed network."""
-    shared, folded = f'{folder / "compressed.py"} {checkpoint}', f'{folder / "folded.py"} {folder / "folded.pth"}'
-    return {
-        'Evaluate it': f'mmshared test {shared}',
-        'Train it further': f'mmshared train {folder / "compressed.py"} --cfg-options load_from={checkpoint}',
-        'Evaluate the plain network that it equals': f'mmshared test {folded}',
-        'Write it as a small ONNX model': f'mmshared fold {shared} {folder / "folded.pth"} '
-        f'--onnx {folder / "small.onnx"} --keep-shared --int8',
+def commands(folder: Path, checkpoint: Path, shape: Sequence[int]) -> dict[str, str]:
+    """Commands that use a compressed network, whose images have a shape, (C, H, W)."""
+    config, plain, small = folder / 'compressed.py', folder / 'folded.pth', folder / 'small.onnx'
+    words: dict[str, list[Any]] = {
+        'Evaluate it': ['test', config, checkpoint],
+        'Train it further': ['train', config, '--cfg-options', f'load_from={checkpoint}'],
+        'Evaluate the plain network that it equals': ['test', plain.with_suffix('.py'), plain],
+        'Write it as a small ONNX model': ['fold', config, checkpoint, plain, '--onnx', small]
+        + ['--keep-shared', '--int8', '--shape', *shape],
     }
+    return {title: shlex.join(['mmshared', *map(str, each)]) for title, each in words.items()}

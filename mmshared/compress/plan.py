@@ -59,13 +59,11 @@ class Option(NamedTuple):
 
     Attributes:
         bank (dict | None): The config of the bank; None if the layers stay plain.
-        rank (str): The rank of the bank, such as S16U2.
         size (Size): The size of the group's weights, without biases.
         cost (float): The cost, measured or interpolated; NaN as long as it is neither.
     """
 
     bank: dict | None
-    rank: str
     size: Size
     cost: float = float('nan')
 
@@ -133,14 +131,14 @@ def _ladders(layers: Sequence[Any], plain: Size) -> list[list[Option]]:
     if getattr(layers[0], 'groups', 1) == 1:
         kinds = [_bases(layers, own) for own in (_OWN if number > 1 else _OWN[:1])]
     else:  # a basis is for ungrouped convs
-        kinds = [[(f'T{k}', dict(type='TemplateBank', num_templates=k)) for k in range(1, number)]]
-    ladders = [[Option(bank, rank, _size_of_bank(bank, layers)) for rank, bank in kind] for kind in kinds]
+        kinds = [[dict(type='TemplateBank', num_templates=k) for k in range(1, number)]]
+    ladders = [[Option(bank, _size_of_bank(bank, layers)) for bank in kind] for kind in kinds]
     ladders = [[option for option in ladder if option.size.parameters < plain.parameters] for ladder in ladders]
     return [ladder for ladder in ladders if ladder]
 
 
-def _bases(layers: Sequence[Any], own: float) -> list[tuple[str, dict]]:
-    """Bases of rising rank, each with its rank, with so many own filters for each shared one."""
+def _bases(layers: Sequence[Any], own: float) -> list[dict]:
+    """Bases of rising rank, with so many own filters for each shared one."""
     number, weight = len(layers), layers[0].weight
     filters, dims = weight.flatten(1).shape  # O, K
     found = {}
@@ -150,8 +148,8 @@ def _bases(layers: Sequence[Any], own: float) -> list[tuple[str, dict]]:
         if shared and shared + unique <= dims and (unique or not own):
             ranks = dict(shared_rank=shared, unique_rank=unique, base_channels=weight.shape[1])
             # A norm within each layer is for training from scratch. Without, it trains as fast as a plain one.
-            found[f'S{shared}U{unique}'] = dict(type='FilterBasis', **ranks, with_norm=False)
-    return list(found.items())
+            found[shared, unique] = dict(type='FilterBasis', **ranks, with_norm=False)
+    return list(found.values())
 
 
 def _size_of_bank(config: dict, layers: Sequence[Any]) -> Size:
@@ -209,7 +207,7 @@ def predict_costs(groups: Sequence[Group], meter: Callable[[Sequence[str], dict]
     options = []
     with tqdm(total=sum(len(each) for ladders in steps for each in ladders), desc='costs', disable=None) as bar:
         for group, ladders in zip(groups, steps):
-            found, some = [Option(None, '', group.size, 0.0)], False
+            found, some = [Option(None, group.size, 0.0)], False
             for ladder, chosen in zip(group.ladders, ladders):
                 measured = []
                 for step in chosen:
@@ -302,8 +300,7 @@ class Row:
         before (int): The number of parameters of their weights.
         after (int): The same in the bank and the layers that share it.
         bank (dict | None): The config of the bank; None if they stay plain.
-        rank (str): The rank of the bank, such as S16U2.
-        cost (float): The predicted cost.
+        cost (float | None): The predicted cost; None if the bank is not the one that it was predicted for.
     """
 
     stage: str
@@ -312,12 +309,19 @@ class Row:
     before: int
     after: int
     bank: dict | None
-    rank: str
-    cost: float
+    cost: float | None
 
     @property
     def name(self) -> str:
         return f'{self.stage}.{self.group}'.strip('.')
+
+    @property
+    def rank(self) -> str:
+        """The rank of the bank: S16U2 for 16 shared filters and two of each layer's own, T3 for three templates."""
+        bank = self.bank or {}
+        if 'shared_rank' in bank:
+            return f'S{bank["shared_rank"]}U{bank.get("unique_rank", 0)}'
+        return f'T{bank["num_templates"]}' if 'num_templates' in bank else ''
 
     def sharing(self) -> dict:
         """The arguments of :func:`mmshared.share_layers` for this group."""
@@ -344,9 +348,10 @@ class Plan:
         return self.plain.parameters - sum(row.before - row.after for row in self.rows)
 
     @property
-    def cost(self) -> float:
-        """The predicted cost."""
-        return sum(row.cost for row in self.rows)
+    def cost(self) -> float | None:
+        """The predicted cost; None if that of a row is not known."""
+        costs = [row.cost for row in self.rows if row.cost is not None]
+        return sum(costs) if len(costs) == len(self.rows) else None
 
     def sharing(self) -> list[dict]:
         """The ``sharing`` of the whole network."""
@@ -379,7 +384,7 @@ class Plan:
         """The plan for people."""
         table = Table(
             caption=f'{self.parameters:,} of {self.plain.parameters:,} parameters '
-            f'({self.parameters / self.plain.parameters:.1%}), predicted cost {self.cost:.4g}'
+            f'({self.parameters / self.plain.parameters:.1%}), predicted cost {_known(self.cost)}'
         )
         for name in ('stage', 'group'):
             table.add_column(name, overflow='fold')
@@ -391,7 +396,7 @@ class Plan:
         for row in self.rows:
             bank = '' if row.bank is None else row.bank['type']
             numbers = [f'{each:,}' for each in (len(row.layers), row.before, row.after)]
-            table.add_row(row.stage, row.group, *numbers, bank, row.rank, f'{row.cost:.4g}')
+            table.add_row(row.stage, row.group, *numbers, bank, row.rank, _known(row.cost))
         return table
 
     def config(self, base: str, model: str) -> str:
@@ -407,6 +412,10 @@ class Plan:
                 lines.append(f'        # {row.name}: {row.after:,} of {row.before:,} parameters')
                 lines.append(f'        {_call(row.sharing())},')
         return '\n'.join([*lines, '    ],', ')', ''])
+
+
+def _known(cost: float | None) -> str:
+    return 'unknown' if cost is None else f'{cost:.4g}'
 
 
 def shared_type(model: str) -> str:
@@ -446,7 +455,7 @@ def make_plan(
             list(each.layers),
             each.size.parameters,
             option.size.parameters,
-            *option[:2],
+            option.bank,
             option.cost,
         )
         for each, option in zip(groups, choose(options, plain, limit, unit))
@@ -465,6 +474,8 @@ def check_plan(plan: Plan, model: nn.Module, source: str) -> Plan:
     Raises:
         SharingError: If it is for another network.
     """
+    if not all(isinstance(row.layers, list) for row in plan.rows):
+        raise SharingError(f'{source} is not a plan: the layers of a row are a list of names.')
     empty = copy.deepcopy(model).to('meta')
     places, rows = plain_layers(empty), []
     for row in plan.rows:
@@ -483,5 +494,6 @@ def check_plan(plan: Plan, model: nn.Module, source: str) -> Plan:
                     'ranks or remove rows, and leave the layers.'
                 )
             after = _size_of_shared(made[0].layers)
-        rows.append(replace(row, before=size.parameters, after=after.parameters))
+        cost = 0.0 if row.bank is None else row.cost if after.parameters == row.after else None
+        rows.append(replace(row, before=size.parameters, after=after.parameters, cost=cost))
     return Plan(size_of(model), rows)

@@ -177,8 +177,9 @@ def written_whole(path: Path) -> Iterator[Path]:
         yield partial
         partial.replace(path)
     except (OSError, RuntimeError) as error:
-        partial.unlink(missing_ok=True)
         raise SharingError(f'{path} cannot be written: {str(error).splitlines()[0]}') from None
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -49,7 +49,7 @@ class Uniform(Run):
             plain = group.size.parameters
             costs = [plain * (plain / option.size.parameters - 1) for option in group.ladders[0]]
             found = [option._replace(cost=cost) for option, cost in zip(group.ladders[0], costs)]
-            options.append([Option(None, '', group.size, 0.0), *found])
+            options.append([Option(None, group.size, 0.0), *found])
         write_text(path, json.dumps(options))
 
 
@@ -68,13 +68,13 @@ def main() -> None:
         result = Result(method, keep, steps, args.epochs, seed)
         if result.is_there(table):
             continue
-        folder = args.work_dir / table / method
-        cfg.work_dir = str(folder)
+        cfg.work_dir = str(args.work_dir / table / method)
         base = None if args.cfg_options else args.config
         run = METHODS[method](cfg, base, args.checkpoint, Budget(keep, 'kept'), steps=steps, epochs=args.epochs)
         run.seed = seed
         with stdout_if(False):  # the logs are in the work dir
-            report = json.loads(run.run().with_suffix('.json').read_text())
+            page = run.run()
+            report, folder = json.loads(page.with_suffix('.json').read_text()), page.parent
             networks = {
                 name: {key: report[name][key] for key in ('parameters', 'bytes', 'multiply_adds', 'metrics')}
                 for name in ('plain', 'converted', 'finetuned')
