@@ -13,7 +13,13 @@ from torch import nn
 
 from helpers import ROOT
 from mmshared import SharingError
-from mmshared.engine.checkpoint import check_state_dict, load_checkpoint_file, refuse_pickles, state_dict_of
+from mmshared.engine.checkpoint import (
+    check_state_dict,
+    load_checkpoint_file,
+    refuse_pickles,
+    state_dict_of,
+    written_whole,
+)
 
 CASES = settings(max_examples=150, derandomize=True, deadline=None, database=None)
 PLACES = st.floats(0, 1, exclude_max=True)  # of a byte, as its share of the file
@@ -111,6 +117,22 @@ def test_what_is_no_dense_finite_tensor_by_its_name_is_refused(tmp_path, bare, l
     )
     with pytest.raises(SharingError, match=f'model.pth.*({words})'):
         load_checkpoint_file(str(path))
+
+
+def test_safetensors_without_their_package_are_not_called_damaged(tmp_path, monkeypatch):
+    (tmp_path / 'a.safetensors').touch()
+    monkeypatch.setattr('mmshared.engine.checkpoint.find_spec', lambda name: None)
+    with pytest.raises(SharingError, match=r"a.safetensors needs a package .* pip install 'mmshared\[export\]'"):
+        load_checkpoint_file(str(tmp_path / 'a.safetensors'))
+
+
+@pytest.mark.parametrize('error', [KeyboardInterrupt, SharingError])
+def test_what_was_not_written_whole_leaves_nothing(error, tmp_path):
+    (tmp_path / 'a').write_text('old')
+    with pytest.raises(error), written_whole(tmp_path / 'a') as partial:
+        partial.write_text('half')
+        raise error
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [('a', 'old')]
 
 
 def test_what_stands_beside_the_state_dict_is_not_looked_at(tmp_path):

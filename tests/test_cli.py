@@ -14,14 +14,15 @@ from unittest.mock import Mock, patch
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.hooks import EMAHook
 from mmengine.registry import RUNNERS
 
 from helpers import ROOT, Classifier, call
-from mmshared import SharingError
+from mmshared import OrthogonalityLossHook, SharingError
 from mmshared.analysis.logs import read_scalars
 from mmshared.engine.build import build_model
 from mmshared.engine.checkpoint import load_checkpoint_file, save_checkpoint
-from mmshared.engine.config import check_twins, load_config, merge_options, moved_root
+from mmshared.engine.config import check_twins, drop_hooks, load_config, merge_options, moved_root
 from mmshared_cli import add_shape, errors_in_a_sentence, interrupts_in_a_sentence, own_files
 
 SHARED = ROOT / 'configs/shared_resnet/shared-resnet32-s8u1_b256_cifar10.py'
@@ -275,7 +276,11 @@ def test_options_of_a_test(tmp_path):
 
 @pytest.mark.parametrize(
     'options, words',
-    [(['--out-item', 'pred'], '--out-item needs --out'), (['--out', 'x.json'], 'predictions go into a .pkl')],
+    [
+        (['--out-item', 'pred'], '--out-item needs --out'),
+        (['--out', 'x.json'], 'predictions go into a .pkl'),
+        (['--out', 'x.txt', '--out-item', 'metrics'], 'metrics go into a .json'),
+    ],
 )
 def test_what_is_written_of_a_test_has_a_file_that_takes_it(options, words):
     result = call('test.py', DIGITS, 'x.pth', *options)
@@ -361,6 +366,23 @@ def test_a_module_beside_a_config_is_found(monkeypatch, tmp_path):
         load_config(f'{tmp_path.name}/own.py')
     assert import_module('bank_of_my_own').NAME == 1
     assert sys.path[-1] == str(tmp_path) and os.environ['PYTHONPATH'] == f'first{os.pathsep}{tmp_path}'
+
+
+def test_a_module_beside_the_base_of_a_config_is_found(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, 'path', list(sys.path))
+    monkeypatch.setenv('PYTHONPATH', '')
+    (tmp_path / 'work').mkdir()
+    (tmp_path / 'module_of_the_base.py').write_text('NAME = 1\n')
+    imports = "custom_imports = dict(imports=['mmshared', 'module_of_the_base'])\n"
+    (tmp_path / 'own.py').write_text(f'_base_ = {str(DIGITS)!r}\n{imports}')
+    (tmp_path / 'work/compressed.py').write_text("_base_ = '../own.py'\n")
+    load_config(str(tmp_path / 'work/compressed.py'))
+    assert import_module('module_of_the_base').NAME == 1
+
+
+def test_hooks_named_by_their_classes_are_dropped_too():
+    hooks = [dict(type=OrthogonalityLossHook), dict(type=EMAHook), dict(type='OrthogonalityLossHook')]
+    assert drop_hooks(Config(dict(custom_hooks=hooks))).custom_hooks == [dict(type=EMAHook)]
 
 
 @pytest.mark.parametrize(

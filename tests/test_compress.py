@@ -171,7 +171,6 @@ class TestChecks:
         plan.write_text(json.dumps(dict(plain=dict(parameters=1, bytes=4), rows=[row])))
         assert 'plan.json is of another network: this one has no layer a.0.b' in refusal(budget=None, plan=plan)
 
-
     def test_a_model_whose_type_is_a_class_is_refused(self, config, checkpoint, tmp_path):
         found = compression(config, checkpoint, tmp_path)
         found.cfg.model.type = MODELS.get('mmpretrain.ImageClassifier')
@@ -205,8 +204,9 @@ def test_the_path_between_folders_holds_through_links(tmp_path):
 
 def written(folder):
     """The files in a folder, but for its notes and logs, each with its time."""
-    found = [path for path in folder.rglob('*') if path.suffix in ('.json', '.pth', '.py') and path.name != 'steps.json']
-    return {(str(path.relative_to(folder)), path.stat().st_mtime_ns) for path in found if 'vis_data' not in path.parts}
+    found = [path for path in folder.rglob('*') if path.suffix in ('.json', '.pth', '.py')]
+    found = [path for path in found if path.name != 'steps.json' and 'vis_data' not in path.parts]
+    return {(str(path.relative_to(folder)), path.stat().st_mtime_ns) for path in found}
 
 
 def test_fine_tuning_takes_a_part_of_the_learning_rate_and_the_plain_network_as_the_teacher(config):

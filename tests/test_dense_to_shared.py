@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from helpers import ROOT, call, randomise_norms
+from mmshared import SharingError
 from mmshared.compress.calibration import calibration_loader
+from mmshared.compress.fit import fit_checkpoint
 from mmshared.engine.build import build_model, build_plain
 from mmshared.engine.checkpoint import load_checkpoint_file
 from mmshared.engine.config import load_config
@@ -101,6 +103,14 @@ def test_images_lower_the_error_of_the_outputs(resnet, tmp_path):
     expected = plain.backbone(x)[-1]
     errors = [(model.backbone(x)[-1] - expected).norm() for model in (by_outputs, by_weights)]
     assert errors[0] < errors[1]
+
+
+def test_a_bank_that_cannot_be_fitted_is_refused_before_any_image_is_read(resnet, monkeypatch):
+    cfg, plain, _ = resnet
+    cfg.model.backbone.sharing.bank = dict(type='RepeatedKernel', mode='inter', transform=dict(type='swish'))
+    monkeypatch.setattr('mmshared.compress.fit.collect_moments', lambda *args: 1 / 0)
+    with pytest.raises(SharingError, match='cannot be started from the weights of a plain network'):
+        fit_checkpoint(cfg, plain.state_dict(), 'plain.pth', images=8, steps=0)
 
 
 def test_images_need_training_data_and_the_whole_network(resnet, tmp_path):

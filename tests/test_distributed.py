@@ -11,18 +11,21 @@ import time
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 import torch
 import torch.distributed as dist
 from mmengine.model import MMDistributedDataParallel, MMFullyShardedDataParallel
 from mmengine.registry import MODEL_WRAPPERS, OPTIMIZERS, init_default_scope
+from mmengine.runner import Runner
 from torch.distributed.fsdp import FullyShardedDataParallel, StateDictType
 from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
 
 from helpers import BASIS, ROOT, TIED, Classifier, Forked, backbone, in_two_processes, randomise_norms, stage_banks
 from mmshared import GradientFlowHook, OrthogonalityLossHook, SharingError
 from mmshared.engine.checkpoint import load_checkpoint_file
+from mmshared.engine.runner import SharingRunner
 
 
 def network(bank, with_cp=False):
@@ -163,6 +166,37 @@ def test_units_that_part_what_is_shared_are_refused(tmp_path):
     told = (tmp_path / '0.txt').read_text().splitlines()
     assert len(told) == 3 and all('a unit of its own, and other layers share parameters' in line for line in told[:2])
     assert 'cannot see the parameters that FSDP shards' in told[2]
+
+
+def loading_worker(rank, folder):
+    runner = SharingRunner.__new__(SharingRunner)
+    runner.model = start(rank, BASIS, folder)
+
+    def fit(self, *args, **kwargs):
+        for tensor in self.model.parameters():
+            tensor.data.add_(rank)
+
+    with patch.object(Runner, 'load_checkpoint', fit):
+        runner.load_checkpoint('plain.pth')
+    torch.save(runner.model.state_dict(), f'{folder}/{rank}.pth')
+    leave()
+
+
+@pytest.mark.slow
+def test_processes_that_fit_a_checkpoint_have_the_same_weights(tmp_path):
+    before = network(BASIS).state_dict()
+    torch.save(before, tmp_path / 'start.pth')
+    in_two_processes(loading_worker, str(tmp_path))
+    for rank in range(2):
+        after = torch.load(tmp_path / f'{rank}.pth', weights_only=True)
+        assert all(torch.equal(after[key], tensor) for key, tensor in before.items())
+
+
+def test_a_runner_that_would_save_one_process_of_fsdp_is_refused():
+    runner = SharingRunner.__new__(SharingRunner)
+    runner._distributed = True
+    with pytest.raises(SharingError, match="FSDP: mmengine's Runner would save only the parts"):
+        runner.wrap_model(dict(type='MMFullyShardedDataParallel'), network(TIED))
 
 
 def train_command(images, work_dir, *options):

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib import import_module
 
 import pytest
 import torch
@@ -322,6 +323,17 @@ def test_the_stock_config_keeps_the_hooks_and_imports_of_others(tmp_path):
     stock = stock_config(Config.fromfile(tmp_path / 'mine.py'))
     assert [hook['type'] for hook in stock.custom_hooks] == ['EMAHook'] and stock.custom_imports['imports'] == ['json']
     assert stock.model.backbone.type == 'ResNet' and 'sharing' not in stock.model.backbone
+
+
+def test_the_stock_config_needs_no_module_of_banks(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, 'path', [str(tmp_path), *sys.path])
+    (tmp_path / 'a_bank.py').write_text('from mmshared import TiedFilters\nclass Mine(TiedFilters): pass\n')
+    (tmp_path / 'a_neck.py').write_text('from mmshared import TiedFilters\nclass Neck: pass\n')
+    cfg = Config.fromfile(ROOT / 'configs/shared_resnet/shared-resnet34-s32u1_8xb32_in1k.py')
+    for name in ('a_bank', 'a_neck'):
+        import_module(name)
+        cfg.custom_imports.imports.append(name)
+    assert stock_config(cfg).custom_imports['imports'] == ['a_neck']
 
 
 def test_the_stock_config_forgets_the_training_it_comes_from():

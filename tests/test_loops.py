@@ -383,6 +383,24 @@ def test_kernels_of_no_size_and_at_right_angles_fit():
         torch.testing.assert_close([conv.dense()[0] for conv in looped], kernels, atol=1e-4, rtol=1e-4)
 
 
+def test_a_kernel_counts_as_often_as_it_runs():
+    first, often, last = (torch.randn(16, 16, 3, 3) for _ in range(3))
+    kernels = [first, 0.8 * often, 0.9 * often, 0.7 * often, last]
+    convs = [nn.Conv2d(16, 16, 3) for _ in kernels]
+    bank = LoopedTemplates(convs, kernels=[0, 1, 1, 1, 2], num_templates=2)
+    looped = [bank.make_layer(conv) for conv in convs]
+    bank.fit(kernels)
+    error = sum((layer.weight - kernel).square().sum() for layer, kernel in zip(looped, kernels))
+    assert error < 1.01 * min(first.square().sum(), last.square().sum())  # that of leaving out one of these
+
+
+def test_loops_of_layers_outside_of_a_shared_backbone_are_refused(mmpretrain):
+    cfg = config(network=dict(type='WideResNet_CIFAR', depth=28, widen_factor=1))
+    cfg.model.update(type='SharedImageClassifier', sharing=dict(layers=r'backbone.layer1.*conv1', bank=TEMPLATES))
+    with pytest.raises(SharingError, match='give the backbone a sharing of its own'):
+        fold_loops(cfg, build_model(cfg), 0.5)
+
+
 def test_stages_without_a_group_need_no_bank(library):
     # MobileNetV2: stages of one to four blocks, of which the first keeps its own convs.
     pattern = '(conv.0|expand_conv).conv'

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from torch import nn
 
 from helpers import BASIS, TIED, backbone, evaluating, small, stage_banks, train
-from mmshared import OrthogonalityLossHook, SharingError
+from mmshared import OrthogonalityLossHook, SharingError, share_layers
 from mmshared.hooks import orthogonality_loss, orthogonality_spaces
 
 
@@ -169,6 +170,20 @@ def test_the_hook_leaves_the_model_as_it_found_it(mmpretrain, tmp_path):
     model, _ = run(small(), tmp_path)
     assert not model._forward_hooks
     assert isinstance(evaluating(model)(torch.randn(1, 3, 32, 32)), torch.Tensor)
+
+
+def test_bases_of_one_space_may_differ_in_their_own_filters():
+    network = nn.Sequential(*[nn.Sequential(nn.Conv2d(16, 16, 3), nn.Conv2d(16, 16, 3)) for _ in range(4)])
+    ranks = [dict(BASIS, base_channels=16, shared_rank=4, unique_rank=rank) for rank in (1, 2)]
+    made = share_layers(network, groups=['0', '1'], bank=ranks)
+    basis = torch.cat([bank.filters.flatten(1) for bank in made])
+    errors = [(basis @ basis.T - torch.eye(8)).square().sum()]
+    for bank in made:
+        for own in (layer.unique.flatten(1) for layer in bank.layers):
+            errors += [(basis @ own.T).square().sum(), (own @ own.T - torch.eye(len(own))).square().sum()]
+    count = 8 * 8 + 3 * (8 * 1 + 1) + 3 * (8 * 2 + 4)
+    loss = orthogonality_loss(orthogonality_spaces(network), include_unique=True)
+    torch.testing.assert_close(loss, sum(errors) / count)
 
 
 def test_own_filters_that_are_not_there_are_refused(mmpretrain, tmp_path):

@@ -112,9 +112,7 @@ class TestChoice:
         found = []
         for group in groups:
             plain = Size(1 + max(size for size, _ in group), 0)
-            found.append(
-                [Option(None, plain, 0.0)] + [Option({}, Size(size, 0), cost) for size, cost in group]
-            )
+            found.append([Option(None, plain, 0.0)] + [Option({}, Size(size, 0), cost) for size, cost in group])
         return found, Size(100 + sum(each[0].size.parameters for each in found), 0)
 
     @settings(max_examples=30, derandomize=True, deadline=None, database=None)

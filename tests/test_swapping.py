@@ -8,8 +8,9 @@ import torch
 from mmdet.models.backbones.trident_resnet import TridentConv
 from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config
+from mmengine.model import BaseModule
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS, Registry, init_default_scope
 from torch import nn
 
 from helpers import (
@@ -27,8 +28,17 @@ from helpers import (
     small,
     train,
 )
-from mmshared import OrthogonalityLossHook, SharedLayer, SharingError, banks, repeated_layers, share_layers
-from mmshared.analysis.sweep import Outcome, Sweep, count, tie_all
+from mmshared import (
+    OrthogonalityLossHook,
+    SharedLayer,
+    SharingError,
+    TiedFilters,
+    banks,
+    repeated_layers,
+    share_layers,
+)
+from mmshared.analysis.sweep import Outcome, Sweep, backbones_of, build_part, count, tie
+from mmshared.backbones import make_twins
 from mmshared.backbones.mmdet import SharedResNet
 from mmshared.engine.build import build_empty
 from mmshared.engine.config import config_path, plain_twin
@@ -76,6 +86,15 @@ def few_regions(cfg):
         for stage in stages if isinstance(stages, list) else [stages]:
             if 'sampler' in stage:
                 stage.sampler.num = 16
+
+
+def tie_all(model: dict, scope: str) -> int:
+    """Tie the repeated layers in all backbones of a model's config, in place; returns the number of groups."""
+    found = [(each, repeated_layers(build_part(each, scope), own_blocks=0)) for each in backbones_of(model)]
+    for each, groups in found:
+        if groups:
+            tie(each, groups)
+    return sum(len(groups) for _, groups in found)
 
 
 def swapped(name):
@@ -174,6 +193,12 @@ def test_the_patterns_of_the_docs_save_what_they_say():
         ('SharedSwinTransformer', 'mmdet'),
         ('SharedStandardRoIHead', 'mmdet'),
         ('SharedCSPDarknet', 'mmdet'),
+        ('SharedDynamicMaskHead', 'mmdet'),
+        ('SharedMultiInstanceBBoxHead', 'mmdet'),
+        ('SharedQDTrack', 'mmdet'),
+        ('SharedMaskTrackRCNN', 'mmdet'),
+        ('SharedLinearReIDHead', 'mmdet'),
+        ('SharedLinearRegressionHead', 'mmpretrain'),
         ('SharedImageClassifier', 'mmpretrain'),
         ('SharedVisionTransformer', 'mmpretrain'),
         ('SharedHRFuseScales', 'mmpretrain'),
@@ -184,6 +209,29 @@ def test_backbones_necks_heads_and_whole_models_have_twins(name, module):
     twin = getattr(import_module(f'mmshared.backbones.{module}'), name)
     assert import_module(module).registry.MODELS.get(name) is twin
     assert issubclass(twin, twin.plain) and name == f'Shared{twin.plain.__name__}'
+
+
+class Head(BaseModule):
+    """A head of which other things are called than its forward, as of mmdet's RoI heads."""
+
+    def __init__(self):
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(16, 16, 1) for _ in range(3))
+
+    def predict(self, x):
+        return nn.Sequential(*self.convs)(x)
+
+
+def test_a_head_generates_once_in_what_is_called_of_it(monkeypatch):
+    registry = Registry('heads')
+    registry.register_module(module=Head)
+    head = make_twins([Head], registry, __name__)['SharedHead'](sharing=dict(layers='convs.*', bank=TIED))
+    made = []
+    monkeypatch.setattr(TiedFilters, 'generate', lambda bank: made.append(bank) or bank.filters)
+    head.predict(torch.randn(1, 16, 4, 4))
+    assert len(made) == 1
+    head.convs[0](torch.randn(1, 16, 4, 4))
+    assert len(made) == 2  # what was made is not kept
 
 
 def test_a_class_in_a_config_is_a_twin_as_its_name_is():

@@ -71,17 +71,6 @@ def tie(backbone: dict, groups: list[RepeatedLayers]) -> None:
     ]
 
 
-def tie_all(model: dict, scope: str) -> int:
-    """Tie the repeated layers in all backbones of a model's config, in place; returns the number of groups."""
-    found = [
-        (backbone, repeated_layers(build_part(backbone, scope), own_blocks=0)) for backbone in backbones_of(model)
-    ]
-    for backbone, groups in found:
-        if groups:
-            tie(backbone, groups)
-    return sum(len(groups) for _, groups in found)
-
-
 def build_part(model: dict, scope: str) -> nn.Module:
     """Build a model, or a part of one, without values."""
     return build_empty(Config(dict(model=model, default_scope=scope)))

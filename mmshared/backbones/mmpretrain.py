@@ -5,4 +5,4 @@ from mmpretrain.registry import MODELS
 
 from .twins import classes_of, make_twins
 
-globals().update(make_twins(classes_of(backbones, necks, heads, classifiers, selfsup), MODELS, __name__))
+globals().update(make_twins(classes_of(MODELS, backbones, necks, heads, classifiers, selfsup), MODELS, __name__))

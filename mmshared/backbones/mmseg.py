@@ -5,4 +5,4 @@ from mmseg.registry import MODELS
 
 from .twins import classes_of, make_twins
 
-globals().update(make_twins(classes_of(backbones, necks, decode_heads, segmentors), MODELS, __name__))
+globals().update(make_twins(classes_of(MODELS, backbones, necks, decode_heads, segmentors), MODELS, __name__))

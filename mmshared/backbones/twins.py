@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import wraps
 from types import ModuleType
 from typing import Any
 
@@ -12,8 +13,11 @@ from mmengine.registry import Registry
 from torch import nn
 
 from ..sharing import SharingError, banks, share_layers
+from ..sharing.bank import generate_once
 
 _KEYS = {'groups', 'bank', 'stages', 'layers', 'own_blocks'}
+# What the libraries call of a head in place of its forward.
+_ENTRIES = ('loss', 'predict')
 
 
 class SharingMixin:
@@ -96,11 +100,27 @@ def make_twins(networks: Iterable[Any], registry: Registry, module: str) -> dict
         ):
             name = f'Shared{parent.__name__}'
             doc = f'``{parent.__name__}`` whose layers share parameters. Takes all of its arguments, and ``sharing``.'
-            twins[name] = type(name, (SharingMixin, parent), {'__doc__': doc, '__module__': module, 'plain': parent})
+            body = {each: _in_one_pass(getattr(parent, each)) for each in _ENTRIES if hasattr(parent, each)}
+            body.update({'__doc__': doc, '__module__': module, 'plain': parent})
+            twins[name] = type(name, (SharingMixin, parent), body)
             registry.register_module(module=twins[name])
     return twins
 
 
-def classes_of(*packages: ModuleType) -> list[Any]:
-    """What packages export."""
-    return list({id(each): each for package in packages for each in vars(package).values()}.values())
+def classes_of(registry: Registry, *packages: ModuleType) -> list[Any]:
+    """The classes in a registry that are defined in some packages."""
+    inside = tuple(f'{package.__name__}.' for package in packages)
+    return [each for each in registry.module_dict.values() if each.__module__.startswith(inside)]
+
+
+def _in_one_pass(method: Callable) -> Callable:
+    """A method in which each bank generates once, as in a forward pass."""
+
+    @wraps(method)
+    def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return method(self, *args, **kwargs)
+        with generate_once(self):
+            return method(self, *args, **kwargs)
+
+    return call

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..convert.dense import share_checkpoint
 from ..engine.build import build_model, build_plain, load_whole
-from ..sharing import SharingError, banks
+from ..sharing import SharingError
 from ..sharing.state_dict import Conversion
 from .calibration import Batches, calibration_loader
 from .norms import recalibrate_norms
@@ -70,8 +70,7 @@ def fit_checkpoint(
     """
     loader = calibration_loader(cfg, images)
     model, plain = build_model(cfg), build_plain(cfg)
-    if not banks(model):
-        raise SharingError('The network of this config shares nothing: give a config of a network that shares.')
+    share_checkpoint(build_model(cfg), dict(state_dict), name)  # what does not fit is refused before any image is read
     if hasattr(model, 'backbone') and not any(key.startswith('backbone.') for key in state_dict):
         raise SharingError(f'{name} is of a backbone, and images run through the whole network: give all of it.')
     load_whole(plain, state_dict, name, 'the plain network of the config')

@@ -211,8 +211,8 @@ class Compression:
             raise SharingError('No layer of this network can become smaller.')
         if self.budget:
             check_budget(smallest(self.groups, self.size), self.size, *self.budget.limit(self.size))
-        if self.plan:
-            self.given  # is checked when it is read
+        if self.plan and not self.given.sharing():
+            raise SharingError(f'By the plan {self.plan} nothing is shared: give a row a bank.')
 
     @cached_property
     def model(self) -> nn.Module:
@@ -234,8 +234,10 @@ class Compression:
     @property
     def layers(self) -> list[str]:
         """The layers that may share."""
-        rows = self.given.rows if self.plan else []
-        return list(dict.fromkeys(name for each in (*self.groups, *rows) for name in each.layers))
+        found = [list(group.layers) for group in self.groups]
+        if self.plan:
+            found += [row.layers for row in self.given.rows]
+        return list(dict.fromkeys(name for layers in found for name in layers))
 
     @cached_property
     def moments(self) -> dict[str, Tensor]:
@@ -398,7 +400,8 @@ class Compression:
         batch = next(iter(calibration_loader(self.bare, 1)))
         measured = measure(models, batch)
         last = networks[list(networks)[-1]].checkpoint
-        shape = models['plain'].data_preprocessor(batch, False)['inputs'].shape[1:]
+        plain: Any = models['plain']
+        shape = plain.data_preprocessor(batch, False)['inputs'].shape[1:]
         write_report(
             Results(
                 Path(self.cfg.filename or 'network').stem,

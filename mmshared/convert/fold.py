@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 from ..engine.build import build_empty, build_model, feature_maps, relative_difference
 from ..engine.checkpoint import written_whole
 from ..engine.config import drop_hooks, plain_twin
-from ..sharing import SharingError, banks, fold_layers
+from ..sharing import Bank, SharedLayer, SharingError, banks, fold_layers
 
 TOLERANCE = 1e-4
 
@@ -35,7 +37,7 @@ class Folded(NamedTuple):
 
 @torch.no_grad()
 def fold_model(cfg: Config, shared: nn.Module, images: Tensor) -> Folded:
-    """Fold a model into one of the stock classes and compare their outputs.
+    """Fold a model into one of the stock classes and compare their outputs; of a detector, the maps of its neck.
 
     Args:
         cfg (Config): The config of the shared model.
@@ -63,8 +65,9 @@ def stock_config(cfg: Config) -> Config:
     """The config of the plain network: without sharing, without the hooks and the Runner of mmshared, and without the
     checkpoint and the folder of the training.
 
-    It imports mmshared if the plain network is one of its own. A detector's or segmentor's tries to import mmcv's
-    operators from it: without mmshared, the network runs where mmcv has its compiled ones.
+    It imports mmshared if the plain network is one of its own, and no module that was there for its banks. A
+    detector's or segmentor's tries to import mmcv's operators from it: without mmshared, the network runs where mmcv
+    has its compiled ones.
     """
     stock = drop_hooks(Config(copy.deepcopy(cfg.to_dict())))
     stock.model = plain_twin(stock.model)
@@ -72,13 +75,22 @@ def stock_config(cfg: Config) -> Config:
         stock.pop(key, None)
     imports = (stock.pop('custom_imports', None) or {}).get('imports', [])
     imports = [name for name in ([imports] if isinstance(imports, str) else imports) if name != 'mmshared']
-    if any(type(module).__module__.startswith('mmshared') for module in build_empty(stock).modules()):
+    used = {type(module).__module__ for module in build_empty(stock).modules()}
+    imports = [name for name in imports if name in used or not _has_banks(name)]
+    if any(name.startswith('mmshared') for name in used):
         imports.insert(0, 'mmshared')
     elif stock.default_scope != 'mmpretrain':  # which uses no operator of mmcv
         imports.insert(0, 'mmshared.compat')
     if imports:
         stock.custom_imports = dict(imports=imports, allow_failed_imports='mmshared.compat' in imports)
     return stock
+
+
+def _has_banks(name: str) -> bool:
+    """Whether a module that was imported defines banks or shared layers."""
+    values = vars(sys.modules[name]).values() if name in sys.modules else ()
+    kinds = [each for each in values if inspect.isclass(each) and each.__module__ == name]
+    return any(issubclass(each, (Bank, SharedLayer)) for each in kinds)
 
 
 def to_torchvision(model: nn.Module) -> dict[str, Tensor]:

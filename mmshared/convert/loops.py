@@ -130,12 +130,18 @@ def fold_loops(cfg: Config, model: nn.Module, threshold: float) -> FoldedLoops:
     template_banks = [bank for bank in banks(model) if isinstance(bank, TemplateBank)]
     if not template_banks:
         raise SharingError('The network of this config has no TemplateBank whose layers could be folded into loops.')
+    backbone: Any = getattr(model, 'backbone', None)
+    if getattr(backbone, 'sharing', None) is None or not set(template_banks) <= set(banks(backbone)):
+        raise SharingError(
+            'Loops are written into the sharing of a backbone, and this network has a TemplateBank that is not made '
+            'by one: give the backbone a sharing of its own.'
+        )
     kernels = {bank: similar_layers(layer_similarity(bank), threshold) for bank in template_banks}
     kernels = {bank: numbers for bank, numbers in kernels.items() if len(set(numbers)) < len(numbers)}
 
     folded_cfg = drop_hooks(Config(copy.deepcopy(cfg.to_dict())))
     folded_cfg.model.backbone.sharing = [
-        _sharing_of(bank, model.backbone.sharing, kernels.get(bank)) for bank in banks(model.backbone)
+        _sharing_of(bank, backbone.sharing, kernels.get(bank)) for bank in banks(backbone)
     ]
     keys = folded_cfg.get('optim_wrapper', {}).get('paramwise_cfg', {}).get('custom_keys', {})
     if 'coefficients' in keys:  # like coefficients, scales must not be decayed

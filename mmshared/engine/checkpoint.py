@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -53,8 +54,11 @@ def load_checkpoint_file(filename: str, map_location: Any = 'cpu', mmap: bool = 
     filename = osp.expanduser(filename)
     if not osp.isfile(filename):
         raise SharingError(f'There is no checkpoint {filename}: check the path.')
+    is_safetensors = filename.endswith('.safetensors')
+    if is_safetensors and not find_spec('safetensors'):
+        raise SharingError(f"{filename} needs a package that is not installed: pip install 'mmshared[export]'")
     try:
-        if filename.endswith('.safetensors'):
+        if is_safetensors:
             checkpoint = as_stored(import_module('safetensors.torch').load_file(filename))
         else:
             _check_archive(filename)

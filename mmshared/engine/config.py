@@ -50,7 +50,7 @@ def reason_in(error: Exception) -> str:
 def load_config(name: str) -> Config:
     """Load the config of a model, from a path or from its name in a package.
 
-    Its ``custom_imports`` may name modules in its own folder.
+    Its ``custom_imports`` may name modules in its own folder, and in those of the configs that it builds on.
 
     Raises:
         SharingError: If there is no such file, or if it is not a config of a model.
@@ -59,7 +59,8 @@ def load_config(name: str) -> Config:
     try:
         cfg = Config.fromfile(path, import_custom_modules=False)
         if cfg.get('custom_imports'):
-            _find_modules_beside(path, cfg.custom_imports['imports'])
+            for file in _with_bases(path):
+                _find_modules_beside(file, cfg.custom_imports['imports'])
             import_modules_from_strings(**cfg.custom_imports)
     except Exception as error:  # a config is code
         raise SharingError(f'The config {name} cannot be read: {reason_in(error)}') from None
@@ -68,6 +69,13 @@ def load_config(name: str) -> Config:
             f'{name} is not a config of a model: it has no {"model" if "model" not in cfg else "default_scope"}.'
         )
     return cfg
+
+
+def _with_bases(path: str) -> Iterator[str]:
+    """The files of a config: its own, and those that it builds on."""
+    yield path
+    for base in Config._get_base_files(path):
+        yield from _with_bases(Config._get_cfg_path(base, path)[0])
 
 
 def _find_modules_beside(path: str, names: str | list[str]) -> None:
@@ -141,11 +149,11 @@ def plain_twin(cfg: Any) -> Any:
 
 def drop_hooks(cfg: Config) -> Config:
     """Remove the hooks of mmshared from a config, in place, and return it."""
-    hooks = [
-        hook
-        for hook in cfg.pop('custom_hooks', None) or []
-        if not (HOOKS.get(hook['type']) or object).__module__.startswith('mmshared')
-    ]
+    hooks = []
+    for hook in cfg.pop('custom_hooks', None) or []:
+        kind = hook['type']
+        if not ((HOOKS.get(kind) if isinstance(kind, str) else kind) or object).__module__.startswith('mmshared'):
+            hooks.append(hook)
     if hooks:
         cfg.custom_hooks = hooks
     return cfg

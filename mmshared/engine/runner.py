@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from mmengine.config import Config
-from mmengine.dist import barrier, init_dist
+from mmengine.dist import barrier, broadcast, init_dist
 from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import BaseLoop, Runner
@@ -17,7 +17,7 @@ from mmengine.utils.dl_utils import set_multi_processing
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ..sharing import SharingError
+from ..sharing import SharingError, banks
 from .build import check_sharing
 from .config import check_data, check_twins
 from .data import check_classes, explain_failure, unreadable_image
@@ -39,7 +39,7 @@ def check_config(cfg: Config, loaders: Sequence[str] = ()) -> None:
 
 @RUNNERS.register_module()
 class SharingRunner(Runner):
-    """Trains and tests networks that share. It differs from mmengine's Runner in five ways:
+    """Trains and tests networks that share. It differs from mmengine's Runner in six ways:
 
     - It refuses a network that cannot share as configured before anything is built, and missing data before any are
       read.
@@ -47,6 +47,7 @@ class SharingRunner(Runner):
       the config.
     - Testing and resuming need a checkpoint of the whole network. Training may start from one with another head.
     - If the note of a run's last checkpoint is wrong, the run resumes from the newest checkpoint.
+    - All processes have the same weights after a checkpoint is loaded and fitted. FSDP is refused.
     - Processes of pytorch's launcher also train without GPUs, and leave their group at the end.
     """
 
@@ -69,6 +70,11 @@ class SharingRunner(Runner):
             )
             if wrapper.get('type', DDP) == DDP:
                 model_wrapper_cfg = dict(wrapper, type=DDP, device_ids=None)
+        if 'FullyShardedDataParallel' in str((model_wrapper_cfg or {}).get('type')):
+            raise SharingError(
+                "FSDP: mmengine's Runner would save only the parts of the network that the first process holds. Take "
+                'model_wrapper_cfg out of the config; sharing itself makes what processes exchange smaller.'
+            )
         return super().wrap_model(model_wrapper_cfg, model)
 
     def build_train_loop(self, loop: Any) -> Any:
@@ -131,6 +137,13 @@ class SharingRunner(Runner):
         super().load_or_resume()
 
     def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> dict:
+        checkpoint = self._load_checkpoint(filename, *args, **kwargs)
+        if banks(self.model):
+            for tensor in self.model.state_dict().values():
+                broadcast(tensor)  # a fit may differ in its last digits between machines
+        return checkpoint
+
+    def _load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> dict:
         if self._needs_whole:
             try:
                 return super().load_checkpoint(filename, *args, **{**kwargs, 'strict': True})

@@ -84,9 +84,10 @@ def _error_of(banks: list[Bank], include_unique: bool) -> tuple[Tensor, int]:
     with torch.autocast(basis.device.type, enabled=False):
         error, count = gram_error(basis), len(basis) ** 2
         if include_unique:
-            own = in_float(torch.cat([bank.own_filters().flatten(2) for bank in banks]))  # (convs, U, M)
-            error = error + (basis @ own.flatten(0, 1).T).square().sum() + gram_error(own)
-            count += len(basis) * own.shape[0] * own.shape[1] + own.shape[0] * own.shape[1] ** 2
+            for bank in banks:
+                own = in_float(bank.own_filters().flatten(2))  # (convs, U, M)
+                error = error + (basis @ own.flatten(0, 1).T).square().sum() + gram_error(own)
+                count += len(basis) * own.shape[0] * own.shape[1] + own.shape[0] * own.shape[1] ** 2
     return error, count
 
 

@@ -151,6 +151,7 @@ class FilterBasis(Bank):
 
     layer_class = BasisLayer
     orthogonal_start = True
+    stored_as = 'filters'
 
     shared_rank: int
     unique_rank: int
@@ -191,8 +192,9 @@ class FilterBasis(Bank):
                 f'channels, where filters have {dims} dimensions: give ranks that make at least one filter and no '
                 'more than that.'
             )
-        self.filters = nn.Parameter(weight.new_empty(self.shared_rank, *weight.shape[1:]))  # (S, I, k, k)
-        orthogonal_(self.filters)
+        filters = nn.Parameter(weight.new_empty(self.shared_rank, *weight.shape[1:]))  # (S, I, k, k)
+        orthogonal_(filters)
+        self.register_parameter(self.stored_as, filters)
 
     def generate(self) -> Tensor:
         return self.filters
@@ -252,15 +254,11 @@ class OrthonormalFilterBasis(FilterBasis):
     truncates them to whole numbers: a 1 that has decayed to 0.9999 counts as 0.) Each basis is orthonormal in itself;
     two bases of a stage need not be orthogonal to each other. It takes no part in the orthogonality loss.
 
-    Args:
-        **kwargs: The arguments of :class:`FilterBasis`.
+    It takes the arguments of :class:`FilterBasis`.
     """
 
-    def __init__(self, **kwargs: Any):
-        super().__init__(**kwargs)
-        # Under another name: a checkpoint of a basis that is not orthonormal must not load into this one.
-        self.directions = self.filters  # (S, I, k, k)
-        del self.filters
+    stored_as = 'directions'  # a checkpoint of a basis that is not orthonormal must not load into this one
+    directions: nn.Parameter
 
     def generate(self) -> Tensor:
         rows = self.directions.flatten(1)  # (S, I k k)

@@ -56,7 +56,7 @@ class LoopedTemplates(Bank):
 
     def __init__(self, layers: Sequence[Layer], kernels: Sequence[int], num_templates: int):
         super().__init__()
-        self.kernels = list(kernels)
+        self.kernels = list(kernels) if isinstance(kernels, Sequence) else [kernels]
         count = len(set(self.kernels))
         if len(self.kernels) != len(layers) or set(self.kernels) != set(range(count)):
             raise SharingError(
@@ -84,12 +84,13 @@ class LoopedTemplates(Bank):
         is the direction of the kernel, and the projections on it give its size and the scales. If there are more
         kernels than templates, fit the templates to the kernels as :meth:`TemplateBank.fit` does."""
         found = None if moments is None else metrics(self.layers, kernels, moments)
-        commons, weights = [], []
+        commons, weights, sizes = [], [], []
         for index in range(max(self.kernels) + 1):
             members = [i for i, kernel in enumerate(self.kernels) if kernel == index]
             theirs = None if found is None else [found[i] for i in members]
             common, scales = scaled_copies([kernels[i] for i in members], theirs)
             commons.append(common)
+            sizes.append(scales.norm())
             if theirs is not None:
                 weights.append(weighted_sum(theirs, scales.square()))
             for i, scale in zip(members[1:], scales[1:]):
@@ -97,7 +98,8 @@ class LoopedTemplates(Bank):
         templates = fitted = torch.stack(commons).flatten(1)  # (G, O I k k)
         if self.coefficients is not None:
             if found is None:
-                templates = leading_directions(fitted, len(self.templates))
+                weighted = torch.stack(sizes)[:, None] * fitted  # a kernel counts as often as it runs
+                templates = leading_directions(weighted, len(self.templates))
                 coefficients = fitted @ templates.T
             else:
                 templates, coefficients = fit_templates(commons, len(self.templates), weights)

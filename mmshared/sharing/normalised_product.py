@@ -11,14 +11,18 @@ from torch.autograd.function import once_differentiable
 
 
 def product(maps: Tensor, coefficients: Tensor, bias: Tensor | None) -> Tensor:
-    """A 1x1 conv. For contiguous maps on a CPU it is one matrix product per image: a conv would copy such maps into
-    a format of its own and back."""
+    """A 1x1 conv, without gradients. For contiguous maps on a CPU it is one matrix product per image: a conv would
+    copy such maps into a format of its own and back."""
     if not as_matrices(maps):
         return F.conv2d(maps, coefficients, bias)
     rows = coefficients.flatten(1).expand(len(maps), -1, -1)  # (N, O, R)
     columns = maps.flatten(2)  # (N, R, H W)
-    out = torch.bmm(rows, columns) if bias is None else torch.baddbmm(bias[:, None], rows, columns)
-    return out.view(len(maps), len(coefficients), *maps.shape[2:])
+    out = maps.new_empty(len(maps), len(coefficients), *maps.shape[2:])  # no view: others may work on it in place
+    if bias is None:
+        torch.bmm(rows, columns, out=out.flatten(2))
+    else:
+        torch.baddbmm(bias[:, None], rows, columns, out=out.flatten(2))
+    return out
 
 
 def gradients(grad: Tensor, maps: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,7 +113,7 @@ def normalised_product(responses: Tensor, norm: Any, coefficients: Tensor, bias:
         Tensor: The maps, (N, O, H, W).
     """
     if torch.compiler.is_compiling():
-        return product(norm(responses), coefficients, bias)  # the compiler fuses the norm by itself
+        return F.conv2d(norm(responses), coefficients, bias)  # the compiler fuses the norm by itself
     count = responses.numel() // responses.shape[1]
     if count < 2 or not _has_plain_statistics(norm):
         return F.conv2d(norm(responses), coefficients, bias)

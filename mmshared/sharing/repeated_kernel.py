@@ -165,6 +165,8 @@ class RepeatedKernel(Bank):
                 "mode='intra' needs a width, and the other modes have neither width nor "
                 'input_channels: their kernel is that of the first conv of the group.'
             )
+        if not isinstance(input_channels, (int, type(None))):
+            raise SharingError(f'input_channels={input_channels!r} is not a number of channels.')
         if width is not None and not (isinstance(width, (int, float)) and math.isfinite(width)):
             raise SharingError(f'width={width!r} is not a finite number: give 1 or more.')
         if width is not None and width < 1:

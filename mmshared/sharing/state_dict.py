@@ -128,8 +128,8 @@ def share_state_dict(
     if not any(_touches(group, given) for group in groups):
         return []
     own, blocks = module.state_dict(), _Blocks(groups)
+    _check_values(groups, given)
     for group in groups:
-        _check_values(group, given)
         _check_stage(group, own, [key for each in groups for key in each.plain], given)
         _check_layers(group, own, given)
     _check_rest(groups, own, theirs, blocks)
@@ -221,11 +221,12 @@ def _touches(group: _Group, given: dict[str, Any]) -> bool:
     return any(key.startswith(group.inside) for key in given)
 
 
-def _check_values(group: _Group, given: dict[str, Any]) -> None:
-    """Raise if a checkpoint holds anything but tensors of finite numbers for a group's stage."""
-    keys = {*group.plain, *group.shared_keys()}
+def _check_values(groups: list[_Group], given: dict[str, Any]) -> None:
+    """Raise if a checkpoint holds anything but tensors of finite numbers for the stages of groups."""
+    keys = {key for group in groups for key in (*group.plain, *group.shared_keys())}
+    stages = tuple({group.inside for group in groups if group.stage is not None})
     for key, value in given.items():
-        if key in keys or group.stage is not None and key.startswith(group.inside):
+        if key in keys or key.startswith(stages):
             if not isinstance(value, Tensor) or value.layout is not torch.strided:
                 kind = f'sparse ({value.layout})' if isinstance(value, Tensor) else f'a {type(value).__name__}'
                 raise SharingError(f'The checkpoint is damaged: {key} is {kind}, not a plain tensor. {_WANTED}')

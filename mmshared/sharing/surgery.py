@@ -330,8 +330,12 @@ def _check_patterns(
         )
     if layers is not None and stages is not None:
         raise SharingError('stages narrows groups; layers are full names: leave one of them out.')
-    if isinstance(groups, str):
+    if not isinstance(stages, (str, type(None))):
+        raise SharingError(f'stages={stages!r} is not a pattern: write one regular expression for all stages.')
+    if not isinstance(groups, (list, tuple, type(None))):
         raise SharingError(f'groups is a list of patterns, one for each group: write groups=[{groups!r}].')
+    if not isinstance(layers, (str, list, tuple, type(None))):
+        raise SharingError(f'layers={layers!r} is not a pattern, nor a list of patterns.')
     patterns = [layers] if isinstance(layers, str) else list(layers or groups or ())
     if not patterns or len(set(patterns)) < len(patterns) or not all(isinstance(each, str) for each in patterns):
         raise SharingError(
@@ -392,7 +396,8 @@ def _no_group(
         }
     )
     reason = ''.join(f'; {name} {why}' for name, why in others.items())
-    where = 'of a stage, outside its first block, ' if own_blocks else 'of a stage '
+    first = 'block' if own_blocks == 1 else f'{own_blocks} blocks'
+    where = f'of a stage, outside its first {first}, ' if own_blocks else 'of a stage '
     return (
         f'The pattern {pattern!r} forms no group: a group is {"two" if same_shape else "one"} or more plain convs '
         f'or linears {where}whose whole name within the block matches. The layers there are: '

@@ -42,8 +42,9 @@ def main() -> None:
     cfg = load_config(args.config)
     merge_options(cfg, args.cfg_options)
     model, title = build_model(cfg), Path(args.config).stem
-    groups, totals = sharing_groups(model, args.shape), complexity(cfg, args.shape)
+    totals, groups = complexity(cfg, args.shape), []
     if banks(model):
+        groups = sharing_groups(model, args.shape)
         rows = [
             [
                 row['stage'],

@@ -79,6 +79,14 @@ def output_file(name: str) -> Path:
     return path
 
 
+def output_checkpoint(name: str) -> Path:
+    """Argument type for a checkpoint to write, as PyTorch writes it."""
+    path = output_file(name)
+    if path.suffix == '.safetensors':
+        raise argparse.ArgumentTypeError(f'{name}: this tool writes .pth; safetensors are written by fold.py')
+    return path
+
+
 def output_image(name: str) -> Path:
     """Argument type for an image to write."""
     path = output_file(name)
@@ -255,7 +263,7 @@ def convert_file(description: str, module: str) -> None:
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('src', help='their checkpoint')
-    parser.add_argument('dst', type=output_file, help='the checkpoint to write')
+    parser.add_argument('dst', type=output_checkpoint, help='the checkpoint to write')
     args = parser.parse_args()
     check_files(parser, args.src, args.dst, args.dst.with_suffix('.py'))
     from mmengine.config import Config

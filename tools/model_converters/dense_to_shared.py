@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from mmshared_cli import add_cfg_options, add_steps, check_files, errors_in_a_sentence, output_file
+from mmshared_cli import add_cfg_options, add_steps, check_files, errors_in_a_sentence, output_checkpoint
 
 
 @errors_in_a_sentence()
@@ -20,7 +20,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='the config of a shared network')
     parser.add_argument('src', help='a checkpoint of the whole plain network, or of its backbone')
-    parser.add_argument('dst', type=output_file, help='the checkpoint to write')
+    parser.add_argument('dst', type=output_checkpoint, help='the checkpoint to write')
     parser.add_argument(
         '--images',
         type=int,

@@ -2,7 +2,7 @@
 
 Writes the checkpoint and, beside it, the stock config that it loads into with strict=True, without mmshared: a
 detector only takes mmcv's operators from it, where mmcv has no compiled ones. The outputs of both networks on random
-images are compared first; if they differ, nothing is written.
+images, of detectors the maps of the neck, are compared first; if they differ, nothing is written.
 """
 
 import argparse

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from mmshared_cli import add_cfg_options, check_files, errors_in_a_sentence, output_file, own_files
+from mmshared_cli import add_cfg_options, check_files, errors_in_a_sentence, output_checkpoint, own_files
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -21,7 +21,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='the config of the network')
     parser.add_argument('checkpoint', help='its checkpoint')
-    parser.add_argument('out', type=output_file, help='the checkpoint to write; its config gets the same name')
+    parser.add_argument('out', type=output_checkpoint, help='the checkpoint to write; its config gets the same name')
     parser.add_argument(
         '--threshold',
         type=float,
@@ -96,14 +96,14 @@ def main() -> None:
     if args.recalibrate:
         folded = recalibrate(folded_cfg, folded, args.recalibrate)
         networks['after, recalibrated'] = folded_cfg, folded
-    if not args.no_test and can_test(cfg):
-        metrics = {name: evaluate(*network) for name, network in networks.items()}
-        for metric in metrics['before']:
-            print(f'{metric}: ' + ', '.join(f'{values[metric]:.4g} {name}' for name, values in metrics.items()))
     save_checkpoint(converted(folded.state_dict(), args.checkpoint, folded_cfg), args.out)
     with own_files():
         folded_cfg.dump(args.out_config)
     print(f'wrote {args.out} and {args.out_config}')
+    if not args.no_test and can_test(cfg):
+        metrics = {name: evaluate(*network) for name, network in networks.items()}
+        for metric in metrics['before']:
+            print(f'{metric}: ' + ', '.join(f'{values[metric]:.4g} {name}' for name, values in metrics.items()))
 
 
 if __name__ == '__main__':

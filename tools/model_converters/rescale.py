@@ -10,7 +10,7 @@ If kernels repeat between layers, as in the VGGs, the layers that the small netw
 
 import argparse
 
-from mmshared_cli import add_cfg_options, check_files, errors_in_a_sentence, output_file
+from mmshared_cli import add_cfg_options, check_files, errors_in_a_sentence, output_checkpoint
 
 
 @errors_in_a_sentence()
@@ -18,7 +18,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='the config of the large network, with repeated kernels')
     parser.add_argument('small', help='the checkpoint of the small network')
-    parser.add_argument('out', type=output_file, help='the checkpoint to write')
+    parser.add_argument('out', type=output_checkpoint, help='the checkpoint to write')
     add_cfg_options(parser)
     args = parser.parse_args()
     check_files(parser, args.config, args.small, args.out)
