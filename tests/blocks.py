@@ -36,7 +36,6 @@ CONVS = {
     **BANKS,
     'templates': dict(type='TemplateBank', num_templates=1),
     'looped': dict(type='LoopedTemplates', kernels=[0, 0], num_templates=1),
-    'relaxed': dict(type='RelaxedTie', rank=2),
     'of-a-third-party': dict(type=TurnedFilters),
 }
 LINEARS = {f'linear-{name}': CONVS[name] for name in ('tied', 'templates', 'relaxed', 'repeated', 'of-a-third-party')}

@@ -60,6 +60,7 @@ BANKS = {
     'repeated-static-drop': dict(REPEATED, transform=dict(type='static_drop')),
     'repeated-random-bireal': dict(REPEATED, transform=dict(type='random_bireal')),
     'repeated-between-layers': dict(type='RepeatedKernel', mode='inter', transform=dict(type='swish')),
+    'relaxed': dict(type='RelaxedTie', rank=2),
 }
 #: A bank of each kind for three layers of 16 channels, by which nothing is lost if the weights are of its form.
 KINDS = {
@@ -72,7 +73,7 @@ KINDS = {
     'repeated-bireal': dict(type='RepeatedKernel', width=2, transform=dict(type='bireal')),
     'repeated-swish': dict(type='RepeatedKernel', width=2, transform=dict(type='swish')),
     'repeated-random': dict(type='RepeatedKernel', width=2, transform=dict(type='random_bireal')),
-    'relaxed': dict(type='RelaxedTie', rank=2),
+    'relaxed': BANKS['relaxed'],
 }
 LAYERS = {
     'conv': lambda: nn.Conv2d(16, 16, 3, padding=1, bias=False),
