@@ -202,8 +202,8 @@ def test_the_path_between_folders_holds_through_links(tmp_path):
     assert (far / relative(str(config), tmp_path / 'here/work_dirs')).samefile(config)
 
 
-def written(folder):
-    """The files in a folder, but for its notes and logs, each with its time."""
+def files_in(folder):
+    """The files in a folder, except its notes and logs, each with its time."""
     found = [path for path in folder.rglob('*') if path.suffix in ('.json', '.pth', '.py')]
     found = [path for path in found if path.name != 'steps.json' and 'vis_data' not in path.parts]
     return {(str(path.relative_to(folder)), path.stat().st_mtime_ns) for path in found}
@@ -304,20 +304,20 @@ class TestPipeline:
         for budget, rate in ((0.5, 0.1), (0.5, 0.2), (0.7, 0.2)):
             text = Path(config).read_text()
             Path(config).write_text(text.replace('lr=0.1', f'lr={rate}'))
-            before = written(work_dir)
+            before = files_in(work_dir)
             compression(config, checkpoint, work_dir, budget=Budget(budget, 'kept'), epochs=0).run()
-            changed.append({name for name, _ in written(work_dir) - before})
+            changed.append({name for name, _ in files_in(work_dir) - before})
         first = {f'kept-0.5/{name}' for name in ('plan.json', 'converted.pth', 'converted.json')}
         assert {'moments.pth', 'options.json'} | first <= changed[0]
         assert not any('finetuned' in name for name in changed[0])
-        assert {Path(name).stem for name in changed[1]} <= {'compressed', 'folded'}
+        assert {Path(name).stem for name in changed[1]} == {'compressed', 'folded'}  # which hold the config
         assert {name.partition('/')[0] for name in changed[2]} == {'kept-0.7'}  # the rest is there as it was
-        before = written(work_dir)
+        before = files_in(work_dir)
         content = json.loads((work_dir / 'kept-0.5/plan.json').read_text())
         content['rows'] = [row for row in content['rows'] if row['bank']][:1]
         (tmp_path / 'edited.json').write_text(json.dumps(content))
         report = compression(config, checkpoint, work_dir, budget=None, plan=tmp_path / 'edited.json', epochs=0).run()
-        assert {name.partition('/')[0] for name, _ in written(work_dir) - before} == {'plan-edited'}
+        assert {name.partition('/')[0] for name, _ in files_in(work_dir) - before} == {report.parent.name}
         found = load_config(str(report.with_name('compressed.py'))), str(report.with_name('converted.pth'))
         assert [list(bank.names) for bank in banks(load_model(*found))] == [content['rows'][0]['layers']]
 

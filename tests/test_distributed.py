@@ -16,6 +16,8 @@ from unittest.mock import patch
 import pytest
 import torch
 import torch.distributed as dist
+from mmengine.config import Config
+from mmengine.logging import MMLogger
 from mmengine.model import MMDistributedDataParallel, MMFullyShardedDataParallel
 from mmengine.registry import MODEL_WRAPPERS, OPTIMIZERS, init_default_scope
 from mmengine.runner import Runner
@@ -170,7 +172,7 @@ def test_units_that_part_what_is_shared_are_refused(tmp_path):
 
 def loading_worker(rank, folder):
     runner = SharingRunner.__new__(SharingRunner)
-    runner.model = start(rank, BASIS, folder)
+    runner.model, runner._hooks = start(rank, BASIS, folder), []
 
     def fit(self, *args, **kwargs):
         for tensor in self.model.parameters():
@@ -194,9 +196,12 @@ def test_processes_that_fit_a_checkpoint_have_the_same_weights(tmp_path):
 
 def test_a_runner_that_would_save_one_process_of_fsdp_is_refused():
     runner = SharingRunner.__new__(SharingRunner)
+    runner._distributed, runner.cfg, runner.logger = False, Config(), MMLogger.get_current_instance()
+    model, wrapper = network(TIED), dict(type='MMFullyShardedDataParallel')
+    assert runner.wrap_model(wrapper, model) is model  # as in mmengine, a single process needs no wrapper
     runner._distributed = True
     with pytest.raises(SharingError, match="FSDP: mmengine's Runner would save only the parts"):
-        runner.wrap_model(dict(type='MMFullyShardedDataParallel'), network(TIED))
+        runner.wrap_model(wrapper, model)
 
 
 def train_command(images, work_dir, *options):

@@ -328,12 +328,12 @@ def test_the_stock_config_keeps_the_hooks_and_imports_of_others(tmp_path):
 def test_the_stock_config_needs_no_module_of_banks(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, 'path', [str(tmp_path), *sys.path])
     (tmp_path / 'a_bank.py').write_text('from mmshared import TiedFilters\nclass Mine(TiedFilters): pass\n')
-    (tmp_path / 'a_neck.py').write_text('from mmshared import TiedFilters\nclass Neck: pass\n')
+    (tmp_path / 'both.py').write_text('from a_bank import *\nclass More(Mine): pass\nclass Transform: pass\n')
     cfg = Config.fromfile(ROOT / 'configs/shared_resnet/shared-resnet34-s32u1_8xb32_in1k.py')
-    for name in ('a_bank', 'a_neck'):
+    for name in ('a_bank', 'both'):
         import_module(name)
         cfg.custom_imports.imports.append(name)
-    assert stock_config(cfg).custom_imports['imports'] == ['a_neck']
+    assert stock_config(cfg).custom_imports['imports'] == ['both']
 
 
 def test_the_stock_config_forgets_the_training_it_comes_from():

@@ -212,7 +212,7 @@ def test_backbones_necks_heads_and_whole_models_have_twins(name, module):
 
 
 class Head(BaseModule):
-    """A head of which other things are called than its forward, as of mmdet's RoI heads."""
+    """A head that is called by other methods than its forward, as mmdet's RoI heads are."""
 
     def __init__(self):
         super().__init__()

@@ -62,7 +62,7 @@ def share(text: str) -> float:
 def count(text: str) -> int:
     value = float(text)
     if not 1 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f'{text} is no number from 1')
+        raise argparse.ArgumentTypeError(f'{text} is not a number of 1 or more')
     return int(value)
 
 

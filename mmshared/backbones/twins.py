@@ -110,7 +110,8 @@ def make_twins(networks: Iterable[Any], registry: Registry, module: str) -> dict
 def classes_of(registry: Registry, *packages: ModuleType) -> list[Any]:
     """The classes in a registry that are defined in some packages."""
     inside = tuple(f'{package.__name__}.' for package in packages)
-    return [each for each in registry.module_dict.values() if each.__module__.startswith(inside)]
+    found = dict.fromkeys(registry.module_dict.values())  # some have several names
+    return [each for each in found if each.__module__.startswith(inside)]
 
 
 def _in_one_pass(method: Callable) -> Callable:

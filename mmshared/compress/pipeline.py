@@ -106,7 +106,8 @@ class Compression:
     ``options.json``          the same for all options of the plan
     ========================  ======================================================================
 
-    The rest is in a folder of the budget, such as ``kept-0.5``, or of the plan that is given, ``plan-NAME``:
+    The rest is in a folder of the budget, such as ``kept-0.5``, or of the plan that is given, ``plan-`` and a digest
+    of it. A search has one for each budget that it tried.
 
     ========================  ======================================================================
     ``plan.json``             which layers share what
@@ -275,7 +276,7 @@ class Compression:
         """Measure what serves any budget."""
         moments = steps('moments.pth', [*self.sources, self.images, self.layers], self.write_moments, together=True)
         if self.plan is None:
-            steps('options.json', [*self.sources, moments], self.write_options)
+            steps('options.json', [*self.sources, moments, Option._fields], self.write_options)
 
     def write_moments(self, path: Path) -> None:
         cache = path.with_suffix('')  # of an interrupted pass
@@ -296,7 +297,7 @@ class Compression:
         budget = budget or self.budget
         if budget is None:
             text = self.given.to_json()
-            steps = Steps(self.folder / f'plan-{Path(self.plan or "").stem}')
+            steps = Steps(self.folder / f'plan-{digest_of([text])[:8]}')
             steps('plan.json', [text], partial(write_text, text=text))
         else:
             steps = Steps(self.folder / str(budget))
@@ -454,7 +455,9 @@ def fine_tuning(cfg: Config, epochs: int, teacher: str) -> Config:
 def relative(path: str, folder: Path) -> str:
     """A path from a folder; absolute if there is none, as between the drives of Windows."""
     try:
-        return osp.relpath(osp.realpath(path), osp.realpath(folder))  # `..` is above the folder that a link leads to
+        # `..` is above the folder that a link leads to. A link to the file itself is kept: its own base is beside it.
+        inside, name = osp.split(path)
+        return osp.relpath(osp.join(osp.realpath(inside), name), osp.realpath(folder))
     except ValueError:
         return osp.abspath(path)
 

@@ -65,7 +65,7 @@ def stock_config(cfg: Config) -> Config:
     """The config of the plain network: without sharing, without the hooks and the Runner of mmshared, and without the
     checkpoint and the folder of the training.
 
-    It imports mmshared if the plain network is one of its own, and no module that was there for its banks. A
+    It imports mmshared if the plain network is one of its own, and no module that only defines banks. A
     detector's or segmentor's tries to import mmcv's operators from it: without mmshared, the network runs where mmcv
     has its compiled ones.
     """
@@ -75,9 +75,8 @@ def stock_config(cfg: Config) -> Config:
         stock.pop(key, None)
     imports = (stock.pop('custom_imports', None) or {}).get('imports', [])
     imports = [name for name in ([imports] if isinstance(imports, str) else imports) if name != 'mmshared']
-    used = {type(module).__module__ for module in build_empty(stock).modules()}
-    imports = [name for name in imports if name in used or not _has_banks(name)]
-    if any(name.startswith('mmshared') for name in used):
+    imports = [name for name in imports if not _is_of_banks(name)]
+    if any(type(module).__module__.startswith('mmshared') for module in build_empty(stock).modules()):
         imports.insert(0, 'mmshared')
     elif stock.default_scope != 'mmpretrain':  # which uses no operator of mmcv
         imports.insert(0, 'mmshared.compat')
@@ -86,11 +85,11 @@ def stock_config(cfg: Config) -> Config:
     return stock
 
 
-def _has_banks(name: str) -> bool:
-    """Whether a module that was imported defines banks or shared layers."""
+def _is_of_banks(name: str) -> bool:
+    """Whether the classes of a module that was imported are banks and shared layers."""
     values = vars(sys.modules[name]).values() if name in sys.modules else ()
     kinds = [each for each in values if inspect.isclass(each) and each.__module__ == name]
-    return any(issubclass(each, (Bank, SharedLayer)) for each in kinds)
+    return bool(kinds) and all(issubclass(each, (Bank, SharedLayer)) for each in kinds)
 
 
 def to_torchvision(model: nn.Module) -> dict[str, Tensor]:

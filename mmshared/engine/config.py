@@ -50,7 +50,7 @@ def reason_in(error: Exception) -> str:
 def load_config(name: str) -> Config:
     """Load the config of a model, from a path or from its name in a package.
 
-    Its ``custom_imports`` may name modules in its own folder, and in those of the configs that it builds on.
+    Its ``custom_imports`` may name modules in its own folder, and in those of the configs that its `_base_` names.
 
     Raises:
         SharingError: If there is no such file, or if it is not a config of a model.
@@ -74,8 +74,9 @@ def load_config(name: str) -> Config:
 def _with_bases(path: str) -> Iterator[str]:
     """The files of a config: its own, and those that it builds on."""
     yield path
-    for base in Config._get_base_files(path):
-        yield from _with_bases(Config._get_cfg_path(base, path)[0])
+    bases = [Config._get_cfg_path(base, path)[0] for base in Config._get_base_files(path)]
+    for base in filter(osp.isfile, bases):  # others have variables in their names
+        yield from _with_bases(base)
 
 
 def _find_modules_beside(path: str, names: str | list[str]) -> None:

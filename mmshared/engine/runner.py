@@ -70,7 +70,7 @@ class SharingRunner(Runner):
             )
             if wrapper.get('type', DDP) == DDP:
                 model_wrapper_cfg = dict(wrapper, type=DDP, device_ids=None)
-        if 'FullyShardedDataParallel' in str((model_wrapper_cfg or {}).get('type')):
+        if self.distributed and 'FullyShardedDataParallel' in str((model_wrapper_cfg or {}).get('type')):
             raise SharingError(
                 "FSDP: mmengine's Runner would save only the parts of the network that the first process holds. Take "
                 'model_wrapper_cfg out of the config; sharing itself makes what processes exchange smaller.'
@@ -138,8 +138,9 @@ class SharingRunner(Runner):
 
     def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> dict:
         checkpoint = self._load_checkpoint(filename, *args, **kwargs)
-        if banks(self.model):
-            for tensor in self.model.state_dict().values():
+        averages = [hook.ema_model for hook in self.hooks if hasattr(hook, 'ema_model')]
+        for network in [self.model, *averages] if banks(self.model) else []:
+            for tensor in network.state_dict().values():
                 broadcast(tensor)  # a fit may differ in its last digits between machines
         return checkpoint
 
