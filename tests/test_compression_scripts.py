@@ -85,7 +85,7 @@ def test_other_plans_are_for_the_same_layers_and_keep_their_numbers(scripts, ima
     for plan in ('uniform', 'low-rank'):
         result = found[f'{plan}-0.5_steps-0_epochs-0_seed-0']
         assert 0.4 < result['converted']['parameters'] / result['plain']['parameters'] <= 0.5
-        rows[plan] = json.loads((tmp_path / table.name / plan / 'kept-0.5/report.json').read_text())['plan']
+        rows[plan] = json.loads((tmp_path / table.name / plan / 'report.json').read_text())['plan']
     sizes = {plan: {len(row['layers']) for row in each} for plan, each in rows.items()}
     assert sizes['low-rank'] == {1} and max(sizes['uniform']) > 1
     layers = [sorted(name for row in each for name in row['layers']) for each in rows.values()]

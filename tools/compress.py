@@ -3,8 +3,8 @@
 The result is evaluated, fine-tuned, folded and reported.
 
 The config is a file, or the name of a config of mmshared, mmdet or mmpretrain: mmdet::yolox/yolox_s_8xb8-300e_coco.py.
-Everything is written to the work dir, the network and its report to a folder of the budget in it. What is there is not
-made again: the same command goes on where it was interrupted, and with another budget nothing is measured again.
+Everything is written to the work dir. What is there is not made again: the same command goes on where it was
+interrupted. With another budget nothing is measured again, and its network gets a folder in the work dir.
 """
 
 import argparse

@@ -97,19 +97,11 @@ class Compression:
     """Makes a trained network smaller, step by step. Each step writes into the work dir of the config, and is skipped
     if its files are there: called again, an interrupted run goes on.
 
-    What is measured serves any budget:
-
     ========================  ======================================================================
     ``plain.json``            metrics of the plain network
     ``moments.pth``           second moments of its layers' inputs
     ``costs.json``            what groups of layers cost that share
     ``options.json``          the same for all options of the plan
-    ========================  ======================================================================
-
-    The rest is in a folder of the budget, such as ``kept-0.5``, or of the plan that is given, ``plan-`` and a digest
-    of it. A search has one for each budget that it tried.
-
-    ========================  ======================================================================
     ``plan.json``             which layers share what
     ``compressed.py``         the config of the shared network
     ``converted.pth, .json``  its checkpoint and metrics before any training
@@ -117,6 +109,9 @@ class Compression:
     ``folded.pth, .py``       the plain network that it equals, and its config
     ``report.html, .json``    the report
     ========================  ======================================================================
+
+    Another budget in the same work dir has the files from ``plan.json`` on in a folder of its own, such as
+    ``kept-0.3``, and so has each budget that a search tries. What was measured serves all.
 
     One of ``budget``, ``max_drop`` and ``plan`` is given. What cannot be right about the arguments raises a
     :class:`SharingError`.
@@ -176,7 +171,7 @@ class Compression:
         steps = Steps(self.folder)
         plain = Network(self.bare, Path(self.checkpoint), self.evaluate(steps, 'plain', self.bare, self.checkpoint))
         self.prepare(steps)
-        steps = self.search(plain.metrics) if self.max_drop is not None else self.planned()
+        steps = self.planned(plain.metrics)
         plan = self.plan_in(steps)
         if is_main_process():
             console = Console(stderr=True)
@@ -292,16 +287,28 @@ class Compression:
         options = predict_costs(self.groups, meter)
         write_text(path, json.dumps(options))
 
-    def planned(self, budget: Budget | None = None) -> Steps:
-        """The folder of a budget, by default the one that was given, or of the plan that was given, with the plan."""
-        budget = budget or self.budget
-        if budget is None:
-            text = self.given.to_json()
-            steps = Steps(self.folder / f'plan-{digest_of([text])[:8]}')
-            steps('plan.json', [text], partial(write_text, text=text))
-        else:
-            steps = Steps(self.folder / str(budget))
-            steps('plan.json', [budget, self.folder / 'options.json'], partial(self.write_plan, budget))
+    def planned(self, plain: dict[str, float]) -> Steps:
+        """The folder of the network, with its plan: the one that was given, one for the budget, or that of the
+        smallest network within the drop. The first goal has the work dir itself."""
+        text = self.given.to_json() if self.plan else ''
+        goal = f'plan-{digest_of([text])[:8]}' if text else str(self.budget or f'drop-{self.max_drop:g}')
+        note = self.folder / 'goal.txt'
+        first = note.read_text() if note.is_file() else goal
+        if is_main_process() and not note.is_file():
+            write_text(note, goal)
+        steps = Steps(self.folder if goal == first else self.folder / goal)
+        if self.budget:
+            return self.plan_for(self.budget, steps)
+        if self.max_drop is not None:
+            best = self.search(plain)
+            text = self.plan_in(best).to_json()
+            steps.adopt(best, 'converted.pth', 'converted.json')
+        steps('plan.json', [text], partial(write_text, text=text))
+        return steps
+
+    def plan_for(self, budget: Budget, steps: Steps) -> Steps:
+        """A folder with the plan for a budget."""
+        steps('plan.json', [budget, self.folder / 'options.json'], partial(self.write_plan, budget))
         return steps
 
     def write_plan(self, budget: Budget, path: Path) -> None:
@@ -328,7 +335,8 @@ class Compression:
         low, high, best = smallest(self.groups, self.size).parameters / self.size.parameters, 1.0, None
         while high - low > _PRECISION:
             kept = round((low + high) / 2, 4)
-            steps = self.planned(Budget(kept, 'kept'))
+            budget = Budget(kept, 'kept')
+            steps = self.plan_for(budget, Steps(self.folder / str(budget)))
             found = self.evaluate(steps, 'converted', *self.convert(steps)).get(metric, 0)
             drop = points * (score - found)
             say(f'{kept:.1%} of the parameters: {metric} {found:.4g}, {drop:.2f} points less')

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -58,6 +59,15 @@ class Steps:
         while not self._is_there(path, digest):  # a barrier would not wait for hours
             time.sleep(1)
         return path
+
+    def adopt(self, other: Steps, *names: str) -> None:
+        """Take files of another folder, which are not made again here if they would be made from the same."""
+        if is_main_process():
+            for name, digest in other._digests().items():
+                if name in names and not self._is_there(self.folder / name, digest):
+                    shutil.copyfile(other.folder / name, self.folder / name)
+                    write_text(self._note, json.dumps({**self._digests(), name: digest}, indent=1))
+        barrier()
 
     def _digests(self) -> dict[str, str]:
         return json.loads(self._note.read_text()) if self._note.is_file() else {}
