@@ -1,7 +1,16 @@
 _base_ = [
-    '../_base_/models/repeat-resnet16-w2.py',
+    '../_base_/models/resnet16-w1.py',
     '../_base_/datasets/cifar100_b128.py',
     '../_base_/schedules/cifar_b128_160e.py',
     '../_base_/mmshared.py',
 ]
-model = dict(backbone=dict(sharing=dict(bank=dict(transform=dict(type='swish')))), head=dict(num_classes=100))
+model = dict(
+    backbone=dict(
+        type='SharedResNet_CIFAR',
+        base_channels=32,
+        sharing=dict(
+            groups=['.*'], bank=dict(type='RepeatedKernel', transform=dict(type='swish'), width=2, input_channels=16)
+        ),
+    ),
+    head=dict(num_classes=100, in_channels=128),
+)
