@@ -1,2 +1,7 @@
-_base_ = './swrn28-10-1_b128_cifar100.py'
-model = dict(backbone=dict(sharing=dict(bank=dict(num_templates=6))))
+_base_ = './wrn28-10_b128_cifar100.py'
+model = dict(
+    backbone=dict(
+        type='SharedWideResNet_CIFAR',
+        sharing=dict(groups=['conv[12]'], bank=dict(type='TemplateBank', num_templates=6)),
+    )
+)

@@ -1,2 +1,9 @@
-_base_ = './swrn28-10-2_b128_cifar10.py'
-model = dict(backbone=dict(widen_factor=14), head=dict(in_channels=896))
+_base_ = './wrn28-10_b128_cifar10.py'
+model = dict(
+    backbone=dict(
+        type='SharedWideResNet_CIFAR',
+        widen_factor=14,
+        sharing=dict(groups=['conv[12]'], bank=dict(type='TemplateBank', num_templates=2)),
+    ),
+    head=dict(in_channels=896),
+)

@@ -1,2 +1,9 @@
-_base_ = './swrn28-10-2_b128_cifar100.py'
-model = dict(backbone=dict(widen_factor=4), head=dict(in_channels=256))
+_base_ = './wrn28-10_b128_cifar100.py'
+model = dict(
+    backbone=dict(
+        type='SharedWideResNet_CIFAR',
+        widen_factor=4,
+        sharing=dict(groups=['conv[12]'], bank=dict(type='TemplateBank', num_templates=2)),
+    ),
+    head=dict(in_channels=256),
+)
