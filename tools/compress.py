@@ -14,6 +14,7 @@ from pathlib import Path
 
 from mmshared_cli import (
     add_cfg_options,
+    add_launcher,
     add_steps,
     end_run,
     errors_in_a_sentence,
@@ -45,10 +46,7 @@ def parse_args() -> argparse.Namespace:
         '--work-dir', help='folder for everything that is written (default: work_dirs/ and the name of the config)'
     )
     add_cfg_options(parser)
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help="set by PyTorch's older launcher")
-    parser.add_argument('--traceback', action='store_true', help='show where an error comes from')
-    parser.set_defaults(loaders_without=None)
+    add_launcher(parser)
     return parser.parse_args()
 
 

@@ -9,7 +9,14 @@ import argparse
 import copy
 from typing import TYPE_CHECKING
 
-from mmshared_cli import add_cfg_options, end_run, errors_in_a_sentence, interrupts_in_a_sentence, load_run
+from mmshared_cli import (
+    add_cfg_options,
+    add_launcher,
+    end_run,
+    errors_in_a_sentence,
+    interrupts_in_a_sentence,
+    load_run,
+)
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -58,9 +65,7 @@ def parse_args() -> argparse.Namespace:
         help='do not pin the memory of the data loaders',
     )
     add_cfg_options(parser)
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help="set by PyTorch's older launcher")
-    parser.add_argument('--traceback', action='store_true', help='show where an error comes from')
+    add_launcher(parser)
     args = parser.parse_args()
     if args.out_item and not args.out:
         parser.error('--out-item needs --out')

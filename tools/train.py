@@ -5,7 +5,15 @@ The config is a file, or the name of a config of mmshared, mmdet or mmpretrain: 
 
 import argparse
 
-from mmshared_cli import add_cfg_options, end_run, errors_in_a_sentence, interrupts_in_a_sentence, load_run, stdout_if
+from mmshared_cli import (
+    add_cfg_options,
+    add_launcher,
+    end_run,
+    errors_in_a_sentence,
+    interrupts_in_a_sentence,
+    load_run,
+    stdout_if,
+)
 
 
 def parse_args() -> argparse.Namespace:
@@ -44,9 +52,7 @@ def parse_args() -> argparse.Namespace:
         '--quiet', action='store_true', help='print a line for each epoch; the log goes into the work dir only'
     )
     add_cfg_options(parser)
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help="set by PyTorch's older launcher")
-    parser.add_argument('--traceback', action='store_true', help='show where an error comes from')
+    add_launcher(parser)
     return parser.parse_args()
 
 

@@ -17,7 +17,7 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
 from ..engine.build import build_empty, relative_difference, tensors_in
-from ..engine.config import config_folder
+from ..engine.config import config_folder, shared_type
 from ..sharing import RepeatedLayers, SharingError, banks, fold_layers, repeated_layers
 
 TIED = dict(type='TiedFilters')
@@ -63,8 +63,7 @@ def backbones_of(model: object) -> Iterator[dict]:
 
 def tie(backbone: dict, groups: list[RepeatedLayers]) -> None:
     """Turn the config of a backbone into one of its twin with tied groups, in place."""
-    library, dot, name = backbone['type'].rpartition('.')
-    backbone['type'] = f'{library}{dot}Shared{name}'
+    backbone['type'] = shared_type(backbone['type'])
     backbone['sharing'] = [
         dict(stages=re.escape(group.stage), groups=[re.escape(group.group)], bank=TIED, own_blocks=0)
         for group in groups

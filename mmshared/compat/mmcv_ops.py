@@ -290,32 +290,12 @@ def _no_mask(input: Tensor) -> Tensor:
     return input.new_zeros(len(input), 1)
 
 
-def _geometry(
-    *,
-    group: int,
-    deformable_group: int,
-    kW=None,
-    kH=None,
-    dW=None,
-    dH=None,
-    padW=None,
-    padH=None,
-    dilationW=None,
-    dilationH=None,
-    kernel_h=None,
-    kernel_w=None,
-    stride_h=None,
-    stride_w=None,
-    pad_h=None,
-    pad_w=None,
-    dilation_h=None,
-    dilation_w=None,
-) -> tuple:
+def _geometry(*, group: int, deformable_group: int, **sizes: int) -> tuple:
     """The geometry of a deformable conv in torchvision's order, from the argument names of either of mmcv's two
     versions."""
-    if kH is not None:
-        return dH, dW, padH, padW, dilationH, dilationW, group, deformable_group
-    return stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, group, deformable_group
+    short = 'dH dW padH padW dilationH dilationW'
+    long = 'stride_h stride_w pad_h pad_w dilation_h dilation_w'
+    return *(sizes[name] for name in (short if 'dH' in sizes else long).split()), group, deformable_group
 
 
 class _TorchvisionExtension(types.ModuleType):

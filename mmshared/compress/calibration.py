@@ -21,14 +21,13 @@ from ..sharing import SharingError
 Batches: TypeAlias = DataLoader | Sequence
 
 
-def calibration_loader(cfg: Config, images: int, seed: int = 0) -> DataLoader:
+def calibration_loader(cfg: Config, images: int) -> DataLoader:
     """Load images of a config's training set as for testing: without augmentation, in batches of the test set's size.
     Each process of a distributed run gets its share of them.
 
     Args:
         cfg (Config): The config.
-        images (int): Their number. A smaller training set gives all that it has.
-        seed (int): Which ones are drawn depends only on this seed and on the number.
+        images (int): Their number, always the same ones. A smaller training set gives all that it has.
 
     Raises:
         SharingError: If the config has no training data, or if they are not there.
@@ -47,7 +46,7 @@ def calibration_loader(cfg: Config, images: int, seed: int = 0) -> DataLoader:
     for each in inner_datasets(cfg.train_dataloader.dataset):
         parts.append(DATASETS.build({**each, **(dict(pipeline=pipeline) if pipeline else {})}))
     dataset: Any = ConcatDataset(parts)
-    drawn = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:images]
+    drawn = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))[:images]
     loader = {key: value for key, value in tested.items() if key not in ('batch_sampler', 'num_batch_per_epoch')}
     if cfg.default_scope == 'mmpretrain':  # as its own tools do
         loader.setdefault('collate_fn', dict(type='default_collate'))

@@ -46,7 +46,7 @@ def outputs_of(model: Any, batch: Any, chosen: list[Any] | None = None) -> Outpu
         output = model(**inputs, mode='tensor')
     kinds = [*_kinds(choices.outputs), *_kinds(output)]
     is_logits = len(kinds) == 1 and [each.dim() for each in kinds[0]] == [2] and not is_detector(model)
-    return Outputs([kinds[0][0]] if is_logits else [_some(kind) for kind in kinds], choices.chosen)
+    return Outputs([kinds[0][0]] if is_logits else [_drawn(kind) for kind in kinds], choices.chosen)
 
 
 def difference(found: Outputs, plain: Outputs) -> Tensor:
@@ -74,7 +74,7 @@ def _kinds(output: Any) -> list[list[Tensor]]:
     return [[each for each in kind if each.is_floating_point()] for kind in found if kind]
 
 
-def _some(tensors: list[Tensor]) -> Tensor:
+def _drawn(tensors: list[Tensor]) -> Tensor:
     """Values of tensors, (values, ): all of them, or some at random, the same for the same sizes."""
     values = torch.cat([each.flatten() for each in tensors])
     if len(values) > _VALUES:

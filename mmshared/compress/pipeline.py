@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from ..analysis.logs import read_scalars
 from ..analysis.plots import detections_in
 from ..convert.fold import fold_model
-from ..engine.build import build_model, is_detector, load_model, load_whole
+from ..engine.build import build_model, is_detector, load_model
 from ..engine.checkpoint import converted, load_checkpoint_file, save_checkpoint, state_dict_of, write_text
-from ..engine.config import check_twins, dotted, in_work_dir, load_config
+from ..engine.config import check_twins, in_work_dir, load_config, shared_type, shares
 from ..engine.runner import check_config, join_group
 from ..sharing import SharingError
 from .calibration import calibration_loader, within
@@ -44,7 +44,6 @@ from .plan import (
     find_groups,
     make_plan,
     predict_costs,
-    shared_type,
     size_of,
     smallest,
 )
@@ -192,7 +191,7 @@ class Compression:
         missing = [part for part in needed if not self.cfg.get(part)]
         if missing:
             raise SharingError(f'The config has no {" and no ".join(missing)}, which compression needs.')
-        if any('.sharing.' in f'.{key}.' for key, _ in dotted(self.cfg.model)):
+        if shares(self.cfg.model):
             raise SharingError('The network of this config shares already: give the config of the plain network.')
         check_config(self.cfg, ['train_dataloader', 'val_dataloader'])
         if not isinstance(self.cfg.model.type, str):
@@ -213,11 +212,7 @@ class Compression:
     @cached_property
     def model(self) -> nn.Module:
         """The plain network with its weights, in eval mode."""
-        model = build_model(self.cfg)
-        state_dict = state_dict_of(load_checkpoint_file(self.checkpoint))
-        load_whole(model, state_dict, self.checkpoint, 'the model of this config')
-        model.eval()
-        return model.to(get_device())
+        return load_model(self.cfg, self.checkpoint).to(get_device())
 
     @cached_property
     def size(self) -> Size:

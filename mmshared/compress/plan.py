@@ -21,6 +21,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from torch import nn
 from tqdm import tqdm
 
+from ..engine.config import shared_type
 from ..sharing import SharedLayer, SharingError, repeated_layers, share_layers
 from ..sharing.layers import Place, plain_layers
 from ..sharing.surgery import make_bank
@@ -416,12 +417,6 @@ class Plan:
 
 def _known(cost: float | None) -> str:
     return 'unknown' if cost is None else f'{cost:.4g}'
-
-
-def shared_type(model: str) -> str:
-    """The type of the twin that shares: ``mmdet.SharedRetinaNet`` for ``mmdet.RetinaNet``."""
-    library, dot, name = model.rpartition('.')
-    return f'{library}{dot}Shared{name}'
 
 
 def _call(value: Any) -> str:

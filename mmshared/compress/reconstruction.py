@@ -20,6 +20,9 @@ from ..sharing.layers import stages_of
 from ..sharing.least_squares import total
 from .calibration import Batches, evaluating, predict
 
+# Adam's learning rate, which falls to 0 like a cosine.
+_LR = 2e-3
+
 
 class Reconstruction(NamedTuple):
     """A block that was reconstructed.
@@ -44,7 +47,7 @@ class _Call(NamedTuple):
 
 
 def reconstruct(
-    model: nn.Module, plain: nn.Module, batches: Batches, steps: int = 120, lr: float = 2e-3, limit: float = 4.0
+    model: nn.Module, plain: nn.Module, batches: Batches, steps: int, limit: float = 4.0
 ) -> list[Reconstruction]:
     """Let each block of a shared model learn the outputs of the plain one's block, in the order of the model.
 
@@ -60,7 +63,6 @@ def reconstruct(
         plain (nn.Module): The plain model.
         batches (Batches): Batches of images; a step uses the inputs that one of them brings to the block.
         steps (int): Number of steps of Adam for each block.
-        lr (float): The learning rate, which falls to 0 like a cosine.
         limit (float): The most memory in GB for the inputs and outputs of a block. Further batches are left out.
 
     Returns:
@@ -75,7 +77,7 @@ def reconstruct(
                 bar = tqdm(total=len(blocks), desc=f'blocks of {stage}', unit='block', leave=False, disable=None)
                 with bar:
                     for name, calls in _calls(model, plain, stage, blocks, batches, limit):
-                        found.append(Reconstruction(name, *_learn(model.get_submodule(name), calls, steps, lr)))
+                        found.append(Reconstruction(name, *_learn(model.get_submodule(name), calls, steps)))
                         bar.update()
     finally:
         for parameter, flag in flags.items():
@@ -187,7 +189,7 @@ def _watch(model: nn.Module, name: str, batch: Any, times: int, outputs: bool) -
     return found
 
 
-def _learn(block: nn.Module, calls: list[_Call], steps: int, lr: float) -> tuple[float, float]:
+def _learn(block: nn.Module, calls: list[_Call], steps: int) -> tuple[float, float]:
     """Fit a block to its calls. Returns the relative error before and after."""
     before = _error(block, calls)
     learned = list(_own_parameters(block))
@@ -195,7 +197,7 @@ def _learn(block: nn.Module, calls: list[_Call], steps: int, lr: float) -> tuple
     scale = total(_energy(call.target) for call in calls).clamp(min=1e-30) / len(calls)
     for parameter in learned:
         parameter.requires_grad_(True)
-    optimizer = torch.optim.Adam(learned, lr)
+    optimizer = torch.optim.Adam(learned, _LR)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     order = random.Random(0)
     for _ in range(steps):

@@ -21,6 +21,7 @@ from ..engine.build import tensors_in
 from ..engine.checkpoint import load_checkpoint_file, save_checkpoint
 from ..sharing import SharedLayer, SharingError
 from ..sharing.attention import is_packed
+from ..sharing.bank import in_float
 from ..sharing.layers import plain_layers
 from .calibration import Batches, evaluating, predict
 from .steps import digest_of
@@ -162,7 +163,7 @@ class _Sums(TorchDispatchMode):
             x, weight = args[-2:]
             layer = self._layer_of(weight)
             if layer is not None and x.shape[-1] == layer.shape[1]:
-                columns = exact(x).reshape(-1, x.shape[-1]).T  # (K, n)
+                columns = in_float(x).reshape(-1, x.shape[-1]).T  # (K, n)
                 rows = drawn(columns, self.most * x.shape[-1] ** 2 / max(x.numel(), 1))
                 self.sums[layer.name][self._groups_in(layer, weight)] += (rows @ rows.T).double()
         return output
@@ -188,16 +189,11 @@ def drawn(patches: Tensor, share: float) -> Tensor:
     return patches[..., places.to(patches.device)] * math.sqrt(count / kept)
 
 
-def exact(x: Tensor) -> Tensor:
-    """In float32 or better."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
 def patches(
     x: Tensor, size: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
 ) -> Iterator[Tensor]:
     """The patches of maps, (N, C, H, W), that a conv sees, (N, C k k, L), some rows of its output at a time."""
-    x = F.pad(exact(x), (padding[1], padding[1], padding[0], padding[0]))
+    x = F.pad(in_float(x), (padding[1], padding[1], padding[0], padding[0]))
     reach = [step * (side - 1) + 1 for step, side in zip(dilation, size)]
     height, width = ((side - far) // step + 1 for side, far, step in zip(x.shape[2:], reach, stride))
     count = max(1, CHUNK // (len(x) * x.shape[1] * size[0] * size[1] * width))

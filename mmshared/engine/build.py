@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from ..sharing import SharingError
 from ..sharing.state_dict import share_state_dict
 from .checkpoint import load_checkpoint_file, state_dict_of
-from .config import dotted, plain_twin
+from .config import plain_twin, shares
 
 
 def build_model(cfg: Config) -> nn.Module:
@@ -88,7 +88,7 @@ def check_sharing(cfg: Config) -> None:
     Raises:
         SharingError: If the model cannot share in this way. Other errors are raised when the model is really built.
     """
-    if any('.sharing.' in f'.{key}.' for key, _ in dotted(cfg.model)):
+    if shares(cfg.model):
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             try:

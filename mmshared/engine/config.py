@@ -148,6 +148,17 @@ def plain_twin(cfg: Any) -> Any:
     return [plain_twin(item) for item in cfg] if isinstance(cfg, list) else cfg
 
 
+def shared_type(plain: str) -> str:
+    """The type of the twin that shares: ``mmdet.SharedRetinaNet`` for ``mmdet.RetinaNet``."""
+    library, dot, name = plain.rpartition('.')
+    return f'{library}{dot}Shared{name}'
+
+
+def shares(model: Any) -> bool:
+    """Whether something in the config of a model shares."""
+    return any('.sharing.' in f'.{key}.' for key, _ in dotted(model))
+
+
 def drop_hooks(cfg: Config) -> Config:
     """Remove the hooks of mmshared from a config, in place, and return it."""
     hooks = []
@@ -195,7 +206,7 @@ def _check_twin(cfg: dict, scope: str) -> None:
         there += ', '.join(nearest or [f'Shared{each}' for each in plain[:8]])
         raise SharingError(f'There is no {cfg["type"]}: {there}.')
     if kind is not None and 'sharing' in cfg and not _takes_sharing(kind):
-        mend = f': write type={library}{dot}Shared{name}.' if name in plain else f', and there is no Shared{name}.'
+        mend = f': write type={shared_type(cfg["type"])}.' if name in plain else f', and there is no Shared{name}.'
         raise SharingError(f'{cfg["type"]} takes no sharing{mend}')
 
 

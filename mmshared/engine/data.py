@@ -88,9 +88,10 @@ def _own_classes(dataset: BaseDataset, images: list[dict]) -> Iterable[str]:
     return []
 
 
-def _some(names: Iterable[str], most: int = 10) -> str:
+def _some(names: Iterable[str]) -> str:
+    """The first names of many."""
     names = list(names)
-    return ', '.join(names[:most]) + (', ...' if len(names) > most else '')
+    return ', '.join(names[:10]) + (', ...' if len(names) > 10 else '')
 
 
 def unreadable_image(error: Exception, datasets: Iterable[Any]) -> str | None:

@@ -15,7 +15,8 @@ from torch.utils.hooks import RemovableHandle
 from ..engine.build import is_detector, load_model, tensors_in
 from ..engine.config import load_config, plain_twin
 from ..sharing import SharingError
-from .loss_hook import LossHook, in_float
+from ..sharing.bank import in_float
+from .loss_hook import LossHook
 
 #: The tensors that modules return, in the order of their calls, by the modules' names.
 Outputs = dict[str, list[Tensor]]

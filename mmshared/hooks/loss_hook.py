@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
@@ -11,11 +10,6 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..sharing.bank import SharingError, check_units
-
-
-def in_float(tensor: Tensor) -> Tensor:
-    """The tensor, in float32 if it has half precision: what losses are computed in."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 class LossHook(Hook):

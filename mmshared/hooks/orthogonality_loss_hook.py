@@ -8,8 +8,8 @@ from mmengine.registry import HOOKS
 from torch import Tensor, nn
 
 from ..sharing import Bank, SharingError, named_banks
-from ..sharing.bank import bases_by_space
-from .loss_hook import BankLossHook, in_float
+from ..sharing.bank import bases_by_space, in_float
+from .loss_hook import BankLossHook
 
 
 class Space(NamedTuple):

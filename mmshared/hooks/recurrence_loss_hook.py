@@ -6,7 +6,8 @@ from mmengine.registry import HOOKS
 from torch import Tensor, nn
 
 from ..sharing import SharingError, TemplateBank, named_banks
-from .loss_hook import BankLossHook, in_float
+from ..sharing.bank import in_float
+from .loss_hook import BankLossHook
 
 
 def template_banks(model: nn.Module) -> dict[str, TemplateBank]:

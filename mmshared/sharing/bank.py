@@ -265,6 +265,11 @@ def bases_by_space(banks: dict[str, Bank]) -> list[dict[str, Bank]]:
     return list(spaces.values())
 
 
+def in_float(tensor: Tensor) -> Tensor:
+    """The tensor, in float32 if it has half precision."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 @torch.no_grad()
 def orthogonal_(filters: Tensor) -> Tensor:
     """Fill filters, (N, ...), with orthonormal rows or columns, whatever their dtype."""

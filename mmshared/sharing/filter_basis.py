@@ -12,7 +12,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .bank import Bank, Layer, SharedLayer, SharingError, orthogonal_
+from .bank import Bank, Layer, SharedLayer, SharingError, in_float, orthogonal_
 from .least_squares import fit_basis, leading_directions, metrics
 from .normalised_product import normalised_product
 
@@ -262,7 +262,7 @@ class OrthonormalFilterBasis(FilterBasis):
 
     def generate(self) -> Tensor:
         rows = self.directions.flatten(1)  # (S, I k k)
-        q, r = torch.linalg.qr(rows.T.to(torch.promote_types(rows.dtype, torch.float32)))
+        q, r = torch.linalg.qr(in_float(rows).T)
         return (q * r.diagonal().sign()).T.reshape(self.directions.shape).to(rows)  # (S, I, k, k)
 
     def basis(self) -> None:

@@ -11,7 +11,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from .attention import is_packed
-from .bank import Bank, SharedLayer, SharingError
+from .bank import Bank, SharedLayer, SharingError, in_float
 from .least_squares import output_error
 
 _WANTED = (
@@ -135,7 +135,7 @@ def share_state_dict(
     _check_rest(groups, own, theirs, blocks)
     conversions, added = [], {}
     for group in plain_groups:
-        kernels = [_exact(given[key]).cpu() for key in group.plain]
+        kernels = [in_float(given[key]).cpu() for key in group.plain]
         inputs = None
         if moments is not None and all(name in moments for name in group.layers):
             inputs = [moments[name] for name in group.layers]
@@ -293,11 +293,6 @@ def _raise_shape(key: str, given: dict[str, Tensor], here: tuple) -> None:
         f'The checkpoint is of another network, or shared in another way: {key} has the shape '
         f'{tuple(given[key].shape)} there and {tuple(here)} here. {_WANTED}'
     )
-
-
-def _exact(tensor: Tensor) -> Tensor:
-    """In float32 or better."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _fit(bank: Bank, kernels: list[Tensor], moments: list[Tensor] | None) -> tuple[Bank, float, float | None]:

@@ -405,5 +405,6 @@ def _no_group(
     )
 
 
-def _some(names: list[str], most: int = 24) -> str:
-    return ', '.join(names[:most]) + (f' and {len(names) - most} more' if len(names) > most else '')
+def _some(names: list[str]) -> str:
+    """The first names of many."""
+    return ', '.join(names[:24]) + (f' and {len(names) - 24} more' if len(names) > 24 else '')

@@ -216,6 +216,14 @@ def add_cfg_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_launcher(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a run that may be distributed, for :func:`load_run`."""
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help="set by PyTorch's older launcher")
+    parser.add_argument('--traceback', action='store_true', help='show where an error comes from')
+    parser.set_defaults(loaders_without=None)  # unless the tool has options for that
+
+
 def add_steps(parser: argparse.ArgumentParser) -> None:
     """Add the option ``--steps``, for :func:`mmshared.compress.reconstruction.reconstruct`."""
 
