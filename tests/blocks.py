@@ -38,7 +38,9 @@ CONVS = {
     'looped': dict(type='LoopedTemplates', kernels=[0, 0], num_templates=1),
     'of-a-third-party': dict(type=TurnedFilters),
 }
-LINEARS = {f'linear-{name}': CONVS[name] for name in ('tied', 'templates', 'relaxed', 'repeated', 'of-a-third-party')}
+LINEARS = {
+    f'linear-{name}': CONVS[name] for name in ('tied', 'templates', 'relaxed', 'repeated-swish', 'of-a-third-party')
+}
 LINEARS['linear-basis'] = dict(type='FilterBasis', shared_rank=16, unique_rank=4)
 
 

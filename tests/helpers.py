@@ -19,6 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
 
+import pytest
 import torch
 import torch.multiprocessing
 from mmcv.cnn.bricks.wrappers import Conv2d, Linear
@@ -26,11 +27,12 @@ from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from mmengine.runner import Runner
+from mmengine.runner.checkpoint import load_state_dict
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
-from mmshared import Bank, named_banks
+from mmshared import Bank, SharingError, named_banks
 
 ROOT = Path(__file__).parents[1]
 # Every committed config, and those whose networks share: their names say so.
@@ -54,27 +56,16 @@ BANKS = {
     'basis-without-norm': dict(BASIS, with_norm=False),
     'orthonormal': dict(BASIS, type='OrthonormalFilterBasis'),
     'templates': TEMPLATES,
-    'repeated': dict(REPEATED, transform=dict(type='swish')),
     'repeated-linear': REPEATED,
+    'repeated-swish': dict(REPEATED, transform=dict(type='swish')),
     'repeated-bireal': dict(REPEATED, transform=dict(type='bireal')),
     'repeated-static-drop': dict(REPEATED, transform=dict(type='static_drop')),
     'repeated-random-bireal': dict(REPEATED, transform=dict(type='random_bireal')),
     'repeated-between-layers': dict(type='RepeatedKernel', mode='inter', transform=dict(type='swish')),
     'relaxed': dict(type='RelaxedTie', rank=2),
 }
-#: A bank of each kind for three layers of 16 channels, by which nothing is lost if the weights are of its form.
-KINDS = {
-    'tied': TIED,
-    'basis': dict(type='FilterBasis', shared_rank=4, unique_rank=1, base_channels=16),
-    'orthonormal': dict(type='OrthonormalFilterBasis', shared_rank=4, unique_rank=1, base_channels=16),
-    'templates': dict(type='TemplateBank', num_templates=2),
-    'loops': dict(type='LoopedTemplates', kernels=[0, 1, 0], num_templates=2),
-    'repeated': dict(type='RepeatedKernel', width=2, transform=dict(type='linear')),
-    'repeated-bireal': dict(type='RepeatedKernel', width=2, transform=dict(type='bireal')),
-    'repeated-swish': dict(type='RepeatedKernel', width=2, transform=dict(type='swish')),
-    'repeated-random': dict(type='RepeatedKernel', width=2, transform=dict(type='random_bireal')),
-    'relaxed': BANKS['relaxed'],
-}
+#: And one that is only for groups of three layers.
+KINDS = {**BANKS, 'loops': dict(type='LoopedTemplates', kernels=[0, 1, 0], num_templates=2)}
 LAYERS = {
     'conv': lambda: nn.Conv2d(16, 16, 3, padding=1, bias=False),
     'strided conv': lambda: Conv2d(16, 16, 3, padding=2, dilation=2),
@@ -124,9 +115,25 @@ def image(size: int = 64, batch: int = 2) -> torch.Tensor:
     return torch.randn(batch, 3, size, size)
 
 
-def difference(a, b) -> float:
-    """The largest difference of two tuples of tensors, relative to the largest value."""
-    return max(((x - y).abs().max() / y.abs().max()).item() for x, y in zip(a, b))
+def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {key: tensor.clone() for key, tensor in model.state_dict().items()}
+
+
+def refuses(model: nn.Module, state: dict, *words: str) -> None:
+    """Check that a model refuses a state dict, whether torch or mmengine loads it, and is left as it was."""
+    before = state_of(model)
+    for load in (nn.Module.load_state_dict, load_state_dict):
+        with pytest.raises(SharingError) as error:
+            load(model, state, strict=False)
+        for word in (*words, 'Nothing of it was loaded'):
+            assert word in str(error.value)
+    assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
+
+
+def energy(weight: torch.Tensor, moment: torch.Tensor) -> float:
+    """tr(W S W'): the energy of a layer's outputs, by the second moments of its inputs."""
+    rows = weight.detach().double().reshape(len(moment) if moment.dim() == 3 else 1, -1, moment.shape[-1])
+    return (rows @ moment.double() * rows).sum().item()
 
 
 class Classifier(BaseModel):

@@ -1,6 +1,5 @@
 """What the tools say of what they cannot take, and that nothing is lost by it."""
 
-import json
 import os
 import re
 import signal
@@ -19,7 +18,6 @@ from mmengine.registry import RUNNERS
 
 from helpers import ROOT, Classifier, call
 from mmshared import OrthogonalityLossHook, SharingError
-from mmshared.analysis.logs import read_scalars
 from mmshared.engine.build import build_model
 from mmshared.engine.checkpoint import load_checkpoint_file, save_checkpoint
 from mmshared.engine.config import check_twins, drop_hooks, load_config, merge_options, moved_root
@@ -112,17 +110,6 @@ def test_a_checkpoint_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
         save_checkpoint(dict(a=torch.zeros(1)), tmp_path / 'model.pth')
     assert [path.name for path in tmp_path.iterdir()] == ['model.pth']
     assert load_checkpoint_file(str(tmp_path / 'model.pth'))['a'] == 1
-
-
-def test_a_log_that_was_cut_off_gives_what_it_has(tmp_path):
-    (tmp_path / 'run/vis_data').mkdir(parents=True)
-    lines = [json.dumps(dict(loss=1 / step, step=step)) for step in (1, 2, 3)]
-    (tmp_path / 'run/vis_data/scalars.json').write_text('\n'.join(lines)[:-5])
-    assert read_scalars(tmp_path) == dict(loss=[(1, 1.0), (2, 0.5)], step=[(1, 1), (2, 2)])
-
-
-def test_a_config_by_name_is_the_librarys():
-    assert load_config('mmpretrain::resnet/resnet18_8xb32_in1k.py').model.backbone.depth == 18
 
 
 def raises_in_a_tool(monkeypatch, error: Exception, *arguments) -> None:

@@ -216,12 +216,23 @@ def test_configs_have_three_levels_at_most():
 
 
 @pytest.mark.parametrize('path', SUITES, ids=lambda path: path.stem)
-def test_every_entry_of_a_suite_builds_and_is_another_run(path, monkeypatch):
+def test_every_entry_of_a_suite_names_what_is_there_builds_and_is_another_run(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     suite, seen = yaml.safe_load(path.read_text()), []
+    assert len(suite['configs']) > 4
     for entry in suite['configs']:
         entry = dict(config=entry) if isinstance(entry, str) else entry
         cfg = load_config(entry['config'])
+        _, _, changes = entry.get('script', '').partition(' --cfg-options ')
+        parents = [change.partition('=')[0].rpartition('.')[0] for change in changes.split()]  # defaults may be set
+        for key in [*entry.get('options', {}), *filter(None, parents)]:
+            value = cfg
+            for part in key.split('.'):
+                value = value[part]
+        if 'script' in entry:
+            assert Path(entry['script'].split()[0]).is_file()
+        else:
+            assert suite['metric'].split('/')[0] in str(cfg.val_evaluator).lower()
         merge_options(cfg, {**suite.get('options', {}), **entry.get('options', {})})
         run = cfg.to_dict(), entry.get('script')
         assert run not in seen

@@ -19,9 +19,9 @@ CLASSES = ('cat', 'dog')
 PIPELINE = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True), dict(type='PackDetInputs')]
 
 
-def write_images(folder, count=3):
+def write_images(folder):
     folder.mkdir()
-    for number in range(count):
+    for number in range(3):
         Image.fromarray(np.full((40, 40, 3), 50 * number, np.uint8)).save(folder / f'{number}.jpg')
 
 

@@ -12,7 +12,7 @@ import torch
 from mmengine.config import Config
 from torch import nn
 
-from helpers import BASIS, ROOT, TEMPLATES, call, difference, image, randomise_norms, small, train
+from helpers import BASIS, ROOT, TEMPLATES, call, image, randomise_norms, small, train
 from mmshared import SharingError
 from mmshared.convert.fold import stock_config, to_torchvision
 from mmshared.convert.onnx import export_onnx, onnx_forms
@@ -93,7 +93,7 @@ def test_stock_classes_load_a_folded_checkpoint(tmp_path):
     for name, model in models.items():
         with torch.no_grad():
             expected = feature_maps(model, images)
-        assert difference(torch.load(tmp_path / name / 'maps.pth', weights_only=True), expected) < 1e-4, name
+        assert relative_difference(torch.load(tmp_path / name / 'maps.pth', weights_only=True), expected) < 1e-4, name
 
 
 # What a user does in a process of its own, once in a fork of it: mmdet is imported before the
@@ -223,7 +223,7 @@ def test_torchvision_and_safetensors(tmp_path):
     twin.load_state_dict(load_checkpoint_file(str(tmp_path / 'plain.safetensors')), strict=True)
     x = image(96)
     with torch.no_grad():
-        assert difference([twin(x)], [model(x)]) < 1e-4
+        assert relative_difference([twin(x)], [model(x)]) < 1e-4
 
 
 @pytest.mark.parametrize('name', ['wrn/wide-resnet50_8xb32_in1k.py', 'resnext/resnext50-32x4d_8xb32_in1k.py'])

@@ -55,6 +55,13 @@ def test_validations_are_at_their_iteration_or_if_the_run_has_epochs_at_those(mm
     assert read_validations(tmp_path) == [{'count/calls': 1}, {'count/calls': 2}]
 
 
+def test_a_log_that_was_cut_off_gives_what_it_has(tmp_path):
+    (tmp_path / 'run/vis_data').mkdir(parents=True)
+    lines = [json.dumps(dict(loss=1 / step, step=step)) for step in (1, 2, 3)]
+    (tmp_path / 'run/vis_data/scalars.json').write_text('\n'.join(lines)[:-5])
+    assert read_scalars(tmp_path) == dict(loss=[(1, 1.0), (2, 0.5)], step=[(1, 1), (2, 2)])
+
+
 @pytest.fixture
 def run(tmp_path):
     """A run of a suite that has ended, with a function that logs its validations."""

@@ -7,9 +7,10 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from helpers import BASIS, difference, evaluating, image, randomise_norms, small
+from helpers import BASIS, evaluating, image, randomise_norms, small
 from mmshared import banks, fold_layers, share_layers
 from mmshared.compress.norms import recalibrate_norms
+from mmshared.engine.build import relative_difference
 
 LOSSLESS = dict(BASIS, shared_rank=9 * 64, unique_rank=0)
 
@@ -74,7 +75,9 @@ def test_the_norm_of_a_basis_gets_statistics_and_the_layer_stays(mmpretrain):
     with torch.no_grad():
         shared(images)
         apart = [
-            difference([copy.deepcopy(model.layer1[1].conv1).train()(inputs[0])], [model.layer1[1].conv1(inputs[0])])
+            relative_difference(
+                [copy.deepcopy(model.layer1[1].conv1).train()(inputs[0])], [model.layer1[1].conv1(inputs[0])]
+            )
             for model in (shared, before)
         ]
     assert apart[0] < 0.2 < apart[1]
@@ -85,7 +88,7 @@ def test_folding_after_it_changes_nothing(mmpretrain):
     recalibrate_norms(shared, plain, [image(32, 4)])
     x = image(32)
     before = shared(x)
-    assert difference(fold_layers(shared)(x), before) < 1e-4
+    assert relative_difference(fold_layers(shared)(x), before) < 1e-4
 
 
 def test_maps_of_one_value_are_left_to_the_running_statistics():

@@ -9,8 +9,8 @@ import torch
 from blocks import CONVS, DEPTH, LINEARS, SIZE, TurnedFilters, shared_blocks
 from torch import Tensor, nn
 
-from helpers import difference
 from mmshared import Bank, SharedLayer, SharingError, banks, fold_layers, share_layers
+from mmshared.engine.build import relative_difference
 
 onnx = pytest.importorskip('onnx')
 pytest.importorskip('onnxruntime')
@@ -41,7 +41,7 @@ def test_each_form_computes_the_network(exported, form, most):
     x = torch.randn(3, 3, SIZE, SIZE)
     found = open_session(exported.files[form]).run(None, {'images': x.numpy()})
     differences = {
-        name: difference([torch.from_numpy(output)], [expected])
+        name: relative_difference([torch.from_numpy(output)], [expected])
         for name, output, expected in zip([*CONVS, *LINEARS], found, exported.shared(x), strict=True)
     }
     assert {name: value for name, value in differences.items() if not value < most} == {}
@@ -192,7 +192,7 @@ def test_integers_become_floats_on_loading(bits, most):
     assert nodes_that_run(files[0]) == nodes_that_run(files[1])
     images = torch.randn(2, 3, 16, 16)
     (found,) = open_session(files[1]).run(None, {'images': images.numpy()})
-    assert 1e-4 < difference([torch.from_numpy(found)], [network(images)]) < most
+    assert 1e-4 < relative_difference([torch.from_numpy(found)], [network(images)]) < most
 
 
 @pytest.mark.parametrize(

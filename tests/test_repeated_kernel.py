@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from helpers import REPEATED, backbone, difference, evaluating, image, randomise_norms
+from helpers import REPEATED, backbone, evaluating, image, randomise_norms
 from mmshared import (
     KERNEL_TRANSFORMS,
     KernelTransform,
@@ -18,6 +18,7 @@ from mmshared import (
     share_layers,
 )
 from mmshared.analysis.complexity import count_multiply_adds
+from mmshared.engine.build import relative_difference
 from mmshared.sharing import deployment
 from mmshared.sharing.kernel_transforms import Swish
 
@@ -256,7 +257,7 @@ def test_plain_copies_are_deployed_in_the_form_that_is_faster(monkeypatch, posit
     x = image(8)[:, :1].repeat(1, 4, 1, 1)
     network = deploy(block, x)
     assert timed == [[0, 1]]  # the norm is there to be timed where it is not fused
-    assert difference([network(x)], [block(x)]) < 1e-5
+    assert relative_difference([network(x)], [block(x)]) < 1e-5
     assert isinstance(network.conv0, nn.Conv2d) is (position == 0)
     assert isinstance(network[1], nn.BatchNorm2d) is (position == 1)
     counts = [count_multiply_adds(model, (4, 8, 8))[''] for model in (network, block)]
@@ -301,7 +302,7 @@ def test_the_bias_of_a_repeated_conv_folds_into_its_norm(mmpretrain):
             nn.init.normal_(conv.added_bias)
     x = image(32)
     before = model(x)
-    assert difference(fold_layers(model)(x), before) < 1e-5
+    assert relative_difference(fold_layers(model)(x), before) < 1e-5
     assert not any('bias' in key and 'bn' not in key and 'downsample.1' not in key for key in model.state_dict())
 
 

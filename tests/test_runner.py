@@ -131,6 +131,14 @@ def test_the_note_names_the_newest_checkpoint_there_is(tmp_path):
         assert not note.exists()
 
 
+def test_a_run_does_not_go_on_from_its_best_checkpoint_without_its_optimizer(tmp_path):
+    (tmp_path / 'last_checkpoint').write_text('elsewhere/epoch_3.pth')
+    for name in ('epoch_2.pth', 'epoch_3.pth', 'best_accuracy_top1_epoch_3.pth'):
+        (tmp_path / name).touch()
+    mend_last_checkpoint(tmp_path)
+    assert (tmp_path / 'last_checkpoint').read_text() == str(tmp_path / 'epoch_3.pth')
+
+
 @pytest.fixture
 def digits(tmp_path):
     cfg = Config.fromfile(DIGITS)

@@ -11,7 +11,7 @@ from mmengine.model import ExponentialMovingAverage, convert_sync_batchnorm, rev
 from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS, init_default_scope
 from torch import nn
 
-from helpers import BANKS, BASIS, TIED, backbone, difference, evaluating, image, randomise_norms, small, stage_banks
+from helpers import BANKS, BASIS, LAYERS, TIED, backbone, chain, evaluating, image, randomise_norms, small, stage_banks
 from mmshared import (
     FilterBasis,
     OrthonormalFilterBasis,
@@ -21,6 +21,7 @@ from mmshared import (
     fold_layers,
     share_layers,
 )
+from mmshared.engine.build import relative_difference
 
 NETWORKS = [
     dict(type='ResNet', depth=34, groups=['conv1', 'conv2'], bank=BASIS),
@@ -46,6 +47,7 @@ NETWORKS = [
         out_indices=(2, 4, 6),
     ),
 ]
+DCN = dict(type='DCN', deform_groups=1)
 
 
 def shared_layers(model):
@@ -60,22 +62,11 @@ def test_folding_preserves_the_output_and_gives_the_plain_network(library, netwo
     assert len(shared_layers(shared)) > 1
     fold_layers(shared)
     assert not shared_layers(shared)
-    assert difference(shared(x), before) < 1e-5
+    assert relative_difference(shared(x), before) < 1e-5
     plain = backbone(**{**network, 'bank': None})
     plain.load_state_dict(shared.state_dict(), strict=True)
-    assert difference(evaluating(plain)(x), before) < 1e-5
+    assert relative_difference(evaluating(plain)(x), before) < 1e-5
     assert sum(p.numel() for p in plain.parameters()) == sum(p.numel() for p in shared.parameters())
-
-
-@pytest.mark.parametrize('bank', BANKS.values(), ids=BANKS)
-def test_a_shared_conv_is_in_eval_mode_the_conv_that_dense_says(mmpretrain, bank):
-    model = evaluating(randomise_norms(backbone(depth=34, bank=bank)))
-    for conv in shared_layers(model):
-        x = torch.randn(2, conv.in_channels, 9, 7)
-        weight, bias = conv.dense()
-        assert weight.shape == (conv.out_channels, conv.in_channels, 3, 3)
-        direct = F.conv2d(x, weight, bias, conv.stride, conv.padding)
-        torch.testing.assert_close(conv(x), direct, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize('bank', BANKS.values(), ids=BANKS)
@@ -198,11 +189,23 @@ def test_convs_that_pad_with_more_than_zeros_are_refused():
         share_layers(nn.Sequential(*blocks), ['0'], TIED)
 
 
-def test_deformable_convs_are_never_shared(mmdet):
-    dcn = dict(type='DCN', deform_groups=1)
-    with pytest.raises(SharingError, match='conv2 is a DeformConv2dPack, which is never shared'):
-        backbone(dcn=dcn, stage_with_dcn=(True,) * 4)
-    model = backbone(dcn=dcn, stage_with_dcn=(False, True, True, True))
+@pytest.mark.parametrize(
+    'scope, network, kind',
+    [
+        ('mmdet', dict(dcn=DCN, stage_with_dcn=(True,) * 4), 'DeformConv2dPack'),
+        ('mmdet', dict(dcn=dict(DCN, type='DCNv2'), stage_with_dcn=(True,) * 4), 'ModulatedDeformConv2dPack'),
+        ('mmdet', dict(conv_cfg=dict(type='ConvWS')), 'ConvWS2d'),
+        ('mmpretrain', dict(type='SparseResNet'), 'SparseConv2d'),
+    ],
+)
+def test_convs_of_other_kinds_are_never_shared(scope, network, kind):
+    init_default_scope(scope)
+    with pytest.raises(SharingError, match=f"'conv2' forms no group.*conv2 is a {kind}, which is never shared"):
+        backbone(**network)
+
+
+def test_stages_without_deformable_convs_share(mmdet):
+    model = backbone(dcn=DCN, stage_with_dcn=(False, True, True, True))
     assert list(stage_banks(model)) == ['layer1']
 
 
@@ -350,7 +353,7 @@ def test_sync_norms_come_and_go_by_conversion(mmpretrain):
     before = model(x)
     synced = convert_sync_batchnorm(model)
     assert all(isinstance(conv.norm, nn.SyncBatchNorm) for conv in shared_layers(synced))
-    assert difference(evaluating(revert_sync_batchnorm(synced))(x), before) == 0
+    assert relative_difference(evaluating(revert_sync_batchnorm(synced))(x), before) == 0
 
 
 def test_an_average_of_weights_averages_a_shared_tensor_once(mmpretrain):
@@ -444,35 +447,11 @@ def test_channel_attention_weights_what_a_block_adds(mmpretrain):
     torch.testing.assert_close(block(x), x + added * weights[..., None, None])
 
 
-def test_a_frozen_stage_of_a_dense_net_freezes_what_it_shares(mmpretrain):
-    model = MODELS.build(
-        dict(type='SharedDenseNet_CIFAR', frozen_stages=1, in_channels=1, sharing=dict(groups=['conv2'], bank=TIED))
-    )
+def test_a_dense_net_shares_in_all_layers_and_a_frozen_stage_freezes_what_it_shares(mmpretrain):
+    arch, sharing = dict(growth_rate=8, depths=[2, 3], init_channels=16), dict(groups=['conv2'], bank=TIED)
+    model = MODELS.build(dict(type='SharedDenseNet_CIFAR', arch=arch, frozen_stages=1, in_channels=1, sharing=sharing))
+    assert [len(bank.layers) for bank in banks(model)] == [2, 3]
     assert not any(p.requires_grad for p in model.stages[0].parameters()) and model.stem.in_channels == 1
-
-
-def test_a_dense_net_shares_in_all_layers_and_folds(mmpretrain):
-    model = evaluating(
-        randomise_norms(
-            MODELS.build(
-                dict(
-                    type='SharedDenseNet_CIFAR',
-                    arch=dict(growth_rate=8, depths=[2, 3], init_channels=16),
-                    sharing=dict(groups=['conv2'], bank=dict(BASIS, base_channels=32)),
-                )
-            )
-        )
-    )
-    assert [len(banks[0].layers) for banks in stage_banks(model).values()] == [2, 3]
-    x = image(16)
-    before = model(x)
-    fold_layers(model)
-    assert not shared_layers(model) and difference(model(x), before) < 1e-5
-
-
-def test_masked_convs_are_never_shared(mmpretrain):
-    with pytest.raises(SharingError, match='conv2 is a SparseConv2d, which is never shared'):
-        MODELS.build(dict(type='SharedSparseResNet', depth=50, sharing=dict(groups=['conv2'], bank=TIED)))
 
 
 @pytest.mark.parametrize('bank', BANKS.values(), ids=BANKS)
@@ -482,15 +461,14 @@ def test_a_bank_in_mixed_precision_runs_in_that_precision(mmpretrain, bank):
     exact = model(x)
     with torch.autocast('cpu', torch.bfloat16):
         assert shared_layers(model)[0](torch.randn(1, 16, 8, 8)).dtype == torch.bfloat16
-        assert 1e-6 < difference([each.float() for each in model(x)], exact) < 0.1
+        assert 1e-6 < relative_difference([each.float() for each in model(x)], exact) < 0.1
 
 
 class TestFit:
     """Starting a bank from the kernels of a plain network."""
 
-    def group(self, bank, count=3, width=16):
-        blocks = [nn.Sequential(nn.Conv2d(width, width, 3, padding=1, bias=False)) for _ in range(count + 1)]
-        stage = nn.Sequential(*blocks)
+    def group(self, bank):
+        stage = chain(LAYERS['conv'])
         kernels = [block[0].weight.detach().clone() for block in list(stage)[1:]]
         share_layers(stage, ['0'], bank)
         return banks(stage)[0].eval(), kernels

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import BASIS, TEMPLATES, TIED, backbone, call, difference, evaluating, image, randomise_norms
+from helpers import BASIS, TEMPLATES, TIED, backbone, call, evaluating, image, randomise_norms
 from mmshared import SharingError, banks, deploy, share_layers
 from mmshared.analysis.speed import Step, checkpoint_bytes, load_reference, peak_bytes, time_in_turn
+from mmshared.engine.build import relative_difference
 from mmshared.sharing import deployment
 
 CONFIG = 'configs/shared_resnet/shared-resnet32-s16u1_b256_cifar10.py'
@@ -63,7 +64,7 @@ def test_a_deployed_network_is_the_same_with_batch_norms_in_its_convs(mmpretrain
     network = deploy(model, x)
     assert not banks(network) and banks(model)  # a copy
     assert sum(isinstance(module, nn.BatchNorm2d) for module in network.modules()) == norms
-    assert difference(network(x), model(x)) < 1e-4
+    assert relative_difference(network(x), model(x)) < 1e-4
 
 
 def test_batch_norms_that_are_called_elsewhere_are_left_there(mmpretrain):
@@ -77,7 +78,7 @@ def test_batch_norms_that_are_called_elsewhere_are_left_there(mmpretrain):
 
     model, x = evaluating(randomise_norms(PreNorm())), image()
     network = deploy(model, x)
-    assert type(network.norm) is nn.BatchNorm2d and difference([network(x)], [model(x)]) < 1e-5
+    assert type(network.norm) is nn.BatchNorm2d and relative_difference([network(x)], [model(x)]) < 1e-5
 
 
 def test_the_form_that_is_faster_is_deployed(mmpretrain, monkeypatch):

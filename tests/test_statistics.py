@@ -9,7 +9,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from helpers import in_two_processes
+from helpers import energy, in_two_processes
 from mmshared import SharingError
 from mmshared.compress import statistics
 from mmshared.compress.statistics import collect_moments
@@ -37,12 +37,6 @@ class Outputs:
             self.energy[name] += output.square().sum().item()
 
         return add
-
-
-def energy(weight, moment):
-    """tr(W S W')."""
-    rows = weight.detach().double().reshape(len(moment) if moment.dim() == 3 else 1, -1, moment.shape[-1])
-    return (rows @ moment * rows).sum().item()
 
 
 @pytest.mark.parametrize('chunk', [1, 2**24])

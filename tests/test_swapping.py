@@ -21,7 +21,6 @@ from helpers import (
     Classifier,
     Forked,
     backbone,
-    difference,
     evaluating,
     image,
     randomise_norms,
@@ -31,7 +30,6 @@ from helpers import (
 from mmshared import (
     OrthogonalityLossHook,
     SharedLayer,
-    SharingError,
     TiedFilters,
     banks,
     repeated_layers,
@@ -40,7 +38,7 @@ from mmshared import (
 from mmshared.analysis.sweep import Outcome, Sweep, backbones_of, build_part, count, tie
 from mmshared.backbones import make_twins
 from mmshared.backbones.mmdet import SharedResNet
-from mmshared.engine.build import build_empty
+from mmshared.engine.build import build_empty, relative_difference
 from mmshared.engine.config import config_path, plain_twin
 
 # A config of each kind, and the size of its images where that matters.
@@ -360,7 +358,7 @@ def test_channels_last_is_the_same_network(mmpretrain, bank):
     x = image(32)
     before = model(x)
     after = model.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
-    assert difference(after, before) < 1e-5
+    assert relative_difference(after, before) < 1e-5
     assert all(each.is_contiguous(memory_format=torch.channels_last) for each in after)
 
 
@@ -398,12 +396,3 @@ def test_settings_by_name_hold_for_what_is_shared_once(mmpretrain):
     assert all(groups[id(conv.bank.filters)]['lr'] == 0.5 for conv in convs)
     assert all(groups[id(conv.coefficients)]['weight_decay'] == 0 for conv in convs)
     assert all(groups[id(conv.unique)]['weight_decay'] == 1 == groups[id(conv.unique)]['lr'] for conv in convs)
-
-
-def test_a_config_whose_convs_cannot_be_shared_says_so(mmdet):
-    for settings, words in [
-        (dict(dcn=dict(type='DCNv2', deform_groups=1), stage_with_dcn=(True,) * 4), 'ModulatedDeformConv2dPack'),
-        (dict(conv_cfg=dict(type='ConvWS')), 'ConvWS2d'),
-    ]:
-        with pytest.raises(SharingError, match=f"'conv2' forms no group.*conv2 is a {words}, which is never shared"):
-            backbone(**settings)

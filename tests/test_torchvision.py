@@ -4,10 +4,10 @@ import pytest
 import torch
 import torchvision
 
-from helpers import TIED, call, difference, evaluating, image, randomise_norms
+from helpers import TIED, call, evaluating, image, randomise_norms
 from mmshared import SharingError, share_layers
 from mmshared.convert.torchvision import from_torchvision, matching_config
-from mmshared.engine.build import build_model
+from mmshared.engine.build import build_model, relative_difference
 from mmshared.engine.checkpoint import load_checkpoint_file
 from mmshared.engine.config import load_config
 
@@ -62,7 +62,7 @@ def test_the_networks_of_torchvision_are_those_of_mmpretrain(name):
     model.load_state_dict(state_dict, strict=True)
     images = image()
     with torch.no_grad():
-        assert difference([model(images)], [network(images)]) < 1e-5
+        assert relative_difference([model(images)], [network(images)]) < 1e-5
 
 
 def test_timms_mobilenet_is_torchvisions():
