@@ -64,8 +64,9 @@ BANKS = {
     'repeated-between-layers': dict(type='RepeatedKernel', mode='inter', transform=dict(type='swish')),
     'relaxed': dict(type='RelaxedTie', rank=2),
 }
-#: And one that is only for groups of three layers.
-KINDS = {**BANKS, 'loops': dict(type='LoopedTemplates', kernels=[0, 1, 0], num_templates=2)}
+LOOPS = dict(type='LoopedTemplates', kernels=[0, 1, 0], num_templates=2)
+#: And those that are only for groups of three layers.
+KINDS = {**BANKS, 'loops': LOOPS, 'loops-of-one-template': dict(LOOPS, num_templates=1)}
 LAYERS = {
     'conv': lambda: nn.Conv2d(16, 16, 3, padding=1, bias=False),
     'strided conv': lambda: Conv2d(16, 16, 3, padding=2, dilation=2),

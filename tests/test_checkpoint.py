@@ -18,6 +18,7 @@ from mmshared.engine.checkpoint import (
     load_checkpoint_file,
     refuse_pickles,
     state_dict_of,
+    write_text,
     written_whole,
 )
 
@@ -133,6 +134,16 @@ def test_what_was_not_written_whole_leaves_nothing(error, tmp_path):
         partial.write_text('half')
         raise error
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [('a', 'old')]
+
+
+def test_writers_in_other_processes_write_other_files(tmp_path, monkeypatch):
+    with written_whole(tmp_path / 'a') as partial:
+        partial.write_text('one')
+        with monkeypatch.context() as patch:
+            patch.setattr('os.getpid', lambda: 0)
+            write_text(tmp_path / 'a', 'the other')
+        assert (tmp_path / 'a').read_text() == 'the other'
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [('a', 'one')]
 
 
 def test_what_stands_beside_the_state_dict_is_not_looked_at(tmp_path):

@@ -156,6 +156,10 @@ class TestChecks:
         assert 'The data set of train_dataloader is expected in no/folder, which is not there' in refusal(change)
         assert refusal(dict(val_dataloader=None)) == 'The config has no val_dataloader, which compression needs.'
 
+    def test_a_config_without_a_learning_rate_is_refused(self, refusal):
+        told = refusal({'optim_wrapper.optimizer': dict(_delete_=True, type='Adam')})
+        assert 'has no optim_wrapper.optimizer.lr, of which the fine-tuning takes a share' in told
+
     def test_a_checkpoint_of_another_network_is_refused(self, refusal, tmp_path):
         torch.save(dict(state_dict={'a': torch.ones(1)}), tmp_path / 'other.pth')
         assert 'other.pth is not of the model of this config' in refusal(checkpoint=str(tmp_path / 'other.pth'))
@@ -192,6 +196,14 @@ class TestChecks:
     def test_arguments_that_cannot_be_right_are_refused(self, arguments, told, config, checkpoint, tmp_path):
         with pytest.raises(SharingError, match=told):
             compression(config, checkpoint, tmp_path, **arguments)
+
+
+def test_a_run_has_its_work_dir_to_itself(config, checkpoint, tmp_path):
+    runs = [compression(config, checkpoint, tmp_path / 'work') for _ in range(2)]
+    with runs[0].alone(), pytest.raises(SharingError, match='Another run writes into .*work: wait for its end'):
+        runs[1].run()
+    with runs[1].alone():  # now it is free
+        assert not (tmp_path / 'work/plain.json').exists()
 
 
 def test_the_path_between_folders_holds_through_links(tmp_path):

@@ -14,7 +14,7 @@ from torch import nn
 
 from helpers import BASIS, ROOT, TEMPLATES, call, image, randomise_norms, small, train
 from mmshared import SharingError
-from mmshared.convert.fold import stock_config, to_torchvision
+from mmshared.convert.fold import fold_model, stock_config, to_torchvision
 from mmshared.convert.onnx import export_onnx, onnx_forms
 from mmshared.engine.build import build_model, feature_maps, inner, relative_difference
 from mmshared.engine.checkpoint import load_checkpoint_file
@@ -285,6 +285,14 @@ def test_onnx_that_differs_is_not_written(tmp_path, monkeypatch):
     with pytest.raises(SharingError, match='differs from the network: it was not written'):
         list(lines)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_bias_that_the_stock_class_lacks_is_named():
+    cfg = Config.fromfile(ROOT / 'configs/shared_resnet/shared-resnet32-s8u1_b256_cifar10.py')
+    cfg.model.backbone.norm_cfg = dict(type='GN', num_groups=4)
+    shared = randomise_norms(build_model(cfg)).eval()
+    with pytest.raises(SharingError, match='Folding adds backbone.layer1.1.conv1.bias, which no batch norm behind it'):
+        fold_model(cfg, shared, image(32))
 
 
 @pytest.mark.slow

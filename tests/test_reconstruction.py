@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import evaluating, image, randomise_norms, small
+from helpers import TIED, chain, evaluating, image, randomise_norms, small
 from mmshared import banks, share_layers
 from mmshared.compress.reconstruction import reconstruct
 
@@ -89,6 +89,12 @@ def test_every_block_comes_nearer_and_shared_parameters_stay(network):
     with torch.no_grad():
         errors = [sum((net(x.clone()) - plain(x)).norm() for x in batches) for net in (shared, before)]
     assert errors[0] < errors[1]
+
+
+def test_a_block_with_nothing_of_its_own_stays():
+    plain, shared = pair(lambda: chain(lambda: nn.Linear(8, 8, bias=False)), groups=['0'], bank=TIED)
+    found = reconstruct(shared, plain, [torch.randn(4, 8)], steps=3)
+    assert len(found) == 3 and all(each.before == each.after > 0 for each in found)
 
 
 def test_the_error_of_the_last_block_is_that_of_the_network():

@@ -1,6 +1,5 @@
 """What the Runner promises, under our tools and under the libraries' own."""
 
-import os
 import runpy
 import sys
 from importlib.util import find_spec
@@ -16,6 +15,7 @@ from torch.utils.data import DataLoader
 from helpers import ROOT, Classifier, small
 from mmshared import SharingError, SharingRunner
 from mmshared.engine.build import build_model, build_plain
+from mmshared.engine.checkpoint import save_checkpoint
 from mmshared.engine.config import load_config
 from mmshared.engine.runner import mend_last_checkpoint
 
@@ -115,12 +115,12 @@ def test_the_note_of_the_last_checkpoint_is_mended_by_one_process(state, tmp_pat
         assert (note.read_text() == str(tmp_path / 'iter_0.pth')) == (rank == 0)
 
 
-def test_the_note_names_the_newest_checkpoint_there_is(tmp_path):
+def test_the_note_names_the_last_checkpoint_that_can_be_read(tmp_path):
     note = tmp_path / 'last_checkpoint'
     note.write_text('elsewhere/epoch_9.pth')
-    for name in ('epoch_9.pth', 'epoch_10.pth'):
-        (tmp_path / name).touch()
-        os.utime(tmp_path / name, ns=(0, int(name[6:-4]) * 10**9))
+    for name in ('epoch_10.pth', 'epoch_9.pth'):
+        save_checkpoint({}, tmp_path / name)
+    (tmp_path / 'epoch_11.pth').write_bytes((tmp_path / 'epoch_10.pth').read_bytes()[:100])  # its writer was killed
     for _ in range(2):
         mend_last_checkpoint(tmp_path)
         assert note.read_text() == str(tmp_path / 'epoch_10.pth')
@@ -134,7 +134,7 @@ def test_the_note_names_the_newest_checkpoint_there_is(tmp_path):
 def test_a_run_does_not_go_on_from_its_best_checkpoint_without_its_optimizer(tmp_path):
     (tmp_path / 'last_checkpoint').write_text('elsewhere/epoch_3.pth')
     for name in ('epoch_2.pth', 'epoch_3.pth', 'best_accuracy_top1_epoch_3.pth'):
-        (tmp_path / name).touch()
+        save_checkpoint({}, tmp_path / name)
     mend_last_checkpoint(tmp_path)
     assert (tmp_path / 'last_checkpoint').read_text() == str(tmp_path / 'epoch_3.pth')
 

@@ -219,6 +219,14 @@ def test_frozen_stages_freeze_their_banks(library):
     assert [stage[1].conv2.weight.requires_grad for stage in (model.layer2, model.layer3)] == [False, True]
 
 
+def test_a_bank_of_a_frozen_stage_and_another_learns(library):
+    sharing = dict(layers=r'layer[23]\.[1-9]\.conv1', bank=BANKS['repeated-between-layers'])
+    model = backbone(depth=34, bank=None, type='SharedResNet', sharing=sharing, frozen_stages=2)
+    model.train()
+    assert not model.layer2[0].conv1.weight.requires_grad
+    assert all(parameter.requires_grad for parameter in banks(model)[0].parameters())
+
+
 def norm_and_product(conv, x):
     """What a conv on a basis computes, by a batch norm and a 1x1 conv, and its parameters and statistics."""
     x = nn.functional.conv2d(x, conv.filters(), None, conv.stride, conv.padding)

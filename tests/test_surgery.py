@@ -4,6 +4,7 @@ import copy
 import pickle
 import re
 import warnings
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -85,6 +86,13 @@ def test_every_bank_folds_a_conv_and_a_linear(kind, layer):
     fold_layers(network)
     assert [type(module) for module in network.modules()] == [type(module) for module in plain.modules()]
     torch.testing.assert_close(network(x), before, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_every_bank_shares_a_network_of_half_precision(kind):
+    network = chain(LAYERS['conv']).to(torch.bfloat16)
+    share_layers(network, groups=['0'], bank=KINDS[kind])
+    assert {shared.weight.dtype for shared in banks(network)[0].layers} == {torch.bfloat16}
 
 
 @pytest.mark.parametrize('layer', LAYERS)
@@ -516,6 +524,38 @@ def test_a_damaged_tensor_is_refused(value, words):
     share_layers(network, groups=['fc1'], bank=TIED)
     refuses(network, {**Transformer().state_dict(), 'blocks.2.fc1.weight': value}, words)
     refuses(network, {**Transformer().state_dict(), 5: torch.zeros(2)}, 'names that are not strings')
+
+
+def test_a_checkpoint_of_layers_shared_outright_in_another_way_is_refused():
+    networks = [chain(LAYERS['conv'], 5) for _ in range(2)]
+    for network, pattern in zip(networks, (r'[012]\.0', r'\d\.0')):
+        share_layers(network, layers=pattern, bank=TIED)
+    refuses(networks[1], networks[0].state_dict(), 'shared in another way: it has 3.0.weight and no 0.0.weight')
+
+
+def test_numbers_of_eight_bits_are_loaded():
+    network = chain(LAYERS['linear'])
+    share_layers(network, groups=['0'], bank=TIED)
+    state = {key: tensor.to(torch.float8_e4m3fn) for key, tensor in chain(LAYERS['linear']).state_dict().items()}
+    network.load_state_dict(dict(state))
+    torch.testing.assert_close(network[0][0].weight, state['0.0.weight'].float())
+
+
+@pytest.mark.parametrize('way', ['load', 'fold'])
+@torch.no_grad()
+def test_nothing_that_an_interrupted_pass_made_is_used_again(way):
+    network = chain(LAYERS['conv'])
+    (bank,) = share_layers(network, groups=['0'], bank=KINDS['templates'])
+    wanted = copy.deepcopy(network)
+    nn.init.normal_(banks(wanted)[0].templates)
+    with patch.object(bank.layers[-1], 'forward', side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+        network(torch.randn(1, 16, 8, 8))  # its hooks at the end do not run
+    if way == 'load':
+        network.load_state_dict(wanted.state_dict())
+    else:
+        bank.templates.copy_(banks(wanted)[0].templates)
+        fold_layers(network)
+    assert torch.equal(network[2][0].weight, wanted[2][0].weight)
 
 
 def test_the_start_of_a_bank_is_drawn_after_the_library_has_drawn_over_it(mmdet):

@@ -50,6 +50,14 @@ class SharingMixin:
         for each in sharings:
             share_layers(self, **{'own_blocks': self.own_blocks, **each})
 
+    def train(self, mode: bool = True) -> Any:
+        """As in the plain network, which may freeze a stage again: a bank in it that other stages use still learns."""
+        trained = [each for bank in banks(self) for each in bank.parameters() if each.requires_grad]
+        found = super().train(mode)
+        for each in trained:
+            each.requires_grad_(True)
+        return found
+
     def init_weights(self) -> None:
         """Initialise the plain network. Shared parameters keep the initial values of their bank, even if the library
         redraws all two-dimensional parameters, unless a checkpoint is loaded into them."""

@@ -8,13 +8,15 @@ import math
 import os.path as osp
 import shlex
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from filelock import FileLock, Timeout
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import barrier, is_main_process
@@ -29,7 +31,7 @@ from ..convert.fold import fold_model
 from ..engine.build import build_model, is_detector, load_model
 from ..engine.checkpoint import converted, load_checkpoint_file, save_checkpoint, state_dict_of, write_text
 from ..engine.config import check_twins, in_work_dir, load_config, shared_type, shares
-from ..engine.runner import check_config, join_group
+from ..engine.runner import check_config, join_group, mend_last_checkpoint
 from ..sharing import SharingError
 from .calibration import calibration_loader, within
 from .costs import CostMeter
@@ -163,10 +165,33 @@ class Compression:
             Path: The report.
 
         Raises:
-            SharingError: If something does not fit. What can be known before anything has run is said before.
+            SharingError: If something does not fit, or if another run writes into the work dir. What can be known
+                before anything has run is said before.
         """
         join_group(self.cfg.get('launcher', 'none'), self.cfg.get('env_cfg', {}))  # which says where models are
         self.check()
+        with self.alone():
+            return self.run_steps()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other runs out of the work dir."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder / 'run.lock')
+        try:
+            if is_main_process():
+                lock.acquire(blocking=False)
+        except Timeout:
+            raise SharingError(
+                f'Another run writes into {self.folder}: wait for its end, or give another work dir.'
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def run_steps(self) -> Path:
+        """Run the steps that are left, see :meth:`run`."""
         steps = Steps(self.folder)
         plain = Network(self.bare, Path(self.checkpoint), self.evaluate(steps, 'plain', self.bare, self.checkpoint))
         self.prepare(steps)
@@ -193,6 +218,11 @@ class Compression:
             raise SharingError(f'The config has no {" and no ".join(missing)}, which compression needs.')
         if shares(self.cfg.model):
             raise SharingError('The network of this config shares already: give the config of the plain network.')
+        if self.epochs and 'lr' not in (self.cfg.optim_wrapper.get('optimizer') or {}):
+            raise SharingError(
+                'The config has no optim_wrapper.optimizer.lr, of which the fine-tuning takes a share: set it, or '
+                'give 0 epochs.'
+            )
         check_config(self.cfg, ['train_dataloader', 'val_dataloader'])
         if not isinstance(self.cfg.model.type, str):
             raise SharingError(
@@ -381,6 +411,8 @@ class Compression:
                 shutil.rmtree(folder, ignore_errors=True)  # of another network
                 folder.mkdir()
                 note.write_text(digest)
+            if is_main_process():
+                mend_last_checkpoint(folder)
             barrier()
             begun = (folder / 'last_checkpoint').is_file()
             self.runner(cfg, folder, resume=begun, load_from=None if begun else str(checkpoint)).train()
@@ -447,7 +479,8 @@ def fine_tuning(cfg: Config, epochs: int, teacher: str) -> Config:
     cfg.optim_wrapper.optimizer.lr *= _LR
     cfg.param_scheduler = dict(type='CosineAnnealingLR', T_max=epochs, by_epoch=True, convert_to_iter_based=True)
     cfg.setdefault('default_hooks', {})
-    cfg.default_hooks.checkpoint = dict(type='CheckpointHook', interval=1, max_keep_ckpts=1)
+    # Of two checkpoints one is whole while the other is written.
+    cfg.default_hooks.checkpoint = dict(type='CheckpointHook', interval=1, max_keep_ckpts=2)
     cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type='DistillationHook', checkpoint=teacher)]
     sampler = cfg.train_dataloader.get('sampler')
     if sampler and 'Infinite' in sampler.type:  # it has no epochs

@@ -193,6 +193,8 @@ def _learn(block: nn.Module, calls: list[_Call], steps: int) -> tuple[float, flo
     """Fit a block to its calls. Returns the relative error before and after."""
     before = _error(block, calls)
     learned = list(_own_parameters(block))
+    if not learned:
+        return before, before
     start = [parameter.detach().clone() for parameter in learned]
     scale = total(_energy(call.target) for call in calls).clamp(min=1e-30) / len(calls)
     for parameter in learned:

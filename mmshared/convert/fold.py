@@ -45,13 +45,21 @@ def fold_model(cfg: Config, shared: nn.Module, images: Tensor) -> Folded:
         images (Tensor): Images to compare the outputs on, (N, C, H, W).
 
     Raises:
-        SharingError: If the model shares nothing, or if the outputs differ by more than a relative 1e-4.
+        SharingError: If the model shares nothing, if the stock class lacks a bias that folding adds, or if the outputs
+            differ by more than a relative 1e-4.
     """
     if not banks(shared):
         raise SharingError('The network of this config shares nothing: there is nothing to fold.')
     stock = stock_config(cfg)
     plain = build_model(stock)
-    plain.load_state_dict(fold_layers(copy.deepcopy(shared)).state_dict(), strict=True)
+    state_dict = fold_layers(copy.deepcopy(shared)).state_dict()
+    added = sorted(state_dict.keys() - plain.state_dict().keys())
+    if added:
+        raise SharingError(
+            f'Folding adds {added[0]}, which no batch norm behind it takes and for which the plain network of the '
+            'config has no place: use fold_layers(model) in Python, which keeps it.'
+        )
+    plain.load_state_dict(state_dict, strict=True)
     plain.eval()
     difference = relative_difference(feature_maps(plain, images), feature_maps(shared, images))
     if not difference < TOLERANCE:

@@ -21,6 +21,7 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor
 
 from ..sharing import SharingError
+from ..sharing.state_dict import is_finite
 
 # Both keep functions of their own class in their state, which a checkpoint gets by getattr.
 _FUNCTIONS = {
@@ -130,7 +131,7 @@ def check_state_dict(state_dict: Any, source: str) -> None:
         if tensor.layout is not torch.strided or tensor.is_nested:
             raise SharingError(f'{source} holds {key} as a sparse or nested tensor: save it as a dense one.')
         try:
-            finite = _is_finite(tensor)
+            finite = is_finite(tensor)
         except RuntimeError as error:  # it has no values, or values that torch cannot compare
             raise SharingError(
                 f'{source} holds {key} in a form that cannot be read ({str(error).splitlines()[0]}): '
@@ -141,13 +142,6 @@ def check_state_dict(state_dict: Any, source: str) -> None:
                 f'{source} holds numbers that are not finite in {key}: take one that was saved before '
                 'the training went wrong.'
             )
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    if not tensor.is_floating_point() and not tensor.is_complex():
-        return True
-    # There is no isfinite for 8-bit formats.
-    return bool((tensor.float() if tensor.dtype.itemsize == 1 else tensor).isfinite().all())
 
 
 def state_dict_of(checkpoint: dict, key: str = 'state_dict') -> dict[str, Tensor]:
@@ -176,7 +170,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     Raises:
         SharingError: If it cannot be written.
     """
-    partial = path.with_name(f'{path.name}.partial')
+    partial = path.with_name(f'{path.name}.{os.getpid()}.partial')
     try:
         yield partial
         partial.replace(path)

@@ -145,7 +145,7 @@ def plain_twin(cfg: Any) -> Any:
             kind = cfg['type']
             twin['type'] = kind.replace('Shared', '', 1) if isinstance(kind, str) else kind.plain
         return twin
-    return [plain_twin(item) for item in cfg] if isinstance(cfg, list) else cfg
+    return type(cfg)(map(plain_twin, cfg)) if isinstance(cfg, (list, tuple)) else cfg
 
 
 def shared_type(plain: str) -> str:

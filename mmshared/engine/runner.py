@@ -1,6 +1,7 @@
 """mmengine's Runner with the checks that mmshared promises, whichever tool runs it."""
 
 import atexit
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch.utils.data import DataLoader
 
 from ..sharing import SharingError, banks
 from .build import check_sharing
+from .checkpoint import load_checkpoint_file
 from .config import check_data, check_twins
 from .data import check_classes, explain_failure, unreadable_image
 
@@ -180,14 +182,25 @@ def _leave_group() -> None:
 
 
 def mend_last_checkpoint(work_dir: Path) -> None:
-    """Point a run's note of its last checkpoint at the newest one, if the note names a file that does not exist: the
-    folder was moved, or the run was killed after it removed the old one and before it noted the new one."""
+    """Point a run's note of its last checkpoint at the last one that can be read, if the note names a file that does
+    not exist: the folder was moved, or the run was killed after it removed the old one and before it noted the new
+    one."""
     note = work_dir / 'last_checkpoint'
     if note.is_file() and not Path(note.read_text().strip()).is_file():
         # best_... has no state of the optimizer.
-        there = [path for kind in ('epoch', 'iter') for path in work_dir.glob(f'{kind}_[0-9]*.pth')]
-        there.sort(key=lambda path: path.stat().st_mtime)
+        there = [path for path in work_dir.glob('*.pth') if re.fullmatch(r'(epoch|iter)_\d+', path.stem)]
+        there.sort(key=lambda path: int(path.stem.partition('_')[2]))
+        while there and not _can_be_read(there[-1]):
+            there.pop()
         if there:
             note.write_text(str(there[-1]))
         else:
             note.unlink()
+
+
+def _can_be_read(checkpoint: Path) -> bool:
+    try:
+        load_checkpoint_file(str(checkpoint))
+    except SharingError:
+        return False
+    return True

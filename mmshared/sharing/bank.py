@@ -196,7 +196,11 @@ class Bank(nn.Module):
     def end(self, owner: object) -> None:
         """End the forward pass of an owner."""
         if self._pass is owner:
-            self._made = self._pass = None
+            self.forget()
+
+    def forget(self) -> None:
+        """End any forward pass: that of an owner that was interrupted by Ctrl-C has no end."""
+        self._made = self._pass = None
 
     def make_layer(self, layer: Layer, norm: nn.Module | None = None) -> SharedLayer:
         """Make the layer that replaces ``layer``, which the batch norm ``norm`` seems to follow."""
@@ -266,8 +270,8 @@ def bases_by_space(banks: dict[str, Bank]) -> list[dict[str, Bank]]:
 
 
 def in_float(tensor: Tensor) -> Tensor:
-    """The tensor, in float32 if it has half precision."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    """The tensor, in float32 if it has less precision."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 @torch.no_grad()

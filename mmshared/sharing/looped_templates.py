@@ -8,7 +8,7 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from .bank import Bank, Layer, SharedLayer, SharingError
+from .bank import Bank, Layer, SharedLayer, SharingError, orthogonal_
 from .least_squares import Metric, fit_templates, leading_directions, metrics, weighted_sum
 from .template_bank import make_templates
 
@@ -70,7 +70,7 @@ class LoopedTemplates(Bank):
         self.coefficients = None
         if num_templates < count:
             coefficients = self.templates.new_empty(count, num_templates)  # (G, K)
-            self.coefficients = nn.Parameter(nn.init.orthogonal_(coefficients))
+            self.coefficients = nn.Parameter(orthogonal_(coefficients))
 
     def generate(self) -> tuple[Tensor, ...]:
         kernels: Tensor = self.templates

@@ -11,7 +11,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from .attention import is_packed
-from .bank import Bank, SharedLayer, SharingError, in_float
+from .bank import Bank, SharedLayer, SharingError, banks, in_float
 from .least_squares import output_error
 
 _WANTED = (
@@ -104,6 +104,8 @@ def share_state_dict(
     Raises:
         SharingError: If the shared stages fit neither way, or if moments do not fit. Then nothing is changed.
     """
+    for bank in banks(module):
+        bank.forget()
     given = {
         key[len(prefix) :]: value
         for key, value in state_dict.items()
@@ -230,8 +232,16 @@ def _check_values(groups: list[_Group], given: dict[str, Any]) -> None:
             if not isinstance(value, Tensor) or value.layout is not torch.strided:
                 kind = f'sparse ({value.layout})' if isinstance(value, Tensor) else f'a {type(value).__name__}'
                 raise SharingError(f'The checkpoint is damaged: {key} is {kind}, not a plain tensor. {_WANTED}')
-            if not value.is_meta and not value.isfinite().all():
+            if not value.is_meta and not is_finite(value):
                 raise SharingError(f'The checkpoint holds numbers that are not finite in {key}. {_WANTED}')
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all numbers of a tensor are finite."""
+    if not tensor.is_floating_point() and not tensor.is_complex():
+        return True
+    # There is no isfinite for 8-bit formats.
+    return bool((tensor.float() if tensor.dtype.itemsize == 1 else tensor).isfinite().all())
 
 
 def _check_stage(group: _Group, own: dict[str, Tensor], plain: list[str], given: dict[str, Tensor]) -> None:
@@ -260,6 +270,12 @@ def _check_layers(group: _Group, own: dict[str, Tensor], given: dict[str, Tensor
         raise SharingError(
             f'The checkpoint fits neither as a plain nor as a shared network: it has no '
             f'{next(key for key in group.plain if key not in given)} and no {missing[0]}. {_WANTED}'
+        )
+    plain_there = [key for key in group.plain if key in given]
+    if 0 < len(plain_there) < len(group.plain):
+        raise SharingError(
+            f'The checkpoint is shared in another way: it has {plain_there[0]} and no '
+            f'{next(key for key in group.plain if key not in given)}, and here they are one group. {_WANTED}'
         )
     known = {*group.plain, *group.shared_keys()}
     for (name, layer), plain in zip(group.layers.items(), group.plain):

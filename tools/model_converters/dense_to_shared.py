@@ -53,6 +53,7 @@ def main() -> None:
     else:
         model, conversions = fit_checkpoint(cfg, state_dict, args.src, args.images, args.steps)
         state_dict = model.cpu().state_dict()
+    save_checkpoint(converted(state_dict, args.src, cfg), args.dst)
 
     table = Table(title=f'{Path(args.src).name} in the network of {Path(args.config).stem}')
     names = ['stage', 'bank', 'kernels', 'shared filters', 'dimensions', 'energy kept', 'relative error']
@@ -80,7 +81,6 @@ def main() -> None:
             cells.append(str(rank_for_energy(conversion, args.rank_for_energy)))
         table.add_row(*cells)
     Console(width=max(110, Console().width)).print(table)
-    save_checkpoint(converted(state_dict, args.src, cfg), args.dst)
     print(f'wrote {args.dst}')
 
 
