@@ -117,7 +117,7 @@ def test_the_note_of_the_last_checkpoint_is_mended_by_one_process(state, tmp_pat
 
 def test_the_note_names_the_last_checkpoint_that_can_be_read(tmp_path):
     note = tmp_path / 'last_checkpoint'
-    note.write_text('elsewhere/epoch_9.pth')
+    note.write_text('elsewhere/epoch_8.pth')
     for name in ('epoch_10.pth', 'epoch_9.pth'):
         save_checkpoint({}, tmp_path / name)
     (tmp_path / 'epoch_11.pth').write_bytes((tmp_path / 'epoch_10.pth').read_bytes()[:100])  # its writer was killed
@@ -129,6 +129,14 @@ def test_the_note_names_the_last_checkpoint_that_can_be_read(tmp_path):
     for _ in range(2):
         mend_last_checkpoint(tmp_path)
         assert not note.exists()
+
+
+def test_the_note_of_a_run_that_was_moved_names_the_same_file(tmp_path):
+    for name in ('epoch_3.pth', 'iter_500.pth'):
+        save_checkpoint({}, tmp_path / name)
+    (tmp_path / 'last_checkpoint').write_text('elsewhere/epoch_3.pth')
+    mend_last_checkpoint(tmp_path)
+    assert (tmp_path / 'last_checkpoint').read_text() == str(tmp_path / 'epoch_3.pth')
 
 
 def test_a_run_does_not_go_on_from_its_best_checkpoint_without_its_optimizer(tmp_path):

@@ -227,6 +227,14 @@ def test_a_bank_of_a_frozen_stage_and_another_learns(library):
     assert all(parameter.requires_grad for parameter in banks(model)[0].parameters())
 
 
+def test_stages_that_are_frozen_in_train_freeze_their_banks(mmdet):
+    sharing = dict(groups=['conv2.conv'], bank=TIED, own_blocks=0)
+    model = MODELS.build(dict(type='SharedCSPDarknet', widen_factor=0.125, sharing=sharing, frozen_stages=3))
+    for change in (model.train, model.eval, model.train):
+        change()
+    assert [bank.filters.requires_grad for bank in banks(model)] == [False, False, False, True]
+
+
 def norm_and_product(conv, x):
     """What a conv on a basis computes, by a batch norm and a 1x1 conv, and its parameters and statistics."""
     x = nn.functional.conv2d(x, conv.filters(), None, conv.stride, conv.padding)

@@ -51,11 +51,12 @@ class SharingMixin:
             share_layers(self, **{'own_blocks': self.own_blocks, **each})
 
     def train(self, mode: bool = True) -> Any:
-        """As in the plain network, which may freeze a stage again: a bank in it that other stages use still learns."""
-        trained = [each for bank in banks(self) for each in bank.parameters() if each.requires_grad]
+        """As in the plain network, which may freeze stages here: a bank in them that layers of others use learns."""
+        trained = [(bank, each) for bank in banks(self) for each in bank.parameters() if each.requires_grad]
         found = super().train(mode)
-        for each in trained:
-            each.requires_grad_(True)
+        for bank, each in trained:
+            # What the libraries freeze they put in eval mode.
+            each.requires_grad_(not mode or any(layer.training for layer in bank.layers))
         return found
 
     def init_weights(self) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.dist import barrier, is_main_process
+from mmengine.dist import barrier, broadcast_object_list, is_main_process
 from mmengine.registry import DATASETS, RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 from rich.console import Console
@@ -177,14 +177,15 @@ class Compression:
     def alone(self) -> Iterator[None]:
         """Keep other runs out of the work dir."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.folder / 'run.lock')
-        try:
-            if is_main_process():
+        lock, free = FileLock(self.folder / 'compress.lock'), [True]
+        if is_main_process():
+            try:
                 lock.acquire(blocking=False)
-        except Timeout:
-            raise SharingError(
-                f'Another run writes into {self.folder}: wait for its end, or give another work dir.'
-            ) from None
+            except Timeout:
+                free = [False]
+        broadcast_object_list(free)
+        if not free[0]:
+            raise SharingError(f'Another run writes into {self.folder}: wait for its end, or give another work dir.')
         try:
             yield
         finally:

@@ -170,7 +170,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     Raises:
         SharingError: If it cannot be written.
     """
-    partial = path.with_name(f'{path.name}.{os.getpid()}.partial')
+    partial = path.with_name(f'{path.name}.partial{os.getpid()}')
     try:
         yield partial
         partial.replace(path)

@@ -145,7 +145,9 @@ def plain_twin(cfg: Any) -> Any:
             kind = cfg['type']
             twin['type'] = kind.replace('Shared', '', 1) if isinstance(kind, str) else kind.plain
         return twin
-    return type(cfg)(map(plain_twin, cfg)) if isinstance(cfg, (list, tuple)) else cfg
+    if isinstance(cfg, tuple):
+        return tuple(map(plain_twin, cfg))
+    return [plain_twin(item) for item in cfg] if isinstance(cfg, list) else cfg
 
 
 def shared_type(plain: str) -> str:

@@ -48,7 +48,7 @@ class SharingRunner(Runner):
     - It says which annotations or which image cannot be read, and which classes annotations have instead of those of
       the config.
     - Testing and resuming need a checkpoint of the whole network. Training may start from one with another head.
-    - If the note of a run's last checkpoint is wrong, the run resumes from the newest checkpoint.
+    - If the note of a run's last checkpoint is wrong, the run resumes from the last checkpoint that can be read.
     - All processes have the same weights after a checkpoint is loaded and fitted. FSDP is refused.
     - Processes of pytorch's launcher also train without GPUs, and leave their group at the end.
     """
@@ -186,10 +186,10 @@ def mend_last_checkpoint(work_dir: Path) -> None:
     not exist: the folder was moved, or the run was killed after it removed the old one and before it noted the new
     one."""
     note = work_dir / 'last_checkpoint'
-    if note.is_file() and not Path(note.read_text().strip()).is_file():
+    if note.is_file() and not (noted := Path(note.read_text().strip())).is_file():
         # best_... has no state of the optimizer.
         there = [path for path in work_dir.glob('*.pth') if re.fullmatch(r'(epoch|iter)_\d+', path.stem)]
-        there.sort(key=lambda path: int(path.stem.partition('_')[2]))
+        there.sort(key=lambda path: (path.name == noted.name, int(path.stem.partition('_')[2])))
         while there and not _can_be_read(there[-1]):
             there.pop()
         if there:

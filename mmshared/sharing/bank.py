@@ -296,6 +296,8 @@ def generate_once(network: nn.Module) -> Iterator[None]:
 
 def dense_weights(network: nn.Module) -> dict[SharedLayer, Tensor]:
     """The weights of the plain layers that the shared layers of a network equal in eval mode."""
+    for bank in banks(network):
+        bank.forget()
     with generate_once(network):
         return {layer: layer.dense()[0] for layer in network.modules() if isinstance(layer, SharedLayer)}
 
