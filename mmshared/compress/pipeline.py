@@ -408,11 +408,11 @@ class Compression:
         def make(path: Path) -> None:
             folder = path.with_suffix('')
             note, digest = folder / 'sources', digest_of(sources)
-            if is_main_process() and not (note.is_file() and note.read_text() == digest):
-                shutil.rmtree(folder, ignore_errors=True)  # of another network
-                folder.mkdir()
-                note.write_text(digest)
             if is_main_process():
+                if not (note.is_file() and note.read_text() == digest):
+                    shutil.rmtree(folder, ignore_errors=True)  # of another network
+                    folder.mkdir()
+                    note.write_text(digest)
                 mend_last_checkpoint(folder)
             barrier()
             begun = (folder / 'last_checkpoint').is_file()

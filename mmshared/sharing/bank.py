@@ -196,11 +196,7 @@ class Bank(nn.Module):
     def end(self, owner: object) -> None:
         """End the forward pass of an owner."""
         if self._pass is owner:
-            self.forget()
-
-    def forget(self) -> None:
-        """End any forward pass: that of an owner that was interrupted by Ctrl-C has no end."""
-        self._made = self._pass = None
+            self._made = self._pass = None
 
     def make_layer(self, layer: Layer, norm: nn.Module | None = None) -> SharedLayer:
         """Make the layer that replaces ``layer``, which the batch norm ``norm`` seems to follow."""
@@ -294,10 +290,15 @@ def generate_once(network: nn.Module) -> Iterator[None]:
             bank.end(owner)
 
 
+def end_passes(network: nn.Module) -> None:
+    """End every forward pass of the banks of a network: one that Ctrl-C interrupted has no end of its own."""
+    for bank in banks(network):
+        bank._made = bank._pass = None
+
+
 def dense_weights(network: nn.Module) -> dict[SharedLayer, Tensor]:
     """The weights of the plain layers that the shared layers of a network equal in eval mode."""
-    for bank in banks(network):
-        bank.forget()
+    end_passes(network)
     with generate_once(network):
         return {layer: layer.dense()[0] for layer in network.modules() if isinstance(layer, SharedLayer)}
 

@@ -11,7 +11,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from .attention import is_packed
-from .bank import Bank, SharedLayer, SharingError, banks, in_float
+from .bank import Bank, SharedLayer, SharingError, end_passes, in_float
 from .least_squares import output_error
 
 _WANTED = (
@@ -104,8 +104,7 @@ def share_state_dict(
     Raises:
         SharingError: If the shared stages fit neither way, or if moments do not fit. Then nothing is changed.
     """
-    for bank in banks(module):
-        bank.forget()
+    end_passes(module)
     given = {
         key[len(prefix) :]: value
         for key, value in state_dict.items()
@@ -266,16 +265,17 @@ def _check_stage(group: _Group, own: dict[str, Tensor], plain: list[str], given:
 def _check_layers(group: _Group, own: dict[str, Tensor], given: dict[str, Tensor]) -> None:
     """Raise unless a checkpoint has what the layers of a group need, shared or plain, and nothing else for them."""
     missing = [key for key in group.shared_keys() if key not in given and not key.endswith('num_batches_tracked')]
-    if missing and not all(key in given for key in group.plain):
+    lacks = [key for key in group.plain if key not in given]
+    if missing and lacks:
         raise SharingError(
-            f'The checkpoint fits neither as a plain nor as a shared network: it has no '
-            f'{next(key for key in group.plain if key not in given)} and no {missing[0]}. {_WANTED}'
+            f'The checkpoint fits neither as a plain nor as a shared network: it has no {lacks[0]} and no '
+            f'{missing[0]}. {_WANTED}'
         )
-    plain_there = [key for key in group.plain if key in given]
-    if 0 < len(plain_there) < len(group.plain):
+    if 0 < len(lacks) < len(group.plain):
+        there = next(key for key in group.plain if key in given)
         raise SharingError(
-            f'The checkpoint is shared in another way: it has {plain_there[0]} and no '
-            f'{next(key for key in group.plain if key not in given)}, and here they are one group. {_WANTED}'
+            f'The checkpoint is shared in another way: it has {there} and no {lacks[0]}, and here they are one group. '
+            f'{_WANTED}'
         )
     known = {*group.plain, *group.shared_keys()}
     for (name, layer), plain in zip(group.layers.items(), group.plain):

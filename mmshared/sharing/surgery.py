@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .attention import put
-from .bank import Bank, ForwardPass, Layer, SharedLayer, SharingError, banks, bases_by_space, orthogonal_
+from .bank import Bank, ForwardPass, Layer, SharedLayer, SharingError, bases_by_space, end_passes, orthogonal_
 from .biases import move_biases
 from .layers import PLAIN, Place, layers_by_name, matches, members_of, plain_layers, stages_of
 from .state_dict import load_shared
@@ -221,8 +221,7 @@ def fold_layers(network: nn.Module) -> nn.Module:
             f'{outside[0]} shares with layers of this module and is not part of it: fold the whole network.'
         )
     last = memory_format_of(network)
-    for bank in banks(network):
-        bank.forget()
+    end_passes(network)
     with torch.no_grad():
         plain = {layer: layer.fold() for layer in inside}
         for folded in plain.values():
