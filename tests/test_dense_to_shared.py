@@ -66,6 +66,7 @@ def test_a_backbone_without_its_classifier_and_one_of_other_classes_by_an_option
         result = call(TOOL, config, tmp_path / 'plain.pth', out, '--cfg-options', 'model.head.num_classes=7')
         assert result.returncode == 0, result.stderr
         assert load_checkpoint_file(str(out))['state_dict'].keys() == expected.state_dict().keys()
+        assert ('shared.pth, for the init_cfg of the backbone' in result.stdout) == (network is plain.backbone)
 
 
 RESNET = """

@@ -25,7 +25,7 @@ from mmshared import (
 from mmshared.analysis.complexity import parameter_count
 from mmshared.analysis.logs import read_scalars
 from mmshared.backbones.wide_resnet import WideResNet_CIFAR
-from mmshared.convert.loops import expand_program, fold_loops, loop_program, similar_layers, stage_programs
+from mmshared.convert.loops import fold_loops, loop_program, similar_layers, stage_programs
 from mmshared.engine.build import build_model, relative_difference
 from mmshared.hooks import recurrence_loss, template_banks
 
@@ -72,6 +72,7 @@ def config(bank=TEMPLATES, data_root=None, network=None, width=64):
             data_preprocessor=dict(mean=[127.0] * 3, std=[60.0] * 3, to_rgb=True),
             test_cfg=dict(),
             test_evaluator=dict(type='Accuracy', topk=(1,)),
+            visualizer=dict(type='Visualizer', vis_backends=[dict(type='LocalVisBackend')], name='visualizer'),
             train_cfg=dict(by_epoch=True, max_epochs=1),
             optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
             custom_hooks=[dict(type='LayerSimilarityHook'), dict(type='EmptyCacheHook')],
@@ -231,7 +232,7 @@ def test_a_program_runs_its_sequence():
     for _ in range(100):
         sequence = random.integers(0, 3, random.integers(1, 13)).tolist()
         program = loop_program(sequence)
-        assert expand_program(program) == sequence
+        assert [item for loop in program for item in loop.body * loop.times] == sequence
         assert sum(len(loop.body) for loop in program) <= len(sequence)
 
 

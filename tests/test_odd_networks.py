@@ -5,9 +5,9 @@ import torch
 from mmcv.cnn import ConvModule
 from torch import nn
 
-from helpers import BANKS, BASIS, REPEATED, TIED, evaluating, randomise_norms, refuses, state_of
+from helpers import BANKS, BASIS, REPEATED, TIED, evaluating, image, randomise_norms, refuses, state_of
 from mmshared import Bank, SharedLayer, SharingError, banks, fold_layers, share_layers
-from mmshared.engine.build import relative_difference
+from mmshared.engine.build import feature_maps, relative_difference
 
 
 def blocks(depth=4, bias=False):
@@ -141,3 +141,13 @@ def test_a_layer_whose_weight_is_computed_is_left_out():
 def test_an_argument_of_the_wrong_kind_is_one_sentence(bank, words):
     with pytest.raises(SharingError, match=words):
         share_layers(blocks(), groups=['conv'], bank=bank)
+
+
+class Picky(nn.Module):
+    def forward(self, x):
+        raise AssertionError  # as a transformer's windows do
+
+
+def test_a_network_that_asserts_the_size_of_its_images_is_one_sentence():
+    with pytest.raises(SharingError, match='The network cannot take images of 3x32x32: AssertionError$'):
+        feature_maps(Picky(), image(32))

@@ -99,6 +99,21 @@ def test_a_plain_network_is_packed_too(tmp_path):
     assert 0 < (plain[0].weight - network[0].weight).abs().max() < 0.01 and plain[1].weight.equal(network[1].weight)
 
 
+class Roots(TurnedFilters):
+    """Filters of which both the signs and the values count."""
+
+    def generate(self):
+        return self.filters.sign() * self.filters.abs().sqrt()
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_values_whose_signs_count_too_are_kept(tmp_path, form):
+    network = linears(dict(type=Roots))
+    plain = pack(network, tmp_path / 'shared.safetensors', form)
+    for found, wanted in zip(plain.parameters(), fold_layers(copy.deepcopy(network)).parameters()):
+        assert (found - wanted).norm() < 0.05 * wanted.norm()
+
+
 class InvertedLayer(SharedLayer):
     def dense(self):
         return torch.linalg.inv(self.bank()), self.bias

@@ -26,13 +26,16 @@ def figures(monkeypatch):
         ([0.1, 0.2], 0.15, ''),
     ],
 )
-def test_images_without_detections_say_so(monkeypatch, tmp_path, scores, limit, title):
+@pytest.mark.parametrize('masked', [False, True])
+def test_images_without_detections_say_so(monkeypatch, tmp_path, scores, limit, title, masked):
     import mmdet.apis
     from mmdet.structures import DetDataSample
     from mmengine.structures import InstanceData
 
     boxes, labels = torch.tensor([[2.0, 2, 9, 9]]).repeat(len(scores), 1), torch.zeros(len(scores), dtype=torch.long)
     found = DetDataSample(pred_instances=InstanceData(bboxes=boxes, scores=torch.tensor(scores), labels=labels))
+    if masked:
+        found.pred_instances.masks = torch.ones(len(scores), 20, 20, dtype=torch.bool)
     monkeypatch.setattr(mmdet.apis, 'inference_detector', lambda *args: found)
     Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(tmp_path / 'image.png')
     model = SimpleNamespace(dataset_meta=dict(classes=('cat',), palette=[(255, 0, 0)]))

@@ -17,7 +17,7 @@ from mmshared import SharingError, SharingRunner
 from mmshared.engine.build import build_model, build_plain
 from mmshared.engine.checkpoint import save_checkpoint
 from mmshared.engine.config import load_config
-from mmshared.engine.runner import mend_last_checkpoint
+from mmshared.engine.runner import has_begun
 
 DIGITS = ROOT / 'configs/small/faster-rcnn_r50-narrow-shared_6e_digits.py'
 JPEG = ROOT / 'projects/dsfb/configs/shared-resnet32-s8u1_4e_cifar10-jpeg.py'
@@ -109,42 +109,33 @@ def test_the_note_of_the_last_checkpoint_is_mended_by_one_process(state, tmp_pat
         note.write_text('moved/iter_0.pth')
         runner = small_runner(tmp_path, f'rank-{rank}', resume=True)
         with monkeypatch.context() as patch:
-            patch.setattr(SharingRunner, 'rank', rank)
+            patch.setattr('mmshared.engine.runner.is_main_process', lambda: rank == 0)  # noqa: B023
             patch.setattr(SharingRunner, 'resume', lambda runner, filename: None)
             runner.load_or_resume()
         assert (note.read_text() == str(tmp_path / 'iter_0.pth')) == (rank == 0)
 
 
-def test_the_note_names_the_last_checkpoint_that_can_be_read(tmp_path):
+@pytest.mark.parametrize(
+    'noted, there, expected',
+    [
+        ('epoch_8', ['epoch_9', 'epoch_10'], 'epoch_10'),
+        ('epoch_3', ['epoch_3', 'iter_500'], 'epoch_3'),  # the folder was moved
+        ('model_2', ['model_2', 'epoch_3'], 'model_2'),
+        ('epoch_5', ['epoch_3', 'best_accuracy_top1_epoch_4'], 'epoch_3'),  # the best has no state of the optimizer
+        ('epoch_5', [], None),
+    ],
+)
+def test_the_note_names_the_last_checkpoint_that_can_be_read(tmp_path, noted, there, expected):
+    for name in there:
+        save_checkpoint({}, tmp_path / f'{name}.pth')
+    save_checkpoint({}, tmp_path / 'epoch_11.pth')
+    cut_off = (tmp_path / 'epoch_11.pth').read_bytes()[:100]  # its writer was killed
+    (tmp_path / 'epoch_11.pth').write_bytes(cut_off)
     note = tmp_path / 'last_checkpoint'
-    note.write_text('elsewhere/epoch_8.pth')
-    for name in ('epoch_10.pth', 'epoch_9.pth'):
-        save_checkpoint({}, tmp_path / name)
-    (tmp_path / 'epoch_11.pth').write_bytes((tmp_path / 'epoch_10.pth').read_bytes()[:100])  # its writer was killed
+    note.write_text(f'elsewhere/{noted}.pth')
     for _ in range(2):
-        mend_last_checkpoint(tmp_path)
-        assert note.read_text() == str(tmp_path / 'epoch_10.pth')
-    for path in tmp_path.glob('*.pth'):
-        path.unlink()
-    for _ in range(2):
-        mend_last_checkpoint(tmp_path)
-        assert not note.exists()
-
-
-def test_the_note_of_a_run_that_was_moved_names_the_same_file(tmp_path):
-    for name in ('epoch_3.pth', 'iter_500.pth'):
-        save_checkpoint({}, tmp_path / name)
-    (tmp_path / 'last_checkpoint').write_text('elsewhere/epoch_3.pth')
-    mend_last_checkpoint(tmp_path)
-    assert (tmp_path / 'last_checkpoint').read_text() == str(tmp_path / 'epoch_3.pth')
-
-
-def test_a_run_does_not_go_on_from_its_best_checkpoint_without_its_optimizer(tmp_path):
-    (tmp_path / 'last_checkpoint').write_text('elsewhere/epoch_3.pth')
-    for name in ('epoch_2.pth', 'epoch_3.pth', 'best_accuracy_top1_epoch_3.pth'):
-        save_checkpoint({}, tmp_path / name)
-    mend_last_checkpoint(tmp_path)
-    assert (tmp_path / 'last_checkpoint').read_text() == str(tmp_path / 'epoch_3.pth')
+        assert has_begun(tmp_path) == (expected is not None)
+        assert not note.exists() if expected is None else note.read_text() == str(tmp_path / f'{expected}.pth')
 
 
 @pytest.fixture

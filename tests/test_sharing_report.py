@@ -5,6 +5,8 @@ import json
 import pytest
 
 from helpers import ROOT, call
+from mmshared.analysis.complexity import complexity
+from mmshared.engine.config import load_config
 
 pytestmark = pytest.mark.slow  # a tool
 
@@ -33,3 +35,9 @@ def test_options_change_the_network_that_is_reported(tmp_path):
         assert result.returncode == 0, result.stderr
         found.append(json.loads((tmp_path / name).read_text())['groups'][0]['shared'])
     assert found[1] < found[0]
+
+
+def test_of_a_detector_with_a_teacher_the_maps_are_the_teachers():
+    config = 'mmdet::soft_teacher/soft-teacher_faster-rcnn_r50-caffe_fpn_180k_semi-0.1-coco.py'
+    alone = complexity(load_config('mmdet::faster_rcnn/faster-rcnn_r50-caffe_fpn_1x_coco.py'), (64, 64))
+    assert complexity(load_config(config), (64, 64))['macs'] == alone['macs'] > 0

@@ -107,8 +107,8 @@ from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from mmshared_cli.command import find_tools
 for name, path in find_tools().items():
-    for option in ('--help', '--misspelt'):
-        sys.argv = [name, option]
+    for *more, option in (['--help'], ['--traceback', '--help'], ['--misspelt']):
+        sys.argv = [name, *more, option]
         try:
             with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
                 runpy.run_path(str(path), run_name='__main__')

@@ -249,3 +249,5 @@ def test_the_launchers_pass_their_arguments_on(tmp_path):
         lines = [line.replace(f'{ROOT}/', '') for line in lines]
         assert [line for line in lines if line in expected] == expected
         assert lines[-2:] == ['--launcher', 'slurm' if script.startswith('slurm') else 'pytorch']
+    forgotten = subprocess.run(['tools/dist_train.sh', 'c.py'], capture_output=True, text=True, cwd=ROOT)
+    assert forgotten.returncode and 'give a config and the number of processes' in forgotten.stderr

@@ -56,6 +56,8 @@ def test_the_networks_of_torchvision_are_those_of_mmpretrain(name):
     state_dict = from_torchvision({f'module.{key}': tensor for key, tensor in network.state_dict().items()})
     config = matching_config(state_dict)
     assert config == f'mmpretrain::{NETWORKS[name]}'
+    old = {key: tensor for key, tensor in state_dict.items() if not key.endswith('num_batches_tracked')}
+    assert len(old) < len(state_dict) and matching_config(old) == config
     cfg = load_config(config)
     cfg.model.head.num_classes = 10
     model = evaluating(build_model(cfg))

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # One of this folder's tools on GPUS processes of each of NNODES machines: dist_run.sh TOOL GPUS ARGUMENTS...
 set -e
-: "${3:?give a config and the number of processes}"
+: "${2:?give a config and the number of processes}" "${3:?give a config}"
 exec torchrun \
     --nnodes="${NNODES:-1}" \
     --node_rank="${NODE_RANK:-0}" \

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import os
 from typing import TYPE_CHECKING
 
 from mmshared_cli import (
@@ -87,7 +88,7 @@ def show_images(cfg: Config, args: argparse.Namespace) -> None:
     if cfg.default_scope == 'mmpretrain':
         hook.update(enable=True, out_dir=args.show_dir, interval=args.interval)
     elif cfg.default_scope == 'mmdet':
-        hook.update(draw=True, test_out_dir=args.show_dir)
+        hook.update(draw=True, test_out_dir=args.show_dir and os.path.abspath(args.show_dir))
     else:
         hook.update(draw=True)
         cfg.visualizer.save_dir = args.show_dir

@@ -27,7 +27,7 @@ def parse_args() -> argparse.Namespace:
         nargs='?',
         const='auto',
         metavar='CHECKPOINT',
-        help='resume from this checkpoint or, without a name, from the last one in the work dir',
+        help='resume from this checkpoint or, without a name, from the last one in the work dir if there is one',
     )
     parser.add_argument('--amp', action='store_true', help='train in mixed precision')
     parser.add_argument('--no-validate', action='store_true', help='do not evaluate during training')
@@ -62,7 +62,7 @@ def main() -> None:
     from mmengine.registry import RUNNERS
 
     from mmshared import SharingError
-    from mmshared.engine.runner import check_config
+    from mmshared.engine.runner import check_config, go_on
 
     hint = ' The same command with --resume continues from the last checkpoint.'
     with errors_in_a_sentence(), interrupts_in_a_sentence(hint), stdout_if(not args.quiet):
@@ -78,10 +78,11 @@ def main() -> None:
             if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
                 raise SharingError('--auto-scale-lr: the config has no auto_scale_lr.base_batch_size to scale from.')
             cfg.auto_scale_lr.enable = True
-        if args.resume:
-            cfg.resume = True
-            cfg.load_from = None if args.resume == 'auto' else args.resume
         check_config(cfg, ['train_dataloader', 'val_dataloader'])
+        if args.resume == 'auto':
+            go_on(cfg)
+        elif args.resume:
+            cfg.update(resume=True, load_from=args.resume)
         RUNNERS.build(cfg).train()
     end_run()
 

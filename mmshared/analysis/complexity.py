@@ -42,9 +42,9 @@ def count_multiply_adds(model: nn.Module, size: tuple[int, ...]) -> dict[str, in
         with FlopCounterMode(display=False) as counter:
             feature_maps(model, image)
     model.train(training)
-    # The counter names the outermost modules by their class: the model, or a detector's backbone and neck.
-    roots = {type(child).__name__: name for name, child in model.named_children()}
-    roots.update({type(model).__name__: '', 'Global': ''})
+    # The counter names the outermost modules by their class: the model, or backbone and neck of a detector, which may
+    # be in its teacher.
+    roots = {type(module).__name__: name for name, module in reversed(list(model.named_modules()))} | {'Global': ''}
     counts = {}
     for path, flops in counter.get_flop_counts().items():
         root, _, rest = path.partition('.')

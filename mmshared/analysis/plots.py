@@ -232,6 +232,9 @@ def detections_in(model: nn.Module, images: Sequence[Path], score: float = 0.5) 
         factor = max(1, 480 // max(image.shape[:2]))
         found = inference_detector(model, str(path)).cpu()
         found.pred_instances.bboxes *= factor
+        if 'masks' in found.pred_instances:
+            masks = found.pred_instances.masks.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
+            found.pred_instances.masks = masks  # (N, H, W)
         highest = max([highest, *found.pred_instances.scores.tolist()])
         visualizer.add_datasample('', mmcv.imrescale(image, factor), found, draw_gt=False, pred_score_thr=score)
         drawn.append(visualizer.get_image())

@@ -117,6 +117,7 @@ def peak_bytes(model: nn.Module, step: Step) -> int:
     device = next(model.parameters()).device
     step()  # creates the optimizer's state
     if device.type == 'cuda':
+        step.optimizer.zero_grad()  # its gradients count, as those of the next step
         own = sum(
             leaf.untyped_storage().nbytes()
             for leaf in tree_leaves([model.state_dict(), step.optimizer.state])

@@ -19,7 +19,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.dist import barrier, broadcast_object_list, is_main_process
+from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.registry import DATASETS, RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 from rich.console import Console
@@ -31,7 +31,7 @@ from ..convert.fold import fold_model
 from ..engine.build import build_model, is_detector, load_model
 from ..engine.checkpoint import converted, load_checkpoint_file, save_checkpoint, state_dict_of, write_text
 from ..engine.config import check_twins, in_work_dir, load_config, shared_type, shares
-from ..engine.runner import check_config, join_group, mend_last_checkpoint
+from ..engine.runner import check_config, has_begun, join_group
 from ..sharing import SharingError
 from .calibration import calibration_loader, within
 from .costs import CostMeter
@@ -408,14 +408,11 @@ class Compression:
         def make(path: Path) -> None:
             folder = path.with_suffix('')
             note, digest = folder / 'sources', digest_of(sources)
-            if is_main_process():
-                if not (note.is_file() and note.read_text() == digest):
-                    shutil.rmtree(folder, ignore_errors=True)  # of another network
-                    folder.mkdir()
-                    note.write_text(digest)
-                mend_last_checkpoint(folder)
-            barrier()
-            begun = (folder / 'last_checkpoint').is_file()
+            if is_main_process() and not (note.is_file() and note.read_text() == digest):
+                shutil.rmtree(folder, ignore_errors=True)  # of another network
+                folder.mkdir()
+                note.write_text(digest)
+            begun = has_begun(folder)
             self.runner(cfg, folder, resume=begun, load_from=None if begun else str(checkpoint)).train()
             if is_main_process():
                 trained = state_dict_of(load_checkpoint_file(find_latest_checkpoint(str(folder))))

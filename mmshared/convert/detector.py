@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.nn import functional as F
 
+from ..engine.config import first_line
 from ..sharing import SharingError
 from .onnx import OUTPUTS, Exported
 from .onnx_shared import to_onnx
@@ -130,10 +131,6 @@ class ExportedDetector(Exported):
         if not total:
             return 'nothing is detected in random images, so that only a test on data compares them', True
         return f'{same} of the {total} detections of both are the same within {near:g}', same >= least * total
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def traced(whole: WholeDetector, shape: Sequence[int], sides: dict[int, Any]) -> ExportedProgram:

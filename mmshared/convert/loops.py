@@ -14,7 +14,7 @@ from sklearn.cluster import AgglomerativeClustering
 from torch import Tensor, nn
 
 from ..engine.build import build_model
-from ..engine.config import drop_hooks
+from ..engine.config import drop_hooks, in_work_dir
 from ..hooks import layer_similarity
 from ..sharing import Bank, LoopedTemplates, SharedLayer, SharingError, TemplateBank, banks
 from ..sharing.state_dict import Conversion, share_state_dict
@@ -56,7 +56,7 @@ def loop_program(sequence: Sequence[Hashable]) -> list[Loop]:
     """The shortest program of unnested loops that runs a sequence.
 
     The shortest program names the fewest items and, among those, has the fewest parts: a b a b a c is twice [a b],
-    then a c. :func:`expand_program` is the inverse.
+    then a c.
     """
     sequence = list(sequence)
     best: list[tuple[int, int, list[Loop]]] = [(0, 0, [])]  # for each prefix: items named, parts, program
@@ -71,11 +71,6 @@ def loop_program(sequence: Sequence[Hashable]) -> list[Loop]:
                     programs.append((items + len(body), parts + 1, [*program, Loop(body, times)]))
         best.append(min(programs, key=lambda program: program[:2]))
     return best[-1][2]
-
-
-def expand_program(program: Sequence[Loop]) -> list:
-    """The sequence that a program runs."""
-    return [item for loop in program for item in loop.body * loop.times]
 
 
 def stage_programs(model: nn.Module) -> dict[str, str]:
@@ -217,17 +212,8 @@ def recalibrate(cfg: Config, model: nn.Module, batches: int) -> nn.Module:
 
 def _runner(cfg: Config, model: nn.Module, work_dir: str) -> Runner:
     """A runner for a config with the weights of a model and only the default hooks."""
-    cfg = copy.deepcopy(cfg)
-    cfg.merge_from_dict(
-        dict(
-            work_dir=work_dir,
-            experiment_name=Path(work_dir).name,
-            log_level='ERROR',
-            load_from=None,
-            resume=False,
-            custom_hooks=[],
-        )
-    )
+    cfg = in_work_dir(cfg, Path(work_dir))
+    cfg.merge_from_dict(dict(log_level='ERROR', load_from=None, resume=False, custom_hooks=[]))
     cfg.setdefault('randomness', dict(seed=0))
     runner = Runner.from_cfg(cfg)
     runner.model.load_state_dict(model.state_dict(), strict=True)

@@ -20,6 +20,7 @@ from onnxscript import optimizer
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from ..engine.config import first_line
 from ..sharing import SharedLayer, SharingError, banks
 from ..sharing.bank import dense_weights
 
@@ -163,8 +164,9 @@ def shared_weights(model: ModelProto, network: nn.Module) -> ModelProto:
         reason: BaseException = error
         while reason.__cause__:
             reason = reason.__cause__
-        message = str(reason).splitlines()[0]
-        raise SharingError(f'The weights of a bank cannot be computed in ONNX, only stored: {message}') from error
+        raise SharingError(
+            f'The weights of a bank cannot be computed in ONNX, only stored: {first_line(reason)}'
+        ) from error
     weights = onnx.compose.add_prefix(weights, PREFIX, rename_outputs=False)
     store_integers(weights.graph)
     return weights

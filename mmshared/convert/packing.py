@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._decomp import core_aten_decompositions
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_leaves
 
 from ..engine.build import relative_difference
 from ..engine.checkpoint import PLAIN, SCALE, as_stored, written_whole
@@ -132,14 +133,16 @@ def _translate(node: fx.Node, found: dict[fx.Node, Any], steps: list[list]) -> s
 
 def _signs(program: Program) -> set[str]:
     """The tensors of which only the signs are taken."""
-    sources, signs = {}, set()
+    sources, signs, values = {}, set(), set()
     for name, operation, *arguments in program.steps:
-        source = sources.get(arguments[0], arguments[0]) if isinstance(arguments[0], str) else None
+        read = {sources.get(each, each) for each in tree_leaves(arguments) if isinstance(each, str)}
         if operation in ('take', 'reshape'):
-            sources[name] = source
+            sources[name] = sources.get(arguments[0], arguments[0])
         elif operation == 'sign':
-            signs.add(source)
-    return signs
+            signs |= read
+        else:
+            values |= read
+    return signs - values - {sources.get(name, name) for name in program.weights}
 
 
 def _stored(key: str, tensor: Tensor, form: str | None) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ..engine.build import build_empty
@@ -82,18 +83,23 @@ _UNKNOWN = (
 
 
 def matching_config(state_dict: dict[str, Tensor]) -> str:
-    """The name of mmpretrain's config whose network, apart from the number of classes, has exactly these tensors.
+    """The name of mmpretrain's config whose network, apart from the number of classes, has exactly these tensors
+    (without ``num_batches_tracked``, which files from before PyTorch 0.4.1 lack).
 
     Raises:
         SharingError: If there is none among :data:`CONFIGS`.
     """
-    shapes = {key: tensor.shape for key, tensor in state_dict.items()}
+    shapes = _shapes_of(state_dict)
     for name in CONFIGS:
         cfg = load_config(f'mmpretrain::{name}')
         cfg.model.head.num_classes = len(state_dict['head.fc.bias'])
-        if {key: tensor.shape for key, tensor in build_empty(cfg).state_dict().items()} == shapes:
+        if _shapes_of(build_empty(cfg).state_dict()) == shapes:
             return f'mmpretrain::{name}'
     raise SharingError(_UNKNOWN)
+
+
+def _shapes_of(state_dict: dict[str, Tensor]) -> dict[str, torch.Size]:
+    return {key: tensor.shape for key, tensor in state_dict.items() if not key.endswith('num_batches_tracked')}
 
 
 def convert_checkpoint(file: str, configs: Path) -> Converted:

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from ..sharing import SharingError
 from ..sharing.state_dict import share_state_dict
 from .checkpoint import load_checkpoint_file, state_dict_of
-from .config import plain_twin, shares
+from .config import first_line, plain_twin, shares
 
 
 def build_model(cfg: Config) -> nn.Module:
@@ -115,9 +115,9 @@ def feature_maps(model: nn.Module, images: Tensor) -> tuple[Tensor, ...]:
     features: Any = getattr(model, 'extract_feat', None) if is_detector(model) else model
     try:
         maps = features(images)
-    except RuntimeError as error:
+    except (AssertionError, RuntimeError) as error:
         raise SharingError(
-            f'The network cannot take images of {"x".join(map(str, images.shape[1:]))}: {str(error).splitlines()[0]}'
+            f'The network cannot take images of {"x".join(map(str, images.shape[1:]))}: {first_line(error)}'
         ) from error
     return tuple(maps) if isinstance(maps, (tuple, list)) else (maps,)
 

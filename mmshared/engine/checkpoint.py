@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..sharing import SharingError
 from ..sharing.state_dict import is_finite
+from .config import first_line
 
 # Both keep functions of their own class in their state, which a checkpoint gets by getattr.
 _FUNCTIONS = {
@@ -134,7 +135,7 @@ def check_state_dict(state_dict: Any, source: str) -> None:
             finite = is_finite(tensor)
         except RuntimeError as error:  # it has no values, or values that torch cannot compare
             raise SharingError(
-                f'{source} holds {key} in a form that cannot be read ({str(error).splitlines()[0]}): '
+                f'{source} holds {key} in a form that cannot be read ({first_line(error)}): '
                 'save it as ordinary numbers.'
             ) from None
         if not finite:
@@ -159,7 +160,7 @@ def converted(state_dict: dict[str, Tensor], checkpoint: str, cfg: Config) -> di
     """A checkpoint of weights converted from another checkpoint, with the class names of that one and, as mmengine
     saves it, the config of its model."""
     meta = load_checkpoint_file(checkpoint).get('meta') or {}
-    kept = {key: meta[key] for key in ('dataset_meta',) if key in meta}
+    kept = {key: meta[key] for key in ('dataset_meta', 'CLASSES') if key in meta}  # the second of mmdet 2, mmcls
     return dict(state_dict=state_dict, meta=dict(kept, cfg=cfg.pretty_text))
 
 
@@ -175,7 +176,7 @@ def written_whole(path: Path) -> Iterator[Path]:
         yield partial
         partial.replace(path)
     except (OSError, RuntimeError) as error:
-        raise SharingError(f'{path} cannot be written: {str(error).splitlines()[0]}') from None
+        raise SharingError(f'{path} cannot be written: {first_line(error)}') from None
     finally:
         partial.unlink(missing_ok=True)
 

@@ -42,6 +42,11 @@ def config_path(name: str) -> str:
     return path
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; its type if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
 def reason_in(error: Exception) -> str:
     """The last line of an error's message, which says most; its type if it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[-1]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from mmengine.config import Config
-from mmengine.dist import barrier, broadcast, init_dist
+from mmengine.dist import barrier, broadcast, init_dist, is_main_process
 from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import BaseLoop, Runner
@@ -133,9 +133,7 @@ class SharingRunner(Runner):
 
     def load_or_resume(self) -> None:
         if self._resume and self._load_from is None:
-            if self.rank == 0:
-                mend_last_checkpoint(Path(self.work_dir))
-            barrier()
+            has_begun(Path(self.work_dir))
         super().load_or_resume()
 
     def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> dict:
@@ -156,6 +154,14 @@ class SharingRunner(Runner):
             if lacks:
                 raise SharingError(f'The checkpoint {filename} is not of the network of this config: {lacks[0][:200]}')
         return super().load_checkpoint(filename, *args, **kwargs)  # extra keys are ignored
+
+
+def go_on(cfg: Config) -> None:
+    """Let the run of a config go on from its last checkpoint. If it has none, it begins as the config says, from the
+    checkpoint in ``load_from`` for example."""
+    join_group(cfg.get('launcher', 'none'), cfg.get('env_cfg', {}))
+    if has_begun(Path(cfg.work_dir)):
+        cfg.update(resume=True, load_from=None)
 
 
 def join_group(launcher: str, env_cfg: dict) -> None:
@@ -181,6 +187,15 @@ def _leave_group() -> None:
         dist.destroy_process_group()
 
 
+def has_begun(work_dir: Path) -> bool:
+    """Whether a run can go on from a checkpoint in its work dir, whose note of the last one is mended. All processes
+    of the run have to call it."""
+    if is_main_process():
+        mend_last_checkpoint(work_dir)
+    barrier()
+    return (work_dir / 'last_checkpoint').is_file()
+
+
 def mend_last_checkpoint(work_dir: Path) -> None:
     """Point a run's note of its last checkpoint at the last one that can be read, if the note names a file that does
     not exist: the folder was moved, or the run was killed after it removed the old one and before it noted the new
@@ -189,7 +204,8 @@ def mend_last_checkpoint(work_dir: Path) -> None:
     if note.is_file() and not (noted := Path(note.read_text().strip())).is_file():
         # best_... has no state of the optimizer.
         there = [path for path in work_dir.glob('*.pth') if re.fullmatch(r'(epoch|iter)_\d+', path.stem)]
-        there.sort(key=lambda path: (path.name == noted.name, int(path.stem.partition('_')[2])))
+        there.sort(key=lambda path: int(path.stem.partition('_')[2]))
+        there.append(work_dir / noted.name)
         while there and not _can_be_read(there[-1]):
             there.pop()
         if there:

@@ -61,13 +61,14 @@ def usable_device(name: str | None) -> torch.device:
     import torch
 
     from mmshared import SharingError
+    from mmshared.engine.config import first_line
 
     name = name or ('cuda' if torch.cuda.is_available() else 'cpu')
     try:
         torch.ones(1, device=name).cpu()
         return torch.device(name)
     except (AssertionError, NotImplementedError, RuntimeError) as error:
-        raise SharingError(f'--device {name} cannot be used here: {str(error).splitlines()[0]}') from None
+        raise SharingError(f'--device {name} cannot be used here: {first_line(error)}') from None
 
 
 def print_table(rows: list[dict], title: str) -> None:

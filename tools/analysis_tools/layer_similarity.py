@@ -5,7 +5,7 @@ Also prints the groups of layers that would share a kernel in loops.
 
 import argparse
 
-from mmshared_cli import errors_in_a_sentence, output_image, own_files
+from mmshared_cli import add_threshold, errors_in_a_sentence, output_image, own_files
 
 
 @errors_in_a_sentence()
@@ -17,15 +17,8 @@ def main() -> None:
     parser.add_argument(
         '--out', type=output_image, default='layer_similarity.png', help='default: layer_similarity.png'
     )
-    parser.add_argument(
-        '--threshold',
-        type=float,
-        default=0.95,
-        help='the similarity that any two layers of a group exceed, below 1 (default: 0.95)',
-    )
+    add_threshold(parser)
     args = parser.parse_args()
-    if not 0 <= args.threshold < 1:
-        parser.error(f'--threshold {args.threshold}: give a similarity from 0 to below 1')
     import torch
 
     from mmshared import SharingError, layer_similarity

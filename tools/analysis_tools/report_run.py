@@ -9,7 +9,7 @@ from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 
-from mmshared_cli import errors_in_a_sentence, own_files
+from mmshared_cli import add_cfg_options, errors_in_a_sentence, own_files
 
 
 def parse_args() -> argparse.Namespace:
@@ -18,6 +18,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--images', type=int, default=8, help='number of validation images (default: 8)')
     parser.add_argument('--score', type=float, default=0.5, help='draw detections that score higher (default: 0.5)')
     parser.add_argument('--metric', help="name of the metric (default: the run's box AP)")
+    add_cfg_options(parser)
     args = parser.parse_args()
     if args.images < 1:
         parser.error(f'--images {args.images}: give 1 or more')
@@ -34,7 +35,7 @@ def main() -> None:
     from mmshared.analysis.logs import read_scalars, read_validations
     from mmshared.analysis.plots import detections_in, draw_curves, draw_images
     from mmshared.engine.build import build_plain
-    from mmshared.engine.config import load_config
+    from mmshared.engine.config import check_data, load_config, merge_options
 
     configs, checkpoint = sorted(args.work_dir.glob('*.py')), find_latest_checkpoint(str(args.work_dir))
     if not configs or checkpoint is None:
@@ -45,16 +46,22 @@ def main() -> None:
     # The run noted the path of the checkpoint at that time: the folder may have been moved since.
     checkpoint = args.work_dir / Path(checkpoint).name
     cfg = load_config(str(configs[-1]))
+    merge_options(cfg, args.cfg_options)
     if cfg.default_scope != 'mmdet':
         raise SharingError(
             f'{args.work_dir} is of a run of {cfg.default_scope}: the report is about detectors. '
             '`mmshared compare-runs` draws the scalars of any run.'
         )
+    if not cfg.get('val_dataloader'):
+        raise SharingError(f'{args.work_dir} is of a run without validation: its config has no images to show.')
     scalars = read_scalars(args.work_dir)
+    if not scalars:
+        raise SharingError(f'{args.work_dir} has no log of its training: */vis_data/scalars.json is not there.')
     metrics = list(dict.fromkeys(name for validation in read_validations(args.work_dir) for name in validation))
     metric = args.metric or next((name for name in metrics if name.endswith(('bbox_mAP', '/mAP'))), '')
     if args.metric and not any(name.startswith(args.metric) for name in metrics):
         raise SharingError(f'The run has no metric {args.metric}: it has {", ".join(metrics) or "none"}.')
+    check_data(cfg, ['val_dataloader'])
     from mmdet.apis import init_detector
     from mmdet.registry import DATASETS
 

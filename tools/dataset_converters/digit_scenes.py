@@ -15,6 +15,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from mmshared_cli import errors_in_a_sentence, own_files
+
 CLASSES = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
 VAL_SHARE = 0.2  # of the digits, used only for the validation scenes
 
@@ -143,6 +145,8 @@ def write(out: Path, args: argparse.Namespace) -> None:
         (out / 'ImageSets' / 'Main' / f'{split}.txt').write_text('\n'.join(names) + '\n')
 
 
+@errors_in_a_sentence()
+@own_files()
 def main() -> None:
     args = parse_args()
     settings = json.dumps({key: value for key, value in vars(args).items() if key != 'out'}, indent=1)

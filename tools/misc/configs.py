@@ -7,9 +7,12 @@ import argparse
 import re
 from pathlib import Path
 
+from mmshared_cli import errors_in_a_sentence
+
 FOLDER = Path(__file__).parents[2] / 'configs'
 
 
+@errors_in_a_sentence()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('pattern', nargs='?', default='', help='regular expression to find in the names')

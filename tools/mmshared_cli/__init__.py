@@ -224,6 +224,26 @@ def add_launcher(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(loaders_without=None)  # unless the tool has options for that
 
 
+def add_threshold(parser: argparse.ArgumentParser) -> None:
+    """Add the option ``--threshold``, for :func:`mmshared.convert.loops.similar_layers`."""
+
+    def similarity(text: str) -> float:
+        if not 0 <= (number := float(text)) < 1:
+            raise argparse.ArgumentTypeError(f'{text}: give a similarity from 0 to below 1')
+        return number
+
+    parser.add_argument(
+        '--threshold',
+        type=similarity,
+        default=0.95,
+        help='the similarity that any two layers of one kernel exceed, below 1 (default: 0.95)',
+    )
+
+
+#: The default of ``--steps``.
+STEPS = 60
+
+
 def add_steps(parser: argparse.ArgumentParser) -> None:
     """Add the option ``--steps``, for :func:`mmshared.compress.reconstruction.reconstruct`."""
 
@@ -235,10 +255,10 @@ def add_steps(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--steps',
         type=steps,
-        default=60,
+        default=STEPS,
         metavar='N',
         help="steps in which each block learns to give what the plain network's block gives on these images, without "
-        'labels; 0 for none (default: 60)',
+        f'labels; 0 for none (default: {STEPS})',
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from mmshared_cli import add_cfg_options, add_steps, check_files, errors_in_a_sentence, output_checkpoint
+from mmshared_cli import STEPS, add_cfg_options, add_steps, check_files, errors_in_a_sentence, output_checkpoint
 
 
 @errors_in_a_sentence()
@@ -34,8 +34,11 @@ def main() -> None:
         help='also print how many filters would keep this share of the energy, for example 0.95',
     )
     add_steps(parser)
+    parser.set_defaults(steps=None)
     add_cfg_options(parser)
     args = parser.parse_args()
+    if args.steps is not None and args.images is None:
+        parser.error('--steps needs --images')
     if args.rank_for_energy is not None and not 0 < args.rank_for_energy <= 1:
         parser.error(f'--rank-for-energy {args.rank_for_energy}: give a share above 0 and up to 1')
     check_files(parser, args.config, args.src, args.dst)
@@ -51,7 +54,9 @@ def main() -> None:
     if args.images is None:
         conversions = share_checkpoint(build_model(cfg), state_dict, args.src)
     else:
-        model, conversions = fit_checkpoint(cfg, state_dict, args.src, args.images, args.steps)
+        model, conversions = fit_checkpoint(
+            cfg, state_dict, args.src, args.images, STEPS if args.steps is None else args.steps
+        )
         state_dict = model.cpu().state_dict()
     save_checkpoint(converted(state_dict, args.src, cfg), args.dst)
 
@@ -81,7 +86,8 @@ def main() -> None:
             cells.append(str(rank_for_energy(conversion, args.rank_for_energy)))
         table.add_row(*cells)
     Console(width=max(110, Console().width)).print(table)
-    print(f'wrote {args.dst}')
+    part = any(key.startswith('backbone.') for key in state_dict)
+    print(f'wrote {args.dst}' + ('' if part else ', for the init_cfg of the backbone: it holds nothing else'))
 
 
 if __name__ == '__main__':

@@ -11,7 +11,14 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from mmshared_cli import add_cfg_options, check_files, errors_in_a_sentence, output_checkpoint, own_files
+from mmshared_cli import (
+    add_cfg_options,
+    add_threshold,
+    check_files,
+    errors_in_a_sentence,
+    output_checkpoint,
+    own_files,
+)
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -22,12 +29,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', help='the config of the network')
     parser.add_argument('checkpoint', help='its checkpoint')
     parser.add_argument('out', type=output_checkpoint, help='the checkpoint to write; its config gets the same name')
-    parser.add_argument(
-        '--threshold',
-        type=float,
-        default=0.95,
-        help='the similarity that any two layers of one kernel exceed, below 1 (default: 0.95)',
-    )
+    add_threshold(parser)
     parser.add_argument(
         '--recalibrate',
         type=int,
@@ -37,8 +39,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--no-test', action='store_true', help='do not evaluate on the test set before and after')
     add_cfg_options(parser)
     args = parser.parse_args()
-    if not 0 <= args.threshold < 1:
-        parser.error(f'--threshold {args.threshold}: give a similarity from 0 to below 1')
     if args.recalibrate is not None and args.recalibrate < 1:
         parser.error(f'--recalibrate {args.recalibrate}: give a number of batches above 0')
     args.out_config = args.out.with_suffix('.py')

@@ -23,7 +23,7 @@ def main() -> None:
     import torch
 
     from mmshared import SharingError
-    from mmshared.engine.checkpoint import load_checkpoint_file
+    from mmshared.engine.checkpoint import load_checkpoint_file, written_whole
 
     checkpoint = load_checkpoint_file(args.in_file)
     missing = [key for key in args.save_keys if key not in checkpoint]
@@ -39,7 +39,8 @@ def main() -> None:
     torch.save({key: checkpoint[key] for key in args.save_keys}, file)
     digits = hashlib.sha256(file.getvalue()).hexdigest()[:8]
     out = args.out_file.with_name(f'{args.out_file.name.removesuffix(".pth")}-{digits}.pth')
-    out.write_bytes(file.getvalue())
+    with written_whole(out) as partial:
+        partial.write_bytes(file.getvalue())
     print(f'wrote {out} ({out.stat().st_size / 1e6:.1f} MB)')
 
 
