@@ -7,6 +7,7 @@ import os
 import re
 import runpy
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -33,6 +34,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
 from mmshared import Bank, SharingError, named_banks
+from mmshared.sharing.bank import stage_of
 
 ROOT = Path(__file__).parents[1]
 # Every committed config, and those whose networks share: their names say so.
@@ -90,8 +92,8 @@ def stage_banks(model: nn.Module) -> dict[str, list[Bank]]:
     """The banks of each stage, in the order of their groups; of groups named outright by the group."""
     stages = {}
     for name, bank in named_banks(model).items():
-        stage = name if bank.stage is None else name.removesuffix(bank.group).rstrip('.')
-        stages.setdefault(stage, []).append(bank)
+        stage = stage_of(name, bank)
+        stages.setdefault(name if stage is None else stage, []).append(bank)
     return stages
 
 
@@ -212,6 +214,17 @@ class Forked:
         """Its returncode, stdout and stderr, when it has ended."""
         self.process.join()
         return SimpleNamespace(returncode=self.process.exitcode, stdout=self.text(0), stderr=self.text(1))
+
+
+def in_two_ranks(folder: Path, tool: str, *arguments) -> list[SimpleNamespace]:
+    """The results of a tool that PyTorch's launcher runs in two processes."""
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        meet = dict(WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(free.getsockname()[1]))
+    launched = [*arguments, '--launcher', 'pytorch']
+    ranks = [dict(meet, RANK=rank, LOCAL_RANK=rank) for rank in '01']
+    job = [Forked(folder / rank['RANK'], tool, *launched, environment=rank) for rank in ranks]
+    return [each.result() for each in job]
 
 
 def _run(command: list[str], files: list[Path], environment: dict[str, str]) -> None:

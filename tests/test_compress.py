@@ -8,7 +8,7 @@ import pytest
 import torch
 from mmengine.registry import MODELS
 
-from helpers import ROOT, call, randomise_norms
+from helpers import ROOT, call, in_two_ranks, randomise_norms
 from mmshared import SharingError, banks
 from mmshared.compress.calibration import calibration_loader, within
 from mmshared.compress.fit import fit_model
@@ -16,6 +16,7 @@ from mmshared.compress.pipeline import Budget, Compression, fine_tuning, relativ
 from mmshared.compress.plan import Plan, size_of
 from mmshared.compress.steps import Steps
 from mmshared.engine.build import build_model, load_model
+from mmshared.engine.checkpoint import load_checkpoint_file
 from mmshared.engine.config import load_config, merge_options
 
 CLASSIFIER = """
@@ -308,6 +309,17 @@ class TestPipeline:
         before = {path.name: path.stat().st_mtime_ns for path in work_dir.iterdir() if path.is_file()}
         assert call('compress.py', *arguments).returncode == 0
         assert before == {path.name: path.stat().st_mtime_ns for path in work_dir.iterdir() if path.is_file()}
+
+    def test_two_processes_make_what_one_makes(self, config, checkpoint, tmp_path):
+        arguments = ['--keep', '0.5', '--images', '16', '--steps', '2', '--epochs', '0', '--work-dir']
+        found = in_two_ranks(tmp_path, 'compress.py', config, checkpoint, *arguments, tmp_path / 'two')
+        assert [each.returncode for each in found] == [0, 0], found
+        assert call('compress.py', config, checkpoint, *arguments, tmp_path / 'one').returncode == 0
+        files = [{path.name for path in (tmp_path / name).iterdir()} for name in ('one', 'two')]
+        assert files[0] == files[1] >= {'plan.json', 'converted.pth', 'folded.pth', 'report.html'}
+        moments = [load_checkpoint_file(str(tmp_path / name / 'moments.pth')) for name in ('one', 'two')]
+        for name, moment in moments[0].items():  # of patches that are drawn from each batch
+            torch.testing.assert_close(moments[1][name].diagonal().sum(), moment.diagonal().sum(), rtol=0.1, atol=0)
 
     def test_a_learning_rate_and_a_budget_measure_nothing_again_and_an_edited_plan_is_taken(
         self, config, checkpoint, tmp_path

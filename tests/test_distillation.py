@@ -17,11 +17,13 @@ from mmengine.model import MMDistributedDataParallel
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from mmpretrain.structures import DataSample
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
 from helpers import BASIS, ROOT, TIED, in_two_processes, randomise_norms
 from mmshared import DistillationHook, SharingError
 from mmshared.engine.build import build_model, build_plain
+from mmshared.engine.config import load_config
 from mmshared.hooks.distillation_hook import (
     DISTANCES,
     compared_modules,
@@ -297,6 +299,32 @@ def test_of_a_detector_the_neck_and_the_dense_heads_are_compared(detector):
     total, log = model.parse_losses(losses)
     assert log['loss_distill'] > 1e-3
     torch.testing.assert_close(total, sum(value for name, value in log.items() if name.startswith('loss_')))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    'name, options',
+    [
+        ('retinanet/retinanet_r50_fpn_1x_coco.py', {}),
+        ('fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py', dict(norm_on_bbox=True)),
+        ('vfnet/vfnet_r50_fpn_1x_coco.py', {}),
+        ('rtmdet/rtmdet_tiny_8xb32-300e_coco.py', {}),
+    ],
+)
+def test_a_detector_of_one_stage_that_equals_its_teacher_has_nothing_to_learn(name, options, tmp_path):
+    cfg = load_config(f'mmdet::{name}')
+    cfg.model.bbox_head.update(options)
+    cfg.model.pop('init_cfg', None)
+    init_default_scope('mmdet')
+    model = build_model(cfg).eval()
+    torch.save(model.state_dict(), tmp_path / 'plain.pth')
+    for module in model.modules():
+        module.training = not isinstance(module, _BatchNorm)
+    hook = DistillationHook(str(tmp_path / 'plain.pth'))
+    with patch.object(hook, 'distance', wraps=hook.distance) as distance:
+        losses = attach(hook, model, cfg)(**images_with_boxes(model), mode='loss')
+    assert [each.args[0] for each in distance.call_args_list] == ['features', 'outputs']
+    assert losses['loss_distill'].abs() < 1e-5
 
 
 @pytest.mark.slow

@@ -24,7 +24,18 @@ from mmengine.runner import Runner
 from torch.distributed.fsdp import FullyShardedDataParallel, StateDictType
 from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
 
-from helpers import BASIS, ROOT, TIED, Classifier, Forked, backbone, in_two_processes, randomise_norms, stage_banks
+from helpers import (
+    BASIS,
+    ROOT,
+    TIED,
+    Classifier,
+    Forked,
+    backbone,
+    in_two_processes,
+    in_two_ranks,
+    randomise_norms,
+    stage_banks,
+)
 from mmshared import GradientFlowHook, OrthogonalityLossHook, SharingError
 from mmshared.engine.checkpoint import load_checkpoint_file
 from mmshared.engine.runner import SharingRunner
@@ -269,17 +280,8 @@ def test_a_killed_process_ends_the_job_and_it_can_be_resumed(images, tmp_path):
         job.kill()
     assert 'tools/train.py FAILED' in told and 'Signal' in told
     last = int(re.search(r'epoch_(\d+)', (tmp_path / 'last_checkpoint').read_text())[1])
-    more = [f'train_cfg.max_epochs={last + 2}', '--resume', '--launcher', 'pytorch']
-    job = [
-        Forked(
-            tmp_path / f'output-{rank}',
-            'train.py',
-            *[config, *rest, *more],
-            environment=dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=port),
-        )
-        for rank in '01'
-    ]
-    results = [each.result() for each in job]
+    more = [f'train_cfg.max_epochs={last + 2}', '--resume']
+    results = in_two_ranks(tmp_path / 'output', 'train.py', config, *rest, *more)
     assert all(result.returncode == 0 for result in results), results
     # The last may be damaged, and the one before taken.
     resumed = re.search(r'resumed epoch: (\d+), ', results[0].stdout + results[0].stderr)

@@ -1,5 +1,6 @@
 """Laws of loading: a plain checkpoint is converted, one that fits neither way is refused, nothing is half-loaded."""
 
+import copy
 import pickle
 import re
 
@@ -9,10 +10,12 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.optim.scheduler import lr_scheduler as param_scheduler
 from mmengine.runner.checkpoint import load_checkpoint, load_state_dict
+from torch import nn
 
 from helpers import (
     BANKS,
     BASIS,
+    REPEATED,
     ROOT,
     TIED,
     backbone,
@@ -24,9 +27,10 @@ from helpers import (
     small,
     stage_banks,
 )
-from mmshared import SharingError, fold_layers
+from mmshared import SharingError, fold_layers, share_layers
 from mmshared.engine.build import build_model, relative_difference
 from mmshared.engine.checkpoint import load_checkpoint_file
+from mmshared.sharing.state_dict import share_state_dict
 
 
 @pytest.mark.parametrize('bank', BANKS.values(), ids=BANKS)
@@ -59,6 +63,21 @@ def test_a_folded_network_loads_back_without_loss(library, bank):
             torch.nn.init.normal_(parameter)
     again.load_state_dict(shared.state_dict(), strict=True)
     assert relative_difference(evaluating(again)(x), before) < 1e-4
+
+
+def test_a_group_of_layers_at_several_depths_of_its_blocks_is_converted(mmpretrain):
+    """As in the feed-forward networks of mmcv, whose first linear is one module deeper than the second."""
+    inner = [nn.Sequential(nn.Sequential(nn.Linear(8, 16)), nn.Linear(16, 8)) for _ in range(3)]
+    plain = nn.ModuleDict(dict(backbone=nn.ModuleDict(dict(layers=nn.ModuleList(inner)))))
+    shared = copy.deepcopy(plain)
+    share_layers(shared['backbone'], ['.*'], REPEATED)
+    for network, state, stage in (
+        (shared, plain.state_dict(), 'backbone.layers'),
+        (shared['backbone'], plain['backbone'].state_dict(), 'layers'),
+    ):
+        (conversion,) = share_state_dict(network, state)
+        assert conversion.name == stage and conversion.layers[0] == '0.0.0'
+        network.load_state_dict(state)
 
 
 def test_an_orthonormal_basis_takes_no_other(mmpretrain):

@@ -38,6 +38,14 @@ def test_norms_that_get_what_they_got_keep_their_statistics(mmpretrain, size):
         torch.testing.assert_close(same.running_var, norm.running_var, rtol=1e-3, atol=1e-3)
 
 
+def test_a_norm_that_gets_nothing_keeps_its_statistics(mmpretrain):
+    plain, shared = pair(BASIS)
+    for model in (plain, shared):
+        model.spare = nn.BatchNorm2d(3).eval()
+    recalibrate_norms(shared, plain, [image(32, 4)])
+    assert shared.spare.running_var.eq(1).all() and not shared.layer1[1].norm1.running_var.eq(1).any()
+
+
 def test_a_norm_follows_the_scale_and_the_shift_of_its_inputs(mmpretrain):
     plain, _ = pair(BASIS)
     other = copy.deepcopy(plain)

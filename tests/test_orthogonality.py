@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import BASIS, TIED, backbone, evaluating, small, stage_banks, train
-from mmshared import OrthogonalityLossHook, SharingError, share_layers
+from helpers import BASIS, LAYERS, TIED, backbone, chain, evaluating, small, stage_banks, train
+from mmshared import OrthogonalityLossHook, SharingError, named_banks, share_layers
 from mmshared.hooks import orthogonality_loss, orthogonality_spaces
 
 
@@ -100,6 +100,16 @@ def test_the_loss_equals_the_authors_formulas(mmpretrain, formula, network):
     parameters = [bank.filters for banks in stage_banks(model).values() for bank in banks]
     for grad, other in zip(torch.autograd.grad(loss, parameters), torch.autograd.grad(expected, parameters)):
         torch.testing.assert_close(grad, other, rtol=1e-10, atol=1e-14)
+
+
+def test_several_groups_of_one_pattern_in_a_stage_are_kept_orthogonal_together():
+    network = chain(LAYERS['conv'], 6)
+    for own_blocks in (3, 0):
+        share_layers(network, ['0'], TIED, own_blocks=own_blocks)
+    found = list(named_banks(network).values())
+    assert [bank.names[0] for bank in found] == ['0.0', '3.0']
+    (space,) = orthogonality_spaces(network)
+    assert space.banks == found
 
 
 def test_a_stage_without_a_group_leaves_the_others_together(mmdet):

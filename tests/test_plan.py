@@ -50,6 +50,14 @@ class Network(BaseModel):
         return self.fc(x.mean((2, 3)))
 
 
+def test_tied_weights_stay_as_they_are():
+    network = Network()
+    alone = {group.layers for group in find_groups(network)}
+    assert {('fc',), ('spare',)} <= alone
+    network.spare.weight = network.fc.weight
+    assert alone - {group.layers for group in find_groups(network)} == {('fc',), ('spare',)}
+
+
 def batches(number=2):
     generator = torch.Generator().manual_seed(0)
     return [dict(inputs=torch.randn(4, 3, 8, 8, generator=generator)) for _ in range(number)]

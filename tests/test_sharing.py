@@ -463,8 +463,8 @@ def test_channel_attention_weights_what_a_block_adds(mmpretrain):
     torch.testing.assert_close(block(x), x + added * weights[..., None, None])
 
 
-def test_a_dense_net_shares_in_all_layers_and_a_frozen_stage_freezes_what_it_shares(mmpretrain):
-    arch, sharing = dict(growth_rate=8, depths=[2, 3], init_channels=16), dict(groups=['conv2'], bank=TIED)
+def test_a_frozen_stage_of_a_dense_net_freezes_what_it_shares(mmpretrain):
+    arch, sharing = dict(growth_rate=8, depths=[3, 4], init_channels=16), dict(groups=['conv2'], bank=TIED)
     model = MODELS.build(dict(type='SharedDenseNet_CIFAR', arch=arch, frozen_stages=1, in_channels=1, sharing=sharing))
     assert [len(bank.layers) for bank in banks(model)] == [2, 3]
     assert not any(p.requires_grad for p in model.stages[0].parameters()) and model.stem.in_channels == 1

@@ -134,6 +134,11 @@ def test_a_limit_splits_the_pass_and_changes_nothing():
         collect_moments(model, batches, names, limit=1e-6)
 
 
+def test_a_process_without_images_is_refused():
+    with pytest.raises(SharingError, match='take at least as many images as there are processes'):
+        collect_moments(deep(), [], ['1'])
+
+
 @pytest.mark.parametrize(
     'layer, shape',
     [

@@ -312,7 +312,7 @@ def test_depthwise_and_grouped_convs_are_tied():
         dict(
             type='SharedDenseNet_CIFAR',
             arch=dict(growth_rate=8, depths=[2, 3], init_channels=16),
-            sharing=dict(groups=['conv2'], bank=dict(BASIS, base_channels=32)),
+            sharing=dict(groups=['conv2'], own_blocks=0, bank=dict(BASIS, base_channels=32)),
         ),
         dict(
             type='SharedRes2Net',

@@ -10,8 +10,11 @@ model = dict(
     backbone=dict(
         type='SharedDenseNet_CIFAR',
         arch='121',
+        # The transitions change width and resolution, and all layers between them share.
         sharing=dict(
-            groups=['conv2'], bank=dict(type='FilterBasis', shared_rank=16, unique_rank=1, base_channels=128)
+            groups=['conv2'],
+            own_blocks=0,
+            bank=dict(type='FilterBasis', shared_rank=16, unique_rank=1, base_channels=128),
         ),
     ),
     neck=dict(type='GlobalAveragePooling'),

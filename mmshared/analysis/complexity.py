@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..engine.build import build_empty, build_plain, feature_maps
 from ..sharing import SharedLayer, banks, fold_layers, named_banks
-from ..sharing.bank import generate_once
+from ..sharing.bank import generate_once, stage_of
 from ..sharing.filter_basis import BasisLayer
 
 
@@ -80,7 +80,7 @@ def sharing_groups(model: nn.Module, size: tuple[int, ...]) -> list[dict]:
     names = {layer: name for name, layer in model.named_modules() if isinstance(layer, SharedLayer)}
     rows = []
     for name, bank in named_banks(model).items():
-        stage = '' if bank.stage is None else name.removesuffix(bank.group).rstrip('.')
+        stage = stage_of(name, bank) or ''
         shared, layers = parameter_count(bank), [names[layer] for layer in bank.layers]
         rows.append(
             dict(

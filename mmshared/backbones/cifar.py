@@ -9,7 +9,7 @@ from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
 from ..sharing import SharingError
-from .twins import SharingMixin, make_twins
+from .twins import make_twins
 
 
 class PadShortcut(nn.Module):
@@ -153,14 +153,6 @@ class DenseNet_CIFAR(DenseNet):
         self._freeze_stages()
 
 
-@MODELS.register_module()
-class SharedDenseNet_CIFAR(SharingMixin, DenseNet_CIFAR):
-    """``DenseNet_CIFAR`` whose layers share parameters. Takes all of its arguments, and ``sharing``."""
-
-    plain = DenseNet_CIFAR
-    own_blocks = 0  # the transitions change width and resolution, and all layers between them share
-
-
 class ShortcutBlock(nn.Module):
     """A block with a parallel shortcut of a 1x1 conv and a batch norm.
 
@@ -222,4 +214,6 @@ class MobileNetV2_CIFAR(MobileNetV2):
         return stage
 
 
-globals().update(make_twins([ResNetA_CIFAR, ResNeXt_CIFAR, BasisResNeXt_CIFAR, MobileNetV2_CIFAR], MODELS, __name__))
+globals().update(
+    make_twins([ResNetA_CIFAR, ResNeXt_CIFAR, BasisResNeXt_CIFAR, DenseNet_CIFAR, MobileNetV2_CIFAR], MODELS, __name__)
+)

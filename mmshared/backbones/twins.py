@@ -28,13 +28,7 @@ class SharingMixin:
             applied in order.
         *args: The arguments of the plain class.
         **kwargs: The same, by name.
-
-    Attributes:
-        own_blocks (int): Number of blocks at the start of a stage that keep their own layers. ``sharing`` can
-            override it.
     """
-
-    own_blocks = 1
 
     def __init__(self, *args: Any, sharing: dict | list[dict] | None = None, **kwargs: Any):
         sharings = list(sharing) if isinstance(sharing, (list, tuple)) else [sharing]
@@ -48,7 +42,7 @@ class SharingMixin:
         super().__init__(*args, **kwargs)
         self.sharing = sharing
         for each in sharings:
-            share_layers(self, **{'own_blocks': self.own_blocks, **each})
+            share_layers(self, **each)
 
     def train(self, mode: bool = True) -> Any:
         """As in the plain network, which may freeze stages here: a bank in them that layers of others use learns."""

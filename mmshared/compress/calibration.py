@@ -52,7 +52,8 @@ def calibration_loader(cfg: Config, images: int) -> DataLoader:
         loader.setdefault('collate_fn', dict(type='default_collate'))
     loader.update(
         dataset=Subset(dataset, drawn.tolist()),
-        sampler=dict(type='DefaultSampler', shuffle=False, round_up=False),
+        # With a seed, one process can make it without the others.
+        sampler=dict(type='DefaultSampler', shuffle=False, round_up=False, seed=0),
         drop_last=False,
     )
     return Runner.build_dataloader(loader)

@@ -67,13 +67,18 @@ class _Statistics:
         for name, module in self.model.named_modules():
             if isinstance(module, BasisLayer) and module.with_norm:
                 of_bases.add(module.norm)
+                self._begin(name, module.norm)
                 self.handles.append(module.register_forward_pre_hook(partial(self._add_responses, name)))
             elif isinstance(module, _BatchNorm) and module.running_mean is not None and module not in of_bases:
+                self._begin(name, module)
                 self.handles.append(module.register_forward_hook(partial(self._normalise, name)))
 
     def __exit__(self, *error: object) -> None:
         for handle in self.handles:
             handle.remove()
+
+    def _begin(self, name: str, norm: Any) -> None:
+        self.sums[name] = torch.zeros(3, norm.num_features, dtype=torch.float64, device=norm.running_mean.device)
 
     def _add_responses(self, name: str, layer: BasisLayer, args: tuple) -> None:
         self._add(name, layer.responses(args[0]))
@@ -89,15 +94,17 @@ class _Statistics:
         if values.shape[1] < 2:
             return False
         variance, mean = torch.var_mean(values, 1)
-        self.sums[name] = self.sums.get(name, 0) + torch.stack([mean, variance, torch.ones_like(mean)]).double()
+        self.sums[name] += torch.stack([mean, variance, torch.ones_like(mean)])
         return True
 
     def means(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """The mean and the variance of each norm's channels, (C, ) each, over the batches of all processes."""
+        """The mean and the variance of each norm's channels, (C, ) each, over the batches of all processes. Norms that
+        got none are left out."""
         found = {}
         for name, sums in self.sums.items():
             if get_world_size() > 1:
                 all_reduce(sums)
             mean, variance, count = sums
-            found[name] = (mean / count, variance / count)
+            if count.any():
+                found[name] = (mean / count, variance / count)
         return found

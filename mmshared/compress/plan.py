@@ -101,6 +101,8 @@ def find_groups(model: nn.Module, share: bool = True) -> list[Group]:
     found = [(each.stage, each.group, each.layers) for each in repeated_layers(empty, own_blocks=0)]
     repeated = {name for _, _, layers in found for name in layers}
     found += [(*_split(name), (name,)) for name in places if name not in repeated]
+    untied = plain_layers(model).keys()  # a copy without values ties nothing
+    found = [each for each in found if untied >= {*each[2]}]
     found = [each for each in found if _size_of_weights(places, each[2]).parameters >= least]
     if not share:
         found = [(*_split(name), (name,)) for _, _, names in found for name in names]
@@ -472,9 +474,9 @@ def check_plan(plan: Plan, model: nn.Module, source: str) -> Plan:
     if not all(isinstance(row.layers, list) for row in plan.rows):
         raise SharingError(f'{source} is not a plan: the layers of a row are a list of names.')
     empty = copy.deepcopy(model).to('meta')
-    places, rows = plain_layers(empty), []
+    places, untied, rows = plain_layers(empty), plain_layers(model), []
     for row in plan.rows:
-        missing = [name for name in row.layers if name not in places]
+        missing = [name for name in row.layers if name not in untied]
         if missing or not row.layers:
             raise SharingError(
                 f'{source} is of another network: this one has no layer {"".join(missing[:1])} to share.'

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from mmengine.dist import broadcast, get_world_size
+from mmengine.dist import all_reduce, broadcast, get_world_size
 from mmengine.logging import print_log
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
@@ -128,7 +128,9 @@ def _calls(
         if name in blocks:
             if not (chained and calls):
                 calls = _record(model, plain, name, batches, limit)
-            if calls:
+            there = torch.tensor(len(calls))
+            all_reduce(there, 'min')
+            if there:
                 yield name, calls
             else:
                 print_log(f'{name} got no inputs, and is not reconstructed.', logger='current')

@@ -71,8 +71,10 @@ def collect_moments(
         groups of a conv, and for the queries, keys and values of a packed projection (G = 3).
 
     Raises:
-        SharingError: If there is no such layer, or if the limit is too small for one of them.
+        SharingError: If there is no batch or no such layer, or if the limit is too small for one of them.
     """
+    if not len(batches):
+        raise SharingError('This process has no image: take at least as many images as there are processes.')
     layers = _find(model, names)
     parts = _split(layers, limit)
     total = sum(layer.bytes for layer in layers)

@@ -1,8 +1,10 @@
 """Distillation as a hook: a trained network, most often the plain one, teaches the one that is trained."""
 
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack, suppress
 from difflib import get_close_matches
 from functools import partial
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -109,17 +111,13 @@ class Complete(Exception):
     """A network has returned all that is wanted of it."""
 
 
-def record(
-    network: nn.Module, names: Iterable[str], seen: Outputs, wanted: dict[str, int] | None = None
-) -> list[RemovableHandle]:
+def record(network: nn.Module, names: Iterable[str], seen: Outputs) -> list[RemovableHandle]:
     """Let modules of a network add the tensors that they return to ``seen``, as long as it has their names.
 
     Args:
         network (nn.Module): The network.
         names (Iterable[str]): The names of the modules.
         seen (dict): Where the tensors go.
-        wanted (dict[str, int], optional): How many tensors of each module are wanted: :class:`Complete` is raised as
-            soon as they are there.
 
     Returns:
         list: The handles of the hooks.
@@ -129,8 +127,6 @@ def record(
         def keep(module: nn.Module, args: tuple, output: object) -> None:
             if name in seen:
                 seen[name] += tensors_in(output)
-                if wanted and all(len(seen[each]) >= number for each, number in wanted.items()):
-                    raise Complete
 
         return keep
 
@@ -151,15 +147,35 @@ def teach(teacher: nn.Module, student: Outputs, args: tuple, kwargs: dict) -> Ou
         kwargs (dict): Its keyword arguments.
     """
     seen: Outputs = {name: [] for name in student}
-    handles = record(teacher, student, seen, {name: len(tensors) for name, tensors in student.items()})
-    try:
+
+    def recorded(name: str, forward: Callable) -> Callable:
+        def run(*args: object, **kwargs: object) -> object:
+            output = forward(*args, **kwargs)
+            seen[name] += tensors_in(output)
+            if all(len(seen[each]) >= len(tensors) for each, tensors in student.items()):
+                raise Complete
+            return output
+
+        return run
+
+    with ExitStack() as stack:
+        stack.enter_context(suppress(Complete))
+        for name in student:
+            module = teacher.get_submodule(name)
+            # Not a hook: mmdet's one-stage detectors call the forward of their heads.
+            stack.enter_context(patch.object(module, 'forward', recorded(name, module.forward)))
         teacher(*args, **dict(kwargs, mode='tensor'))
-    except Complete:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
     return seen
+
+
+def return_as_in_training(detector: nn.Module) -> None:
+    """Let the dense heads of a detector in eval mode return what they return in training: other boxes than in eval
+    mode in FCOS and VFNet, for example. Their norms stay in eval mode."""
+    from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
+
+    for module in detector.modules():
+        if isinstance(module, BaseDenseHead):
+            module.training = True  # without its children
 
 
 def agreeing(student: Outputs, teacher: Outputs) -> dict[str, list[tuple[Tensor, Tensor]]]:
@@ -257,6 +273,8 @@ class DistillationHook(LossHook):
         teacher = self._teacher.to(next(model.parameters()).device)
         check_modules(modules, model, 'model')
         check_modules(modules, teacher, 'teacher')
+        if is_detector(teacher):
+            return_as_in_training(teacher)
         seen: Outputs = {}
         told = False
 
@@ -270,8 +288,10 @@ class DistillationHook(LossHook):
             seen.clear()  # nothing is recorded in validation, nor when a checkpointed block runs again
             pairs = agreeing(student, teach(teacher, student, args, kwargs))
             if not told:
-                compared = (f'{modules[name]} of {name} ({len(pairs[name])})' for name in pairs)
-                print_log(f'{self.name} compares {", ".join(compared)}, weight {self.loss_weight:g}', logger='current')
+                compared = ', '.join(f'{modules[name]} of {name} ({len(pairs[name])})' for name in pairs)
+                left = ', '.join(name for name in modules if name not in pairs)
+                but = f' ({left} returns other tensors in the teacher, and is left out)' if left else ''
+                print_log(f'{self.name} compares {compared}, weight {self.loss_weight:g}{but}', logger='current')
                 told = True
             return sum(self.distance(modules[name], found) for name, found in pairs.items())
 

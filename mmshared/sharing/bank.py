@@ -171,13 +171,13 @@ class Bank(nn.Module):
     @property
     def generates_once(self) -> bool:
         """Whether the result of :meth:`generate` is kept for the other layers, as within a forward pass."""
+        # A compiler merges equal products itself and does not trace the dict.
         return self._made is not None and not torch.compiler.is_compiling()
 
     def once(self, make: Callable[[], Any], *key: object) -> Any:
         """The result of ``make()``, called once per key within a forward pass and every time outside of one."""
         made = self._made
-        # A compiler merges equal products itself and does not trace the dict.
-        if made is None or torch.compiler.is_compiling():
+        if made is None or not self.generates_once:
             return make()
         # Reentrant checkpointing nests passes with and without gradients; losses are computed outside autocast.
         key = (*key, torch.is_grad_enabled(), torch.is_autocast_enabled('cpu'), torch.is_autocast_enabled('cuda'))
@@ -238,13 +238,23 @@ def banks(network: nn.Module) -> list[Bank]:
 
 
 def named_banks(network: nn.Module) -> dict[str, Bank]:
-    """The banks of a network by names like ``backbone.layer1.conv2``: their stage and group in this network."""
+    """The banks of a network by names like ``backbone.layer1.conv2``: their stage and group in this network. Where a
+    stage has several of one group, the others have a ``'`` at the end."""
     named = {}
     for place, bank in network.named_modules():
         if isinstance(bank, Bank):
             parts = [place.removesuffix(f'{bank.names[0]}.bank').rstrip('.'), bank.stage, bank.group]
-            named['.'.join(part for part in parts if part)] = bank
+            name = '.'.join(part for part in parts if part)
+            while name in named:
+                name += "'"
+            named[name] = bank
     return named
+
+
+def stage_of(name: str, bank: Bank) -> str | None:
+    """The stage of a bank in a network, by the bank's name there: see :func:`named_banks`. None for a group of full
+    names."""
+    return None if bank.stage is None else name.rstrip("'").removesuffix(bank.group).rstrip('.')
 
 
 def bases_by_space(banks: dict[str, Bank]) -> list[dict[str, Bank]]:
@@ -260,8 +270,8 @@ def bases_by_space(banks: dict[str, Bank]) -> list[dict[str, Bank]]:
     for name, bank in banks.items():
         basis = bank.basis()
         if basis is not None:
-            stage = name if bank.stage is None else name.removesuffix(bank.group)
-            spaces.setdefault((stage, *basis.shape[1:]), {})[name] = bank
+            stage = stage_of(name, bank)
+            spaces.setdefault((name if stage is None else stage, *basis.shape[1:]), {})[name] = bank
     return list(spaces.values())
 
 

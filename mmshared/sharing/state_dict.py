@@ -186,7 +186,9 @@ def _groups(module: nn.Module) -> tuple[list[_Group], dict[str, str]]:
             aliases = {
                 alias: (first, plain[alias]) for first, each in layers.items() for alias in further.get(each, ())
             }
-            groups[bank] = _Group(bank, layers, _stage_in(bank, name), [plain[each] for each in layers], aliases)
+            groups[bank] = _Group(
+                bank, layers, _stage_in(bank, names[bank.layers[0]]), [plain[each] for each in layers], aliases
+            )
         else:
             parts[name] = plain[name]
     return list(groups.values()), parts
