@@ -1,22 +1,17 @@
 """The configs build what the papers' tables and the READMEs say."""
 
-import json
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
 from mmengine.config import Config
 from mmengine.registry import HOOKS
-from PIL import Image
 
-from helpers import CONFIGS, ROOT, SHARING_CONFIGS, WITHOUT_ESCNN, call
-from mmshared import SharingError, banks
-from mmshared.analysis.complexity import complexity, count_multiply_adds, parameter_count, sharing_groups
-from mmshared.analysis.plots import draw_tradeoff
-from mmshared.analysis.results import claims_table, result_table, tradeoff_of
-from mmshared.analysis.tables import measure, put_tables, readmes
+from helpers import CONFIGS, ROOT, SHARING_CONFIGS, WITHOUT_ESCNN
+from mmshared import banks
+from mmshared.analysis.complexity import count_multiply_adds, parameter_count
+from mmshared.analysis.tables import measure, readmes
 from mmshared.engine.build import build_empty, build_model, build_plain
 from mmshared.engine.config import load_config, merge_options
 
@@ -276,103 +271,6 @@ def test_every_model_of_the_papers_table_has_a_metafile_entry():
     assert sorted((model['Name'], model['Dataset']) for model in models) == sorted(PAPER)
 
 
-def test_tables_and_plots_of_results_have_means_with_intervals_of_n_minus_1_degrees(tmp_path):
-    for seed, score in enumerate((80, 81, 85)):
-        networks = dict(
-            plain=dict(parameters=1000, metrics=dict(top1=90)),
-            converted=dict(parameters=400, metrics=dict(top1=72)),
-            finetuned=dict(parameters=400, multiply_adds=2_500_000, metrics=dict(top1=score)),
-            float32=dict(bytes=9000, metrics=dict(top1=score)),
-            int8=dict(bytes=3000, metrics=dict(top1=score - 1)),
-        )
-        for epochs, steps in ((0, 0), (0, 60), (3, 60)):
-            run = dict(method='planned', keep=0.4, steps=steps, epochs=epochs, seed=seed, plain=networks['plain'])
-            run |= networks if epochs else dict(converted=dict(parameters=400, metrics=dict(top1=71)))
-            (tmp_path / f'{epochs}-{steps}-{seed}.json').write_text(json.dumps(run))
-    lines = result_table(tmp_path).splitlines()
-    assert lines[0] == '| kept | method | multiply-adds | fitted | 60 steps | 3 epochs | kB | int8 | kB |'
-    trained, rounded = '82.00 ± 6.57', '81.00 ± 6.57'  # one network was trained with three seeds
-    assert lines[2] == f'| 0.400 | planned | 2.5 M | 71.00 | 72.00 | {trained} | 9 | {rounded} | 3 |'
-    tradeoff = tradeoff_of(tmp_path)
-    ((size, mean, width),) = tradeoff.methods['planned']['int8']
-    assert (size, mean) == (3000, 81) and width == pytest.approx(6.57, abs=0.01)
-    draw_tradeoff({'one': tradeoff, 'other': tradeoff}, tmp_path / 'plot.png')
-    drawn = np.asarray(Image.open(tmp_path / 'plot.png').convert('RGB')).reshape(-1, 3)
-    assert (drawn == (31, 119, 180)).all(1).sum() > 50  # C0
-    for other, words in (
-        (dict(steps=240), '2 results of planned at 0.4 with seed 2: keep one'),
-        (dict(steps=240, seed=3), 'results of planned at 0.4 after 2 numbers of steps: keep one'),
-        (dict(plain=networks['converted'], seed=3), 'results of 2 plain networks: keep those of one'),
-    ):
-        (tmp_path / 'other.json').write_text(json.dumps({**run, **other}))
-        with pytest.raises(SharingError, match=words):
-            result_table(tmp_path)
-
-
-def test_a_readme_without_the_marks_of_a_table_is_named(tmp_path):
-    (tmp_path / 'README.md').write_text('a <!-- models --> old <!-- end of models --> b')
-    text = put_tables(tmp_path / 'README.md', dict(models='new'))
-    assert text == 'a <!-- models -->\nnew\n<!-- end of models --> b'
-    with pytest.raises(SharingError, match='README.md lacks the marks <!-- claims -->'):
-        put_tables(tmp_path / 'README.md', dict(models='new', claims='new'))
-
-
-@pytest.mark.parametrize(
-    'scores, difference, verdict',
-    [
-        ([(80, 82), (81, 83), (85, 87.5)], '2.17 ± 0.72', 'holds'),  # t of 2 degrees: 4.30 * 0.289 / sqrt(3)
-        ([(82, 80), (83, 81), (87.5, 85)], '-2.17 ± 0.72', 'does not hold'),
-        ([(80, 83), (81, 80), (85, 87)], '1.33 ± 5.17', 'open at this budget'),
-        ([(80, 82)], '2.00', 'open at this budget'),
-    ],
-)
-def test_claims_are_judged_by_the_interval_of_paired_differences(scores, difference, verdict, tmp_path):
-    (tmp_path / 'table').mkdir()
-    for seed, pair in enumerate(scores):
-        for name, score, size in zip(('plain', 'shared'), pair, (1000, 300)):
-            network = dict(parameters=size, multiply_adds=2_500_000, metrics=dict(top1=score))
-            run = dict(method=name, keep=1, steps=0, epochs=2, seed=seed, trained=network)
-            (tmp_path / 'table' / f'{name}-{seed}.json').write_text(json.dumps(run))
-    claim = dict(claim='better', table='table', better='shared', than='plain', epochs=2)
-    (tmp_path / 'claims.yaml').write_text(yaml.safe_dump([claim, {**claim, 'epochs': 3}]))
-    *_, judged, without = claims_table(tmp_path / 'claims.yaml', tmp_path).splitlines()
-    assert judged == f'| better | shared − plain | 2 | {len(scores)} | {difference} | {verdict} |'
-    assert without == '| better | shared − plain | 3 | 0 |  | not run |'
-    first = result_table(tmp_path / 'table').splitlines()[2]
-    assert first.startswith(f'| plain | 1,000 | 2.5 M | 2 | {len(scores)} | 8')
-
-
 def test_the_tables_of_the_readmes_are_those_of_the_metafiles():
     for path, text in readmes(ROOT).items():
         assert path.read_text() == text, f'{path} is out of date: run tools/misc/update_tables.py'
-
-
-@pytest.mark.parametrize(
-    'name',
-    [
-        'shared_resnet/shared-resnet32-s16u1-double_b256_cifar10.py',
-        'repeatnet/repeat-resnet-w2-linear_b128_cifar10.py',
-        'repeatnet/repeat-vgg4-swish_b128_cifar10.py',
-        'small/faster-rcnn_r50-narrow-shared_6e_digits.py',
-    ],
-)
-def test_the_report_of_groups_adds_up(name):
-    cfg = Config.fromfile(ROOT / 'configs' / name)
-    model, totals = build_model(cfg), complexity(cfg, (64, 64))
-    rows = sharing_groups(model, (64, 64))
-    assert (
-        sum(row['shared'] + row['own'] - row['plain'] for row in rows)
-        == totals['parameters'] - totals['plain_parameters']
-    )
-    assert sum(row['macs'] - row['plain_macs'] for row in rows) == totals['macs'] - totals['plain_macs']
-    layers = [model.get_submodule(f'{row["stage"]}.{layer}'.lstrip('.')) for row in rows for layer in row['layers']]
-    assert layers == [layer for bank in banks(model) for layer in bank.layers]
-
-
-def test_the_report_is_printed_and_written(tmp_path):
-    config, written = ROOT / 'configs/shared_resnet/shared-resnet32-s16u1_b256_cifar10.py', tmp_path / 'report.json'
-    result = call('analysis_tools/sharing_report.py', config, '--shape', 32, 32, '--json', written)
-    assert 'parameters of the whole model: 197,258, plain 464,154 (-57.5%)' in result.stdout, result.stderr
-    report = json.loads(written.read_text())
-    assert [row['stage'] for row in report['groups']] == [f'backbone.layer{i}' for i in (1, 2, 3)]
-    assert report['totals']['parameters'] == 197_258

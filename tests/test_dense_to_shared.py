@@ -1,9 +1,16 @@
 """Plain checkpoints become shared ones wherever a network shares."""
 
+import re
+
 import pytest
 import torch
+from mmengine.config import Config
 
-from helpers import ROOT, call, randomise_norms
+from helpers import (
+    ROOT,
+    call,
+    randomise_norms,
+)
 from mmshared import SharingError
 from mmshared.compress.calibration import calibration_loader
 from mmshared.compress.fit import fit_checkpoint
@@ -125,3 +132,26 @@ def test_images_need_training_data_and_the_whole_network(resnet, tmp_path):
     result = call(TOOL, cfg.filename, tmp_path / 'plain.pth', *arguments, '--cfg-options', 'train_dataloader=None')
     assert 'The config has no train_dataloader' in result.stderr
     assert not arguments[0].exists()
+
+
+@pytest.mark.slow
+def test_the_command_writes_what_loading_makes(tmp_path):
+    config = ROOT / 'configs/shared_resnet/shared-resnet32-s8u1_b256_cifar10.py'
+    plain = build_model(Config.fromfile(config.with_name('resnet32_b256_cifar10.py')))
+    torch.save(dict(state_dict=plain.state_dict()), tmp_path / 'plain.pth')
+    tool = 'model_converters/dense_to_shared.py'
+    result = call(tool, config, tmp_path / 'plain.pth', tmp_path / 'shared.pth', '--rank-for-energy', '0.9')
+    assert result.returncode == 0, result.stderr
+    shared = build_model(Config.fromfile(config))
+    shared.load_state_dict(plain.state_dict())
+    written = load_checkpoint_file(str(tmp_path / 'shared.pth'))['state_dict']
+    assert written.keys() == shared.state_dict().keys()
+    kept, rank = re.search(r'layer3 .* (\d+\.\d)% │ +\d\.\d+ │ +(\d+) │', result.stdout).groups()
+    rows = torch.cat(
+        [conv.weight.flatten(1) for block in list(plain.backbone.layer3)[1:] for conv in (block.conv1, block.conv2)]
+    )
+    shares = torch.linalg.svdvals(rows).square().cumsum(0) / rows.square().sum()
+    assert shares[int(rank) - 1] >= 0.9 > shares[int(rank) - 2]
+    assert shares[31].item() < float(kept) / 100 < 1  # 32 shared filters, and four of each conv's own
+    again = call(tool, config, tmp_path / 'shared.pth', tmp_path / 'no.pth')
+    assert again.returncode == 1 and 'is shared already' in again.stderr and not (tmp_path / 'no.pth').exists()

@@ -1,6 +1,5 @@
 """Two processes with half of the batch each take the step of one process with the whole."""
 
-import copy
 import os
 import re
 import signal
@@ -287,18 +286,3 @@ def test_a_killed_process_ends_the_job_and_it_can_be_resumed(images, tmp_path):
     resumed = re.search(r'resumed epoch: (\d+), ', results[0].stdout + results[0].stderr)
     assert int(resumed[1]) in (last - 1, last)
     assert (tmp_path / f'epoch_{last + 2}.pth').exists()
-
-
-def test_a_copy_of_a_hooked_model_has_a_loss_of_its_own():
-    model = network(TIED)
-    hook = OrthogonalityLossHook()
-    hook.before_train(SimpleNamespace(model=model))
-    twin = copy.deepcopy(model)
-    for banks in stage_banks(twin).values():
-        banks[0].filters.data *= 1.5
-    inputs, labels = batch()
-    losses = [each(inputs=inputs, labels=labels, mode='loss')['loss_orth'] for each in (model, twin)]
-    assert losses[1] > 2 * losses[0]
-    losses[1].backward()
-    assert all(p.grad is None for p in model.parameters())
-    assert sum(p.grad is not None for p in twin.parameters()) == 4

@@ -89,17 +89,33 @@ def test_the_unit_of_the_moments_of_a_layer_has_no_effect(kind):
         torch.testing.assert_close(layer.dense()[0], weight, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize('kind', [kind for kind in KINDS if kind not in ('repeated-swish', *OWN_AND_SHARED)])
-def test_what_is_of_the_form_of_a_bank_is_fitted_without_loss(kind):
-    bank, _ = group(KINDS[kind])
-    weights = [layer.dense()[0].detach().clone() for layer in bank.layers]
-    moments = random_moments(weights)
+def refitted(kind, layer, by_data):
+    """A bank with random parameters that is fitted to the weights that it had before, and these weights."""
+    (bank,) = share_layers(evaluating(chain(LAYERS[layer])), groups=['0'], bank=KINDS[kind])
+    weights = [each.dense()[0].detach().clone() for each in bank.layers]
     for name, parameter in bank.layers[0].named_parameters():
         if 'transform' not in name:
             nn.init.normal_(parameter)
-    bank.fit(weights, moments)
-    for layer, weight in zip(bank.layers, weights):
-        torch.testing.assert_close(layer.dense()[0], weight, rtol=1e-3, atol=1e-3)
+    bank.fit(weights, random_moments(weights) if by_data else None)
+    return bank, weights
+
+
+@pytest.mark.parametrize('by_data', [False, True], ids=['by-weights', 'by-data'])
+@pytest.mark.parametrize('layer', LAYERS)
+@pytest.mark.parametrize('kind', [kind for kind in KINDS if kind not in ('repeated-swish', *OWN_AND_SHARED)])
+def test_what_is_of_the_form_of_a_bank_is_fitted_without_loss(kind, layer, by_data):
+    bank, weights = refitted(kind, layer, by_data)
+    for each, weight in zip(bank.layers, weights):
+        torch.testing.assert_close(each.dense()[0], weight, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize('layer', LAYERS)
+@pytest.mark.parametrize('kind', OWN_AND_SHARED)
+def test_own_filters_leave_less_than_the_best_shared_filters_alone(kind, layer):
+    """Own filters of three layers are more than a basis can hold, so that it is not fitted without loss."""
+    bank, weights = refitted(kind, layer, by_data=False)
+    left = torch.linalg.svdvals(torch.cat([each.flatten(1) for each in weights]))[8:].square().sum()
+    assert sum((each.dense()[0] - weight).square().sum() for each, weight in zip(bank.layers, weights)) < left
 
 
 @pytest.mark.parametrize('type', ['FilterBasis', 'OrthonormalFilterBasis'])

@@ -2,11 +2,9 @@
 
 import copy
 import pickle
-import re
 
 import pytest
 import torch
-from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.optim.scheduler import lr_scheduler as param_scheduler
 from mmengine.runner.checkpoint import load_checkpoint, load_state_dict
@@ -16,10 +14,8 @@ from helpers import (
     BANKS,
     BASIS,
     REPEATED,
-    ROOT,
     TIED,
     backbone,
-    call,
     evaluating,
     image,
     randomise_norms,
@@ -28,7 +24,7 @@ from helpers import (
     stage_banks,
 )
 from mmshared import SharingError, fold_layers, share_layers
-from mmshared.engine.build import build_model, relative_difference
+from mmshared.engine.build import relative_difference
 from mmshared.engine.checkpoint import load_checkpoint_file
 from mmshared.sharing.state_dict import share_state_dict
 
@@ -252,26 +248,3 @@ def test_a_checkpoint_on_disk_has_the_ratio_of_the_parameters(mmpretrain, tmp_pa
         counts.append(sum(tensor.numel() for tensor in model.state_dict().values()))
         load_checkpoint(model, str(path), strict=True)
     assert sizes[0] / sizes[1] == pytest.approx(counts[0] / counts[1], rel=0.02)
-
-
-@pytest.mark.slow
-def test_the_command_writes_what_loading_makes(tmp_path):
-    config = ROOT / 'configs/shared_resnet/shared-resnet32-s8u1_b256_cifar10.py'
-    plain = build_model(Config.fromfile(config.with_name('resnet32_b256_cifar10.py')))
-    torch.save(dict(state_dict=plain.state_dict()), tmp_path / 'plain.pth')
-    tool = 'model_converters/dense_to_shared.py'
-    result = call(tool, config, tmp_path / 'plain.pth', tmp_path / 'shared.pth', '--rank-for-energy', '0.9')
-    assert result.returncode == 0, result.stderr
-    shared = build_model(Config.fromfile(config))
-    shared.load_state_dict(plain.state_dict())
-    written = load_checkpoint_file(str(tmp_path / 'shared.pth'))['state_dict']
-    assert written.keys() == shared.state_dict().keys()
-    kept, rank = re.search(r'layer3 .* (\d+\.\d)% │ +\d\.\d+ │ +(\d+) │', result.stdout).groups()
-    rows = torch.cat(
-        [conv.weight.flatten(1) for block in list(plain.backbone.layer3)[1:] for conv in (block.conv1, block.conv2)]
-    )
-    shares = torch.linalg.svdvals(rows).square().cumsum(0) / rows.square().sum()
-    assert shares[int(rank) - 1] >= 0.9 > shares[int(rank) - 2]
-    assert shares[31].item() < float(kept) / 100 < 1  # 32 shared filters, and four of each conv's own
-    again = call(tool, config, tmp_path / 'shared.pth', tmp_path / 'no.pth')
-    assert again.returncode == 1 and 'is shared already' in again.stderr and not (tmp_path / 'no.pth').exists()

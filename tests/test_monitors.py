@@ -14,7 +14,7 @@ from mmengine.logging import MessageHub
 from PIL import Image
 from torch import nn
 
-from helpers import ROOT, TIED, backbone, call, small, stage_banks, train
+from helpers import REPEATED, ROOT, TIED, backbone, call, small, stage_banks, train
 from mmshared import BasisHealthHook, GradientFlowHook, ProgressHook, SharingError
 from mmshared.analysis.logs import read_scalars
 from mmshared.analysis.plots import draw_curves, draw_metric
@@ -213,3 +213,8 @@ def test_progress_is_a_line_for_each_epoch_with_its_mean_loss(capsys):
     out, err = capsys.readouterr()
     first = 'epoch 2 of 3: loss 1.500, 0.0 minutes left'
     assert err.splitlines() == [first, 'validation: coco/bbox_mAP 0.500', 'epoch 3 of 3: loss 1.500'] and not out
+
+
+def test_what_is_not_in_common_is_not_watched(tmp_path, mmpretrain):
+    with pytest.raises(SharingError, match='GradientFlowHook watches what layers have in common'):
+        train(small(REPEATED), tmp_path, [GradientFlowHook(1)])

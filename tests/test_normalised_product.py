@@ -30,10 +30,10 @@ def separately(responses, norm, coefficients, bias):
 def found_by(work, responses, norm, coefficients, bias, grad):
     """What a form of the product gives: maps, gradients, running statistics."""
     norm = copy.deepcopy(norm)
-    given = [each.clone().requires_grad_() for each in (responses, coefficients, bias)]
+    given = [None if each is None else each.clone().requires_grad_() for each in (responses, coefficients, bias)]
     out = work(given[0].clone(), norm, *given[1:])
-    gradients = torch.autograd.grad(out, [*given, norm.weight, norm.bias], grad)
-    return [out.detach(), *gradients, norm.running_mean, norm.running_var]
+    learned = [each for each in (*given, norm.weight, norm.bias) if each is not None]
+    return [out.detach(), *torch.autograd.grad(out, learned, grad), *(each.to(responses) for each in norm.buffers())]
 
 
 @FORMATS
@@ -56,15 +56,19 @@ def test_it_is_as_accurate_as_a_batch_norm_and_a_product(layout, shape, out_chan
 
 
 @FORMATS
-def test_its_gradients_are_those_of_a_batch_norm_and_a_product(layout):
+@pytest.mark.parametrize('bias', [True, False], ids=['bias', 'none'])
+def test_its_gradients_are_those_of_a_batch_norm_and_a_product(layout, bias):
     norm = randomise_norms(nn.BatchNorm2d(5)).double()
-    given = [torch.randn(3, 5, 4, 4), norm, torch.randn(6, 5, 1, 1), torch.randn(6), torch.randn(3, 6, 4, 4)]
-    given = [
-        each.double().to(memory_format=layout) if each is not norm and each.dim() == 4 else each.double()
-        for each in given
-    ]
+    maps = [torch.randn(3, channels, 4, 4).double().to(memory_format=layout) for channels in (5, 6)]
+    coefficients = torch.randn(6, 5, 1, 1).double().to(memory_format=layout)
+    given = [maps[0], norm, coefficients, torch.randn(6).double() if bias else None, maps[1]]
     for found, expected in zip(found_by(normalised_product, *given), found_by(separately, *given)):
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_a_single_value_has_no_statistics():
+    with pytest.raises(ValueError, match='more than 1 value per channel'):
+        normalised_product(torch.randn(1, 5, 1, 1), nn.BatchNorm2d(5), torch.randn(6, 5, 1, 1), None)
 
 
 def test_the_responses_are_all_that_it_keeps_of_maps():

@@ -14,7 +14,7 @@ from mmengine.registry import MODELS, RUNNERS
 from PIL import Image
 from torch import nn
 
-from helpers import ROOT, call, evaluating, randomise_norms
+from helpers import ROOT, call, evaluating, image, randomise_norms
 from mmshared import SharingError, banks, fold_layers, share_layers
 from mmshared.engine.build import build_model
 from mmshared.engine.config import config_path
@@ -214,6 +214,20 @@ def test_a_detector_of_one_size_is_exported_at_that():
 class Undecided(Stem):
     def forward(self, images):
         return super().forward(images if images.mean() > 0 else -images)
+
+
+@pytest.mark.parametrize(
+    'integers, same, fits', [(False, 96, True), (False, 94, False), (True, 26, True), (True, 24, False)]
+)
+def test_so_many_detections_have_to_be_the_same(integers, same, fits):
+    boxes = torch.arange(400.0).view(100, 4)
+    expected = boxes, torch.rand(100), torch.zeros(100, dtype=torch.long)
+    found = boxes, expected[1], (torch.arange(100) >= same).long()  # the others are of another class
+    check = exported(detector(config(RETINANET))).check
+    told, accepted = check(found, expected, image(), integers)
+    assert accepted is fits and told.startswith(f'{2 * same} of the 200 detections of both are the same')
+    nothing = [each[:0] for each in expected]
+    assert check(nothing, nothing, image(), integers)[1] and not check(nothing, expected, image(), integers)[1]
 
 
 @pytest.mark.slow

@@ -1,10 +1,25 @@
 """The orthogonality loss: equal to the authors' formulas, and a loss like every other while a model trains."""
 
+import copy
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
-from helpers import BASIS, LAYERS, TIED, backbone, chain, evaluating, small, stage_banks, train
+from helpers import (
+    BASIS,
+    LAYERS,
+    TIED,
+    Classifier,
+    backbone,
+    chain,
+    evaluating,
+    image,
+    small,
+    stage_banks,
+    train,
+)
 from mmshared import OrthogonalityLossHook, SharingError, named_banks, share_layers
 from mmshared.hooks import orthogonality_loss, orthogonality_spaces
 
@@ -205,3 +220,17 @@ def test_a_model_without_a_basis_is_refused(mmpretrain, tmp_path):
     plain = backbone(depth=18, bank=None, num_stages=2, strides=(1, 2), dilations=(1, 1), out_indices=(1,))
     with pytest.raises(SharingError, match='found no filter basis in the model'):
         run(plain, tmp_path)
+
+
+def test_a_copy_of_a_hooked_model_has_a_loss_of_its_own(mmpretrain):
+    model = Classifier(small(TIED)).eval()
+    hook = OrthogonalityLossHook()
+    hook.before_train(SimpleNamespace(model=model))
+    twin = copy.deepcopy(model)
+    for banks in stage_banks(twin).values():
+        banks[0].filters.data *= 1.5
+    losses = [each(inputs=image(), labels=torch.tensor([0, 1]), mode='loss')['loss_orth'] for each in (model, twin)]
+    assert losses[1] > 2 * losses[0]
+    losses[1].backward()
+    assert all(p.grad is None for p in model.parameters())
+    assert sum(p.grad is not None for p in twin.parameters()) == 2

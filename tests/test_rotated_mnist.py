@@ -3,9 +3,7 @@
 import copy
 import functools
 import gzip
-import json
 import math
-import re
 import sys
 
 import numpy as np
@@ -19,10 +17,9 @@ from mmpretrain.registry import DATASETS
 from PIL import Image
 from torch import nn
 
-from helpers import ROOT, WITHOUT_ESCNN, call, randomise_norms
+from helpers import ROOT, WITHOUT_ESCNN, randomise_norms
 from mmshared import RotatedMNIST, SharingError
 from mmshared.analysis.complexity import count_multiply_adds, parameter_count
-from mmshared.analysis.gain import compare
 from mmshared.datasets.rotated_mnist import rotate
 from mmshared.engine.build import build_model, load_model, relative_difference
 
@@ -259,65 +256,3 @@ def test_without_escnn_a_steerable_network_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, 'escnn', None)
     with pytest.raises(SharingError, match='need escnn, which is not installed: pip install --no-deps escnn'):
         build_model(Config.fromfile(CONFIG))
-
-
-def test_multiply_adds_are_counted_for_images_of_one_channel():
-    conv = nn.Conv2d(1, 2, 3)
-    assert count_multiply_adds(conv, (1, 6, 5))[''] == 4 * 3 * 9 * 2
-    assert count_multiply_adds(nn.Conv2d(3, 2, 3), (6, 5))[''] == 4 * 3 * 9 * 2 * 3
-
-
-def test_the_share_of_a_gain_and_its_uncertainty():
-    runs = dict(baseline=[95.0, 95.2, 95.1], model=[95.5, 95.7, 95.6], better=[96.2, 96.0, 96.1])
-    found = compare(**runs)
-    assert found.share.value == pytest.approx(0.5) and found.gain.value == pytest.approx(1.0)
-    assert found.share.low < 0.5 < found.share.high
-    for model, share in (('baseline', 0), ('better', 1)):
-        assert compare(runs['baseline'], runs[model], runs['better']).share.value == pytest.approx(share)
-    # The more runs of the same spread, the surer: by Student's 95 % quantiles for 2 and 11 degrees of freedom.
-    more = compare(*(4 * each for each in runs.values()))
-    errors = [(each.gain.high - each.gain.low) / 2 for each in (found, more)]
-    assert 4.30 * 0.1 / math.sqrt(3) < errors[0] < 2 * 4.30 * 0.1 / math.sqrt(3)
-    assert errors[1] == pytest.approx(math.sqrt(2) * 2.2 * 0.1 * math.sqrt(8 / 11 / 12), rel=0.1)
-    # A single run has no spread to tell of, that of the model or another.
-    single = compare(runs['baseline'], [95.6], runs['better'])
-    assert single.gain == found.gain and str(single.share) == '0.50' and math.isnan(single.share.low)
-    assert str(compare([90.0], runs['model'], runs['better']).gain) == '6.10'
-    assert compare([90.0], [91.0], [90.0]).share is None
-    noisy = compare([90.0, 92.0, 94.0], runs['model'], runs['better'])
-    assert noisy.gain.low < 0 < noisy.gain.high and noisy.share is None
-
-
-def test_an_interval_is_that_of_n_minus_1_degrees_of_freedom():
-    # Of two runs the deviation is their difference over the root of 2; Student's 95 % quantile for one degree is 12.7.
-    gain = compare([90.0, 92.0], [95.0, 95.0], [99.0, 99.0]).gain
-    assert (gain.high - gain.low) / 2 == pytest.approx(12.7, rel=0.1)
-
-
-def test_the_shares_of_a_suite_are_printed(tmp_path):
-    for name, accuracies in dict(
-        cnn=[95.0, 95.1, 95.2], repeat=[95.4, 95.5, 95.6], c4=[96.0, 96.1, 96.2], alike=[95.0, 95.1, 95.3]
-    ).items():
-        for seed, accuracy in enumerate(accuracies):
-            (tmp_path / name / f'seed_{seed}').mkdir(parents=True)
-            (tmp_path / name / f'seed_{seed}/result.json').write_text(
-                json.dumps(dict(metric_name='accuracy/top1', metric=accuracy))
-            )
-    tool = 'analysis_tools/gain_share.py'
-    told = call(tool, tmp_path, 'repeat', '--baseline', 'cnn', '--better', 'c4').stdout
-    assert '| cnn | 3 | 95.10 | 0 |' in told and '| c4 | 3 | 96.10 | 1 |' in told
-    assert '| repeat | 3 | 95.50 | 0.40 (' in told and 'gain of c4 over cnn: 1.00 (' in told
-    for better, words in (
-        ('alike', 'The shares are not defined'),
-        ('none', 'has no finished run'),
-        ('cnn', '--baseline and --better must be two models'),
-    ):
-        result = call(tool, tmp_path, 'repeat', '--baseline', 'cnn', '--better', better)
-        assert words.lower() in (result.stdout + result.stderr).lower()
-    for content, words in (
-        (json.dumps(dict(metric_name='loss', metric=1)), 'The runs in .* by loss'),
-        ('{"metric', 'result.json is damaged'),
-    ):
-        (tmp_path / 'c4/seed_0/result.json').write_text(content)
-        result = call(tool, tmp_path, 'repeat', '--baseline', 'cnn', '--better', 'c4')
-        assert result.returncode == 1 and re.search(f'Error: .*{words}', result.stderr)

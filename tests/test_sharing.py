@@ -13,7 +13,6 @@ from torch import nn
 
 from helpers import BANKS, BASIS, LAYERS, TIED, backbone, chain, evaluating, image, randomise_norms, small, stage_banks
 from mmshared import (
-    FilterBasis,
     OrthonormalFilterBasis,
     SharedLayer,
     SharingError,
@@ -241,46 +240,6 @@ def norm_and_product(conv, x):
     return nn.functional.conv2d(conv.norm(x), conv.coefficients, conv.bias)
 
 
-@pytest.mark.parametrize('bias', [False, True])
-def test_the_norm_of_a_basis_in_one_product_is_a_norm_and_a_product(bias):
-    stage = nn.ModuleList(nn.Sequential(nn.Conv2d(8, 6, 3, padding=1, bias=bias)) for _ in range(3)).double()
-    share_layers(stage, ['0'], dict(type='FilterBasis', shared_rank=4, unique_rank=1, base_channels=8), own_blocks=0)
-    conv = randomise_norms(stage)[1][0]
-    twin, x = copy.deepcopy(stage)[1][0], torch.randn(4, 8, 7, 5, dtype=torch.double) + 2
-    gradients = []
-    for each, work in ((conv, conv), (twin, lambda x: norm_and_product(twin, x))):
-        for _ in range(2):
-            given = x.clone().requires_grad_()
-            out = work(given)
-            weights = torch.linspace(-1, 1, out.numel(), dtype=torch.double).view_as(out)
-            parameters = [each.bank.filters, *each.parameters()]
-            gradients.append(torch.autograd.grad((weights * out.square()).sum(), [given, *parameters]))
-    for found, expected in zip(gradients[1], gradients[3]):
-        assert torch.allclose(found, expected, rtol=1e-9, atol=1e-9 * expected.abs().max().item())
-    for found, expected in zip(conv.norm.state_dict().values(), twin.norm.state_dict().values()):
-        assert torch.allclose(found, expected, rtol=1e-12)
-    assert conv.norm.num_batches_tracked == 2
-
-
-@pytest.mark.parametrize('change', ['momentum', 'bfloat16', 'one value'])
-def test_the_norm_of_a_basis_is_itself_where_it_cannot_be_in_one_product(change):
-    stage = nn.ModuleList(nn.Sequential(nn.Conv2d(8, 6, 3, padding=1, bias=False)) for _ in range(2))
-    share_layers(stage, ['0'], dict(type='FilterBasis', shared_rank=4, unique_rank=1, base_channels=8), own_blocks=0)
-    conv, x = stage[0][0], torch.randn(4, 8, 6, 6)
-    if change == 'one value':
-        with pytest.raises(ValueError, match='more than 1 value per channel'):
-            conv(x[:1, :, :1, :1])
-        return
-    if change == 'momentum':  # as torch.optim.swa_utils.update_bn sets it
-        conv.norm.momentum = None
-    else:
-        stage.bfloat16()
-        x = x.bfloat16()
-    twin = copy.deepcopy(stage)[0][0]
-    assert torch.equal(conv(x), norm_and_product(twin, x))
-    assert torch.equal(conv.norm.running_var, twin.norm.running_var)
-
-
 @pytest.mark.parametrize('training', [True, False], ids=['training', 'eval'])
 @pytest.mark.parametrize('size', [2, 7], ids=['maps-smaller-than-filters', 'maps-larger-than-filters'])
 def test_a_basis_computes_the_same_by_either_branch(size, training):
@@ -296,15 +255,6 @@ def test_a_basis_computes_the_same_by_either_branch(size, training):
         gradients.append(torch.autograd.grad(work(given).square().sum(), [given, *parameters]))
     for found, expected in zip(*gradients):
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
-
-
-def test_a_conv_on_a_basis_keeps_the_responses_once():
-    stage = nn.ModuleList(nn.Sequential(nn.Conv2d(8, 6, 3, padding=1, bias=False)) for _ in range(2))
-    share_layers(stage, ['0'], dict(type='FilterBasis', shared_rank=4, unique_rank=1, base_channels=8), own_blocks=0)
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
-        stage[0][0](torch.randn(2, 8, 9, 9))
-    assert len({tensor.data_ptr() for tensor in kept if tensor.shape == (2, 5, 9, 9)}) == 1
 
 
 def test_norm_eval_holds_for_the_norms_of_a_basis(library):
@@ -538,9 +488,3 @@ class TestFit:
             for conv in bank.layers:
                 assert (conv.unique.flatten(1) @ bank.filters.flatten(1).T).abs().max() < 1e-5 if unique_rank else True
         assert errors[0] > errors[1] > errors[2]
-
-
-def test_public_names():
-    import mmshared
-
-    assert mmshared.FilterBasis is FilterBasis and all(hasattr(mmshared, name) for name in mmshared.__all__)

@@ -3,9 +3,13 @@
 import json
 
 import pytest
+from mmengine.config import Config
+from torch import nn
 
 from helpers import ROOT, call
-from mmshared.analysis.complexity import complexity
+from mmshared import banks
+from mmshared.analysis.complexity import complexity, count_multiply_adds, sharing_groups
+from mmshared.engine.build import build_model
 from mmshared.engine.config import load_config
 
 pytestmark = pytest.mark.slow  # a tool
@@ -41,3 +45,40 @@ def test_of_a_detector_with_a_teacher_the_maps_are_the_teachers():
     config = 'mmdet::soft_teacher/soft-teacher_faster-rcnn_r50-caffe_fpn_180k_semi-0.1-coco.py'
     alone = complexity(load_config('mmdet::faster_rcnn/faster-rcnn_r50-caffe_fpn_1x_coco.py'), (64, 64))
     assert complexity(load_config(config), (64, 64))['macs'] == alone['macs'] > 0
+
+
+@pytest.mark.parametrize(
+    'name',
+    [
+        'shared_resnet/shared-resnet32-s16u1-double_b256_cifar10.py',
+        'repeatnet/repeat-resnet-w2-linear_b128_cifar10.py',
+        'repeatnet/repeat-vgg4-swish_b128_cifar10.py',
+        'small/faster-rcnn_r50-narrow-shared_6e_digits.py',
+    ],
+)
+def test_the_report_of_groups_adds_up(name):
+    cfg = Config.fromfile(ROOT / 'configs' / name)
+    model, totals = build_model(cfg), complexity(cfg, (64, 64))
+    rows = sharing_groups(model, (64, 64))
+    assert (
+        sum(row['shared'] + row['own'] - row['plain'] for row in rows)
+        == totals['parameters'] - totals['plain_parameters']
+    )
+    assert sum(row['macs'] - row['plain_macs'] for row in rows) == totals['macs'] - totals['plain_macs']
+    layers = [model.get_submodule(f'{row["stage"]}.{layer}'.lstrip('.')) for row in rows for layer in row['layers']]
+    assert layers == [layer for bank in banks(model) for layer in bank.layers]
+
+
+def test_the_report_is_printed_and_written(tmp_path):
+    config, written = ROOT / 'configs/shared_resnet/shared-resnet32-s16u1_b256_cifar10.py', tmp_path / 'report.json'
+    result = call('analysis_tools/sharing_report.py', config, '--shape', 32, 32, '--json', written)
+    assert 'parameters of the whole model: 197,258, plain 464,154 (-57.5%)' in result.stdout, result.stderr
+    report = json.loads(written.read_text())
+    assert [row['stage'] for row in report['groups']] == [f'backbone.layer{i}' for i in (1, 2, 3)]
+    assert report['totals']['parameters'] == 197_258
+
+
+def test_multiply_adds_are_counted_for_images_of_one_channel():
+    conv = nn.Conv2d(1, 2, 3)
+    assert count_multiply_adds(conv, (1, 6, 5))[''] == 4 * 3 * 9 * 2
+    assert count_multiply_adds(nn.Conv2d(3, 2, 3), (6, 5))[''] == 4 * 3 * 9 * 2 * 3

@@ -121,10 +121,10 @@ print('end')
     assert python(code).splitlines()[-1] == 'end'
 
 
-def test_what_a_library_is_made_of_is_a_public_name_too():
+def test_public_names_are_there_also_those_made_of_a_library():
     import mmshared
     from mmshared.datasets.rotated_mnist import RotatedMNIST
 
-    assert mmshared.RotatedMNIST is RotatedMNIST
+    assert mmshared.RotatedMNIST is RotatedMNIST and all(hasattr(mmshared, name) for name in mmshared.__all__)
     with pytest.raises(AttributeError, match="'mmshared' has no attribute 'NoSuchName'"):
         getattr(mmshared, 'NoSuchName')  # noqa: B009

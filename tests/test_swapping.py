@@ -32,6 +32,7 @@ from mmshared import (
     SharedLayer,
     TiedFilters,
     banks,
+    named_banks,
     repeated_layers,
     share_layers,
 )
@@ -39,7 +40,8 @@ from mmshared.analysis.sweep import Outcome, Sweep, backbones_of, build_part, co
 from mmshared.backbones import make_twins
 from mmshared.backbones.mmdet import SharedResNet
 from mmshared.engine.build import build_empty, relative_difference
-from mmshared.engine.config import config_path, plain_twin
+from mmshared.engine.config import config_path, load_config, merge_options, plain_twin
+from mmshared.engine.runner import check_config
 
 # A config of each kind, and the size of its images where that matters.
 DETECTORS = {
@@ -296,17 +298,21 @@ def test_a_swap_by_three_lines_and_one_by_options_are_the_same(tmp_path):
         "model = dict(backbone=dict(type='SharedResNet',\n"
         "    sharing=dict(groups=['conv2'], bank=dict(type='TiedFilters'))))"
     )
-    mine = Config.fromfile(tmp_path / 'mine.py')
-    mine.model.pop('_scope_')  # which library the base config is of
-    options = Config.fromfile(config_path('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'))
-    options.merge_from_dict(
-        {
-            'model.backbone.type': 'SharedResNet',
-            'model.backbone.sharing.groups': ['conv2'],
-            'model.backbone.sharing.bank.type': 'TiedFilters',
-        }
+    mine, options = (
+        load_config(str(each)) for each in (tmp_path / 'mine.py', 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py')
     )
-    assert mine.model == options.model
+    swap = {'type': 'SharedResNet', 'sharing.groups': ['conv2'], 'sharing.bank.type': 'TiedFilters'}
+    merge_options(options, {f'model.backbone.{key}': value for key, value in swap.items()})
+    networks = []
+    for cfg in (mine, options):
+        check_config(cfg)
+        networks.append(build_empty(cfg))
+    assert (
+        list(named_banks(networks[0]))
+        == list(named_banks(networks[1]))
+        == [f'backbone.layer{i}.conv2' for i in range(1, 5)]
+    )
+    assert networks[0].state_dict().keys() == networks[1].state_dict().keys()
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch(mmpretrain, tmp_path):
