@@ -387,7 +387,7 @@ def draw_tradeoff(panels: dict[str, Tradeoff], out: Path) -> None:
                     np.array(sizes) / 1e3, means, yerr=widths, color=colours[method], capsize=3, ms=5, **looks[form]
                 )
         axis.set(title=title, xlabel='kB of the ONNX model', ylabel=panel.metric, xscale='log')
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter('{x:,.0f}')
         axis.xaxis.set_minor_formatter(NullFormatter())
         axis.grid(alpha=0.3)
