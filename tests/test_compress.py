@@ -311,12 +311,12 @@ class TestPipeline:
         assert before == {path.name: path.stat().st_mtime_ns for path in work_dir.iterdir() if path.is_file()}
 
     def test_two_processes_make_what_one_makes(self, config, checkpoint, tmp_path):
-        arguments = ['--keep', '0.5', '--images', '16', '--steps', '2', '--epochs', '0', '--work-dir']
+        arguments = ['--keep', '0.5', '--images', '16', '--steps', '2', '--work-dir']
         found = in_two_ranks(tmp_path, 'compress.py', config, checkpoint, *arguments, tmp_path / 'two')
         assert [each.returncode for each in found] == [0, 0], found
         assert call('compress.py', config, checkpoint, *arguments, tmp_path / 'one').returncode == 0
         files = [{path.name for path in (tmp_path / name).iterdir()} for name in ('one', 'two')]
-        assert files[0] == files[1] >= {'plan.json', 'converted.pth', 'folded.pth', 'report.html'}
+        assert files[0] == files[1] >= {'plan.json', 'finetuned.pth', 'folded.pth', 'report.html'}
         moments = [load_checkpoint_file(str(tmp_path / name / 'moments.pth')) for name in ('one', 'two')]
         for name, moment in moments[0].items():  # of patches that are drawn from each batch
             torch.testing.assert_close(moments[1][name].diagonal().sum(), moment.diagonal().sum(), rtol=0.1, atol=0)
