@@ -96,13 +96,11 @@ def find_groups(model: nn.Module, share: bool = True) -> list[Group]:
         share (bool): Whether layers may share. If not, each layer of these groups is a group of its own. Defaults to
             True.
     """
-    empty = copy.deepcopy(model).to('meta')
+    empty = _without_values(model)
     places, least = plain_layers(empty), _LARGE * size_of(model).parameters
     found = [(each.stage, each.group, each.layers) for each in repeated_layers(empty, own_blocks=0)]
     repeated = {name for _, _, layers in found for name in layers}
     found += [(*_split(name), (name,)) for name in places if name not in repeated]
-    untied = plain_layers(model).keys()  # a copy without values ties nothing
-    found = [each for each in found if untied >= {*each[2]}]
     found = [each for each in found if _size_of_weights(places, each[2]).parameters >= least]
     if not share:
         found = [(*_split(name), (name,)) for _, _, names in found for name in names]
@@ -114,6 +112,14 @@ def find_groups(model: nn.Module, share: bool = True) -> list[Group]:
         if ladders:
             groups.append(Group(stage, group, names, size, ladders))
     return groups
+
+
+def _without_values(model: nn.Module) -> nn.Module:
+    """A copy of a network on the meta device. Tied tensors stay tied, which they do not by ``to('meta')``."""
+    memo: dict[int, Any] = {id(each): each.detach().to('meta') for each in model.buffers()}
+    for each in model.parameters():
+        memo[id(each)] = nn.Parameter(each.detach().to('meta'), each.requires_grad)
+    return copy.deepcopy(model, memo)
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -473,10 +479,10 @@ def check_plan(plan: Plan, model: nn.Module, source: str) -> Plan:
     """
     if not all(isinstance(row.layers, list) for row in plan.rows):
         raise SharingError(f'{source} is not a plan: the layers of a row are a list of names.')
-    empty = copy.deepcopy(model).to('meta')
-    places, untied, rows = plain_layers(empty), plain_layers(model), []
+    empty = _without_values(model)
+    places, rows = plain_layers(empty), []
     for row in plan.rows:
-        missing = [name for name in row.layers if name not in untied]
+        missing = [name for name in row.layers if name not in places]
         if missing or not row.layers:
             raise SharingError(
                 f'{source} is of another network: this one has no layer {"".join(missing[:1])} to share.'

@@ -44,12 +44,16 @@ def config_path(name: str) -> str:
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's message; its type if it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    return _lines_of(error)[0][:200]
 
 
 def reason_in(error: Exception) -> str:
     """The last line of an error's message, which says most; its type if it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[-1]
+    return _lines_of(error)[-1]
+
+
+def _lines_of(error: BaseException) -> list[str]:
+    return (str(error).strip() or type(error).__name__).splitlines()
 
 
 def load_config(name: str) -> Config:
