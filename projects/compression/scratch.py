@@ -12,7 +12,7 @@ from results import Result, as_onnx, evaluated, image_shape, parser_of, read_con
 
 from mmshared.compress.steps import digest_of
 from mmshared.engine.runner import SharingRunner
-from mmshared_cli import errors_in_a_sentence, stdout_if
+from mmshared_cli import errors_in_a_sentence
 
 
 @errors_in_a_sentence()
@@ -29,13 +29,12 @@ def main() -> None:
         training, folder = copy.deepcopy(cfg), args.work_dir / data / f'{result.name}_{digest_of([cfg.to_dict()])[:8]}'
         training.merge_from_dict(dict(randomness=dict(seed=seed), work_dir=str(folder), resume=True))
         training.val_cfg = training.val_dataloader = training.val_evaluator = None
-        with stdout_if(False):
-            runner = SharingRunner.from_cfg(training)
-            runner.model.to(memory_format=torch.channels_last)  # a step on a CPU is shorter by a seventh
-            network = runner.train()
-            shape = image_shape(network, cfg)
-            networks = dict(trained=evaluated(network, cfg, folder, shape))
-            networks |= as_onnx(network, cfg, folder, shape, networks['trained']['metrics'])
+        runner = SharingRunner.from_cfg(training)
+        runner.model.to(memory_format=torch.channels_last)  # a step on a CPU is shorter by a seventh
+        network = runner.train()
+        shape = image_shape(network, cfg)
+        networks = dict(trained=evaluated(network, cfg, folder, shape))
+        networks |= as_onnx(network, cfg, folder, shape, networks['trained']['metrics'])
         result.write(data, networks)
 
 
