@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.registry import MODELS
 
 from helpers import ROOT, call, in_two_ranks, randomise_norms
@@ -296,8 +297,11 @@ class TestPipeline:
         assert plan.parameters <= 0.5 * plan.plain.parameters
 
         written = (work_dir / 'compressed.py').read_text()
-        assert written.startswith("_base_ = '../classifier.py'\nmodel = dict(")
+        assert written.startswith("_base_ = '../classifier.py'\ncustom_imports = dict(imports=['mmshared'], allow")
         cfg = load_config(str(work_dir / 'compressed.py'))
+        noted = Config.fromstring(load_checkpoint_file(str(work_dir / 'finetuned.pth'))['meta']['cfg'], '.py')
+        assert noted.custom_imports == cfg.custom_imports and noted.runner_type == cfg.runner_type == 'SharingRunner'
+        assert 'optim_wrapper.optimizer.lr=0.003' in (work_dir / 'report.html').read_text()
         shared = load_model(cfg, str(work_dir / 'finetuned.pth')).eval()
         assert size_of(shared).parameters == plan.parameters and len(banks(shared)) == len(plan.sharing())
         folded = load_model(load_config(str(work_dir / 'folded.py')), str(work_dir / 'folded.pth'))
@@ -310,12 +314,23 @@ class TestPipeline:
         assert call('compress.py', *arguments).returncode == 0
         assert before == {path.name: path.stat().st_mtime_ns for path in work_dir.iterdir() if path.is_file()}
 
+    def test_another_fine_tuning_leaves_the_first_as_it_was(self, config, checkpoint, tmp_path, capsys):
+        work_dir, trained = tmp_path / 'work', []
+        for epochs in (1, 2, 1):
+            compression(config, checkpoint, work_dir, epochs=epochs).run()
+            trained.append(load_checkpoint_file(str(work_dir / 'finetuned.pth'))['state_dict'])
+            logs = {path for path in work_dir.glob('finetuned-*/*/*.log') if 'Epoch(train)' in path.read_text()}
+        assert len(list(work_dir.glob('finetuned-*'))) == len(logs) == 2  # the third had nothing left to train
+        same = [all(torch.equal(each[key], trained[0][key]) for key in each) for each in trained]
+        assert same == [True, False, True]
+
     def test_two_processes_make_what_one_makes(self, config, checkpoint, tmp_path):
         arguments = ['--keep', '0.5', '--images', '16', '--steps', '2', '--work-dir']
         found = in_two_ranks(tmp_path, 'compress.py', config, checkpoint, *arguments, tmp_path / 'two')
         assert [each.returncode for each in found] == [0, 0], found
         assert call('compress.py', config, checkpoint, *arguments, tmp_path / 'one').returncode == 0
-        files = [{path.name for path in (tmp_path / name).iterdir()} for name in ('one', 'two')]
+        folders = [(tmp_path / name).iterdir() for name in ('one', 'two')]
+        files = [{re.sub('finetuned-.*', 'finetuned-', path.name) for path in each} for each in folders]
         assert files[0] == files[1] >= {'plan.json', 'finetuned.pth', 'folded.pth', 'report.html'}
         moments = [load_checkpoint_file(str(tmp_path / name / 'moments.pth')) for name in ('one', 'two')]
         for name, moment in moments[0].items():  # of patches that are drawn from each batch

@@ -25,7 +25,7 @@ from mmengine.runner import Runner, find_latest_checkpoint
 from rich.console import Console
 from torch import Tensor, nn
 
-from ..analysis.logs import read_scalars
+from ..analysis.logs import Curve, read_scalars
 from ..analysis.plots import detections_in
 from ..convert.fold import fold_model
 from ..engine.build import build_model, is_detector, load_model
@@ -107,6 +107,7 @@ class Compression:
     ``compressed.py``         the config of the shared network
     ``converted.pth, .json``  its checkpoint and metrics before any training
     ``finetuned.pth, .json``  the same after fine-tuning, with the plain network as the teacher
+    ``finetuned-...``         the work dir of that training; another one, of more epochs for example, has its own
     ``folded.pth, .py``       the plain network that it equals, and its config
     ``report.html, .json``    the report
     ========================  ======================================================================
@@ -204,12 +205,14 @@ class Compression:
             console.print(plan.table())
         cfg, last = self.convert(steps)
         networks = dict(plain=plain, converted=Network(cfg, last, self.evaluate(steps, 'converted', cfg, last)))
+        curves: dict[str, Curve] = {}
         if self.epochs:
-            last = self.fine_tune(steps, cfg, last)
+            last, training = self.fine_tune(steps, cfg, last)
             networks['finetuned'] = Network(cfg, last, self.evaluate(steps, 'finetuned', cfg, last))
+            curves = read_scalars(training)
         steps('folded.pth', [cfg.to_dict(), last], partial(self.write_folded, cfg, last))
         sources = [plan.to_json(), *(source for each in networks.values() for source in each[1:])]
-        return steps('report.html', sources, partial(self.write_report, networks, plan))
+        return steps('report.html', sources, partial(self.write_report, networks, plan, curves))
 
     def check(self) -> None:
         """Raise a :class:`SharingError` for what can be known to be wrong before anything has run."""
@@ -219,7 +222,7 @@ class Compression:
             raise SharingError(f'The config has no {" and no ".join(missing)}, which compression needs.')
         if shares(self.cfg.model):
             raise SharingError('The network of this config shares already: give the config of the plain network.')
-        if self.epochs and 'lr' not in (self.cfg.optim_wrapper.get('optimizer') or {}):
+        if self.epochs and learning_rate(self.cfg) is None:
             raise SharingError(
                 'The config has no optim_wrapper.optimizer.lr, of which the fine-tuning takes a share: set it, or '
                 'give 0 epochs.'
@@ -344,9 +347,9 @@ class Compression:
         write_text(path, make_plan(self.groups, options, self.size, *budget.limit(self.size)).to_json())
 
     def plan_in(self, steps: Steps) -> Plan:
-        """The plan in a folder."""
+        """The plan in a folder, which may have been edited there."""
         path = steps.folder / 'plan.json'
-        return Plan.from_json(path.read_text(), str(path))
+        return check_plan(Plan.from_json(path.read_text(), str(path)), self.model, str(path))
 
     def search(self, plain: dict[str, float]) -> Steps:
         """The folder of the smallest network whose first metric drops by no more than ``max_drop``, by bisection."""
@@ -385,7 +388,7 @@ class Compression:
                 self.bare.dump(base)
             if '::' not in base:
                 base = relative(base, path.parent)
-            write_text(path, plan.config(base, self.bare.model.type))
+            write_text(path, plan.config(base, self.bare))
 
         def write_checkpoint(path: Path) -> None:
             model, loader = build_model(cfg), calibration_loader(self.bare, self.images)
@@ -394,31 +397,27 @@ class Compression:
                 save_checkpoint(converted(model.cpu().state_dict(), self.checkpoint, cfg), path)
 
         config = steps('compressed.py', [plan.to_json(), self.base, self.bare.to_dict()], write_config)
-        cfg = copy.deepcopy(self.bare)
-        cfg.model = load_config(str(config)).model
+        cfg, shared = copy.deepcopy(self.bare), load_config(str(config))
+        cfg.update({key: shared[key] for key in ('custom_imports', 'runner_type', 'model')})
         sources = [without_training(cfg), *self.sources, self.folder / 'moments.pth', self.steps]
         return cfg, steps('converted.pth', sources, write_checkpoint, together=True)
 
-    def fine_tune(self, steps: Steps, cfg: Config, checkpoint: Path) -> Path:
-        """Fine-tune the shared network with the plain one as the teacher; returns its checkpoint."""
+    def fine_tune(self, steps: Steps, cfg: Config, checkpoint: Path) -> tuple[Path, Path]:
+        """Fine-tune the shared network with the plain one as the teacher; returns its checkpoint and the work dir of
+        the training."""
         without_path = fine_tuning(cfg, self.epochs, '').to_dict()
         cfg = fine_tuning(cfg, self.epochs, self.checkpoint)
         sources = [without_path, Path(self.checkpoint), checkpoint]
+        folder = steps.folder / f'finetuned-{digest_of(sources)[:8]}'
 
         def make(path: Path) -> None:
-            folder = path.with_suffix('')
-            note, digest = folder / 'sources', digest_of(sources)
-            if is_main_process() and not (note.is_file() and note.read_text() == digest):
-                shutil.rmtree(folder, ignore_errors=True)  # of another network
-                folder.mkdir()
-                note.write_text(digest)
             begun = has_begun(folder)
             self.runner(cfg, folder, resume=begun, load_from=None if begun else str(checkpoint)).train()
             if is_main_process():
                 trained = state_dict_of(load_checkpoint_file(find_latest_checkpoint(str(folder))))
                 save_checkpoint(converted(trained, self.checkpoint, cfg), path)
 
-        return steps('finetuned.pth', sources, make, together=True)
+        return steps('finetuned.pth', sources, make, together=True), folder
 
     def write_folded(self, cfg: Config, checkpoint: Path, path: Path) -> None:
         """Fold the shared network into the plain one that it equals."""
@@ -428,8 +427,8 @@ class Compression:
         folded.config.dump(path.with_suffix('.py'))
         save_checkpoint(converted(folded.plain.state_dict(), str(checkpoint), folded.config), path)
 
-    def write_report(self, networks: dict[str, Network], plan: Plan, path: Path) -> None:
-        """Write the report on the networks."""
+    def write_report(self, networks: dict[str, Network], plan: Plan, curves: dict[str, Curve], path: Path) -> None:
+        """Write the report on the networks and the curves of the fine-tuning."""
         models = {name: load_model(each.cfg, str(each.checkpoint)) for name, each in networks.items()}
         batch = next(iter(calibration_loader(self.bare, 1)))
         measured = measure(models, batch)
@@ -442,9 +441,9 @@ class Compression:
                 {name: dict(measured[name], metrics=each.metrics) for name, each in networks.items()},
                 next(iter(networks['plain'].metrics), ''),  # a detector that finds nothing has none
                 [dict(asdict(row), bank=row.bank['type'] if row.bank else '', rank=row.rank) for row in plan.rows],
-                read_scalars(path.with_name('finetuned')) if self.epochs else {},
+                curves,
                 self.detections(networks) if is_detector(self.model) else {},
-                commands(path.parent, last, shape),
+                commands(path.parent, last, shape, learning_rate(self.cfg)),
             ),
             path.parent,
         )
@@ -468,13 +467,19 @@ def without_training(cfg: Config) -> dict:
     return {key: value for key, value in cfg.to_dict().items() if key not in _TRAINING}
 
 
+def learning_rate(cfg: Config) -> float | None:
+    """The learning rate that a fine-tuning starts at; None if the config of the plain network has none."""
+    rate = ((cfg.get('optim_wrapper') or {}).get('optimizer') or {}).get('lr')
+    return None if rate is None else _LR * rate
+
+
 def fine_tuning(cfg: Config, epochs: int, teacher: str) -> Config:
     """The config of a short fine-tuning: a small part of the learning rate with a cosine schedule, distillation from
     the checkpoint of the plain network, no validation."""
     cfg = copy.deepcopy(cfg)
     cfg.train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=epochs)
     cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
-    cfg.optim_wrapper.optimizer.lr *= _LR
+    cfg.optim_wrapper.optimizer.lr = learning_rate(cfg)
     cfg.param_scheduler = dict(type='CosineAnnealingLR', T_max=epochs, by_epoch=True, convert_to_iter_based=True)
     cfg.setdefault('default_hooks', {})
     # Of two checkpoints one is whole while the other is written.
@@ -496,12 +501,15 @@ def relative(path: str, folder: Path) -> str:
         return osp.abspath(path)
 
 
-def commands(folder: Path, checkpoint: Path, shape: Sequence[int]) -> dict[str, str]:
-    """Commands that use a compressed network, whose images have a shape, (C, H, W)."""
+def commands(folder: Path, checkpoint: Path, shape: Sequence[int], lr: float | None) -> dict[str, str]:
+    """Commands that use a compressed network, whose images have a shape, (C, H, W). Further training has a learning
+    rate, or that of the config."""
     config, plain, small = folder / 'compressed.py', folder / 'folded.pth', folder / 'small.onnx'
+    rate = [] if lr is None else [f'optim_wrapper.optimizer.lr={lr:g}']
     words: dict[str, list[Any]] = {
         'Evaluate it': ['test', config, checkpoint],
-        'Train it further': ['train', config, '--cfg-options', f'load_from={checkpoint}'],
+        'Train it further': ['train', config, '--work-dir', folder / 'further', '--cfg-options']
+        + [f'load_from={checkpoint}', *rate],
         'Evaluate the plain network that it equals': ['test', plain.with_suffix('.py'), plain],
         'Write it as a small ONNX model': ['fold', config, checkpoint, plain, '--onnx', small]
         + ['--keep-shared', '--int8', '--shape', *shape],

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
+from mmengine.config import Config
 from rich.table import Table
 from scipy.interpolate import PchipInterpolator
 from scipy.optimize import Bounds, LinearConstraint, milp
@@ -408,14 +409,19 @@ class Plan:
             table.add_row(row.stage, row.group, *numbers, bank, row.rank, _known(row.cost))
         return table
 
-    def config(self, base: str, model: str) -> str:
-        """The text of a config of the shared network.
+    def config(self, base: str, plain: Config) -> str:
+        """The text of a config of the shared network, which the tools of mmdet and mmpretrain take too.
 
         Args:
             base (str): The config of the plain network: its name in a library, or its path from the new config.
-            model (str): The type of its model.
+            plain (Config): What is in it.
         """
-        lines = [f'_base_ = {base!r}', 'model = dict(', f'    type={shared_type(model)!r},', '    sharing=[']
+        imports = (plain.get('custom_imports') or {}).get('imports', [])
+        imports = [*([imports] if isinstance(imports, str) else imports), 'mmshared']
+        lines = [f'_base_ = {base!r}']
+        lines += [f'custom_imports = {_call(dict(imports=[*dict.fromkeys(imports)], allow_failed_imports=False))}']
+        lines += [f'runner_type = {plain.get("runner_type", "SharingRunner")!r}']
+        lines += ['model = dict(', f'    type={shared_type(plain.model.type)!r},', '    sharing=[']
         for row in self.rows:
             if row.bank is not None:
                 lines.append(f'        # {row.name}: {row.after:,} of {row.before:,} parameters')
