@@ -59,6 +59,22 @@ def test_batch_norms_that_are_called_elsewhere_are_left_there(mmpretrain):
     assert type(network.norm) is nn.BatchNorm2d and relative_difference([network(x)], [model(x)]) < 1e-5
 
 
+def test_a_batch_norm_that_does_not_read_a_conv_alone_is_not_fused():
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+
+        def forward(self, x):
+            y = self.conv(x)
+            return y + self.norm(y).relu()
+
+    model, x = evaluating(randomise_norms(nn.Sequential(Both(), Both()))), image()
+    share_layers(model, layers=r'\d\.conv', bank=TIED)
+    network = deploy(model, x)
+    assert not banks(network) and relative_difference([network(x)], [model(x)]) < 1e-5
+
+
 def test_the_form_that_is_faster_is_deployed(mmpretrain, monkeypatch):
     model = evaluating(backbone(depth=34, groups=['conv[12]'], bank=BASIS))
     x, kinds = image(32), []

@@ -273,6 +273,8 @@ def test_the_difference_of_outputs_is_the_largest_and_no_number_is_one():
         assert relative_difference(found, ones) == pytest.approx(expected)
     found[0][0] = float('nan')
     assert not relative_difference(found, ones) < 1e9
+    none = torch.zeros(3)
+    assert relative_difference([none, ones[0]], [none, ones[0]]) == 0 and relative_difference([ones[0]], [none]) > 1e9
 
 
 @pytest.mark.slow

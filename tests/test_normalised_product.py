@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from helpers import randomise_norms
-from mmshared import share_layers
+from mmshared import fold_layers, share_layers
 from mmshared.sharing.normalised_product import normalised_product
 
 FORMATS = pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last], ids=['contiguous', 'last'])
@@ -53,6 +53,24 @@ def test_it_is_as_accurate_as_a_batch_norm_and_a_product(layout, shape, out_chan
     for truth, found, usual in zip(exact, found_by(normalised_product, *given), found_by(separately, *given)):
         error, usual_error = ((each - truth).norm() / truth.norm() for each in (found, usual))
         assert error < 2 * usual_error + 1e-6
+
+
+def test_norms_may_be_more_exact_than_the_weights():
+    blocks = nn.ModuleList(
+        nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), randomise_norms(nn.BatchNorm2d(8))) for _ in range(2)
+    )
+    for conv, _ in blocks:
+        conv.to(torch.bfloat16)
+    share_layers(blocks, ['0'], dict(type='FilterBasis', shared_rank=4, unique_rank=1, base_channels=8), own_blocks=0)
+    network, x = nn.Sequential(*blocks), torch.randn(4, 8, 9, 9, dtype=torch.bfloat16)
+    assert {each.weight.dtype for each in network.modules() if isinstance(each, nn.BatchNorm2d)} == {torch.float32}
+    exact = copy.deepcopy(network).float()
+    for mode in (True, False):
+        found, expected = network.train(mode)(x), exact.train(mode)(x.float())
+        assert found.dtype == torch.bfloat16
+        assert (found - expected).norm() < 0.02 * expected.norm()
+        found.sum().backward()
+    torch.testing.assert_close(fold_layers(copy.deepcopy(network))(x), network(x), rtol=0.05, atol=0.05)
 
 
 @FORMATS

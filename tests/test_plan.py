@@ -208,6 +208,24 @@ class TestCosts:
         options = predict_costs(groups, CostMeter(network, batches(), {}))
         assert [len(each) == 1 for each in options] == [False, False, False, False, True]
 
+    def test_an_output_that_is_the_same_for_all_images_says_nothing(self):
+        class Several(Network):
+            names = ('logits', 'dead')
+
+            def forward(self, *args, **kwargs):
+                y = super().forward(*args, **kwargs)[:, None]
+                parts = dict(logits=y, dead=0 * y)
+                return {name: parts[name] for name in self.names}
+
+        network, layers, costs = Several(), ['blocks.0.2', 'blocks.1.2'], []
+        for names in (('logits',), ('logits', 'dead')):
+            network.names = names
+            costs.append(CostMeter(network, batches(), {})(layers, TIED))
+        assert costs[0] == costs[1] > 0
+        network.names = ('dead',)
+        with pytest.raises(SharingError, match='the same for all calibration images'):
+            CostMeter(network, batches(), {})(layers, TIED)
+
     def test_each_is_measured_once_also_by_a_later_process(self, tmp_path):
         network, groups = Network(), groups_of()
         first, again = (CostMeter(network, batches(), {}, tmp_path / 'costs.json') for _ in range(2))

@@ -7,7 +7,7 @@ from mmengine.config import Config
 from torch import nn
 
 from helpers import ROOT, call
-from mmshared import banks
+from mmshared import banks, share_layers
 from mmshared.analysis.complexity import complexity, count_multiply_adds, sharing_groups
 from mmshared.engine.build import build_model
 from mmshared.engine.config import load_config
@@ -76,6 +76,32 @@ def test_the_report_is_printed_and_written(tmp_path):
     report = json.loads(written.read_text())
     assert [row['stage'] for row in report['groups']] == [f'backbone.layer{i}' for i in (1, 2, 3)]
     assert report['totals']['parameters'] == 197_258
+
+
+class Encoder(nn.Module):
+    """An encoder whose attentions have a fused kernel without gradients."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True) for _ in range(3))
+
+    def forward(self, x):
+        x = x.flatten(2).mT.repeat(1, 1, 8)
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def test_multiply_adds_of_projections_count_for_their_attention():
+    tokens, width = 16, 8
+    products = tokens * (4 * width**2 + 2 * 16 * width)
+    network = Encoder()
+    share_layers(network, groups=['self_attn.out_proj', 'linear1'], bank=dict(type='RelaxedTie', rank=2))
+    network.layers[1].eval()
+    assert count_multiply_adds(network, (1, 4, 4))[''] == count_multiply_adds(Encoder(), (1, 4, 4))[''] == 3 * products
+    assert [layer.training for layer in network.layers] == [True, False, True]
+    found = {row['group']: (row['macs'], row['plain_macs']) for row in sharing_groups(network, (1, 4, 4))}
+    assert found == {'self_attn.out_proj': (None, None), 'linear1': (2 * tokens * 16 * width,) * 2}
 
 
 def test_multiply_adds_are_counted_for_images_of_one_channel():

@@ -121,19 +121,6 @@ def deep():
     return nn.Sequential(*[nn.Conv2d(4, 4, 3, padding=1) for _ in range(4)])
 
 
-def test_a_limit_splits_the_pass_and_changes_nothing():
-    model, batches, names = deep(), [torch.randn(2, 4, 8, 8)], ['1', '2', '3']
-    calls = []
-    model.register_forward_pre_hook(lambda *_: calls.append(1))
-    whole = collect_moments(model, batches, names)
-    assert len(calls) == 1
-    parts = collect_moments(model, batches, names, limit=2 * 8 * 36**2 / 1e9)
-    assert len(calls) == 3
-    assert all(torch.equal(whole[name], parts[name]) for name in names)
-    with pytest.raises(SharingError, match='The moments of 1 alone take .* more than the limit'):
-        collect_moments(model, batches, names, limit=1e-6)
-
-
 def test_a_process_without_images_is_refused():
     with pytest.raises(SharingError, match='take at least as many images as there are processes'):
         collect_moments(deep(), [], ['1'])

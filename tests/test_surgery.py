@@ -89,12 +89,14 @@ def test_every_bank_folds_a_conv_and_a_linear(kind, layer):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('kind', KINDS)
-def test_torch_exports_every_bank_once(kind):
-    network, x = evaluating(chain(LAYERS['conv'])), torch.randn(2, 16, 8, 8)
-    share_layers(network, groups=['0'], bank=KINDS[kind])
-    program = torch.export.export(network, (x,))
-    torch.testing.assert_close(program.module()(x), network(x), rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize('bank', [*KINDS.values(), dict(BASIS, shared_rank=64)], ids=[*KINDS, 'basis-of-high-rank'])
+def test_torch_exports_every_bank_once_for_all_sizes(bank):
+    network, x = evaluating(chain(LAYERS['conv'])), torch.randn(2, 16, 24, 24)
+    share_layers(network, groups=['0'], bank=bank)
+    sizes = {2: torch.export.Dim('height', max=64), 3: torch.export.Dim('width', max=64)}
+    program = torch.export.export(network, (x,), dynamic_shapes=(sizes,))
+    for each in (x, torch.randn(2, 16, 4, 5)):
+        torch.testing.assert_close(program.module()(each), network(each), rtol=1e-4, atol=1e-5)
     assert program.state_dict.keys() == network.state_dict().keys()
 
 
@@ -356,6 +358,7 @@ def test_a_second_call_keeps_what_the_first_shared(mmpretrain):
     share_layers(network, groups=['conv1'], bank=BASIS)
     share_layers(network, groups=['conv2'], bank=BASIS)
     assert [*named_banks(network)] == [f'layer{i}.conv{j}' for i in range(1, 5) for j in (1, 2)]
+    assert [*named_banks(network.layer2)] == ['conv1', 'conv2']
     twin = backbone(depth=34, groups=['conv1', 'conv2'], bank=BASIS)
     twin.load_state_dict(network.state_dict(), strict=True)
 

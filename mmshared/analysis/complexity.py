@@ -1,6 +1,7 @@
 """Counts parameters and multiply-adds, shared against plain."""
 
 import copy
+from contextlib import ExitStack
 from unittest.mock import patch
 
 import torch
@@ -8,8 +9,9 @@ from mmengine.config import Config
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..engine.build import build_empty, build_plain, feature_maps
-from ..sharing import SharedLayer, banks, fold_layers, named_banks
+from ..engine.build import build_empty, build_plain, evaluating, feature_maps
+from ..sharing import SharedLayer, fold_layers, named_banks
+from ..sharing.attention import plain_attention
 from ..sharing.bank import generate_once, stage_of
 from ..sharing.filter_basis import BasisLayer
 
@@ -20,9 +22,10 @@ def parameter_count(model: nn.Module) -> int:
 
 
 def count_multiply_adds(model: nn.Module, size: tuple[int, ...]) -> dict[str, int]:
-    """The multiply-adds of the convs and linear layers for one image, by module. The work of banks, which generate
-    once for a whole batch, is not counted; for layers on a basis the filters and then the coefficients are, as in the
-    paper, though in eval mode they may run as the plain layer.
+    """The multiply-adds of the convs and linear layers for one image, by module. What makes the weights, once for a
+    whole batch, is not counted. Layers on a basis count as the filters and then the coefficients, as in the paper,
+    though in eval mode they may run as the plain layer. The projections of an ``nn.MultiheadAttention`` count for it,
+    which does not call them.
 
     Args:
         model (nn.Module): A classifier or a detector. Only the backbone and neck of a detector are counted: the rest
@@ -33,15 +36,13 @@ def count_multiply_adds(model: nn.Module, size: tuple[int, ...]) -> dict[str, in
         dict[str, int]: The number for each module by name; the name '' has the total.
     """
     image = torch.zeros(1, *(3, *size)[-3:], device=next(model.parameters()).device)
-    training = model.training
-    model.eval()
-    by_filters = patch.object(BasisLayer, 'plain_is_cheaper', return_value=False)
-    with torch.no_grad(), generate_once(model), by_filters:
-        for bank in banks(model):
-            bank()
+    with torch.no_grad(), evaluating(model), plain_attention(), generate_once(model), ExitStack() as made:
+        made.enter_context(patch.object(BasisLayer, 'plain_is_cheaper', return_value=False))
+        for layer in model.modules():
+            if isinstance(layer, SharedLayer):
+                made.enter_context(patch.object(layer, 'dense', return_value=layer.dense()))
         with FlopCounterMode(display=False) as counter:
             feature_maps(model, image)
-    model.train(training)
     # The counter names the outermost modules by their class: the model, or backbone and neck of a detector, which may
     # be in its teacher.
     roots = {type(module).__name__: name for name, module in reversed(list(model.named_modules()))} | {'Global': ''}
@@ -63,6 +64,11 @@ def complexity(cfg: Config, size: tuple[int, ...]) -> dict[str, int]:
     )
 
 
+def _sum(counts: dict[str, int], layers: list[str]) -> int | None:
+    found = [counts[layer] for layer in layers if layer in counts]
+    return sum(found) if found else None
+
+
 def sharing_groups(model: nn.Module, size: tuple[int, ...]) -> list[dict]:
     """Which layers share what in a model, a row for each group.
 
@@ -73,7 +79,7 @@ def sharing_groups(model: nn.Module, size: tuple[int, ...]) -> list[dict]:
     Returns:
         list[dict]: For each group its stage, group, bank, the layers by their names in the stage, their shared
         parameters, their own parameters and the parameters that they would have without sharing, and the
-        multiply-adds of all of them, shared and plain.
+        multiply-adds of all of them, shared and plain: None if :func:`count_multiply_adds` has none of them.
     """
     macs = count_multiply_adds(model, size)
     plain_macs = count_multiply_adds(fold_layers(copy.deepcopy(model)), size)
@@ -93,8 +99,8 @@ def sharing_groups(model: nn.Module, size: tuple[int, ...]) -> list[dict]:
                 plain=sum(
                     layer.shape.numel() + (0 if layer.bias is None else layer.bias.numel()) for layer in bank.layers
                 ),
-                macs=sum(macs.get(layer, 0) for layer in layers),
-                plain_macs=sum(plain_macs.get(layer, 0) for layer in layers),
+                macs=_sum(macs, layers),
+                plain_macs=_sum(plain_macs, layers),
             )
         )
     return rows

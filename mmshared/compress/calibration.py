@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import torch
@@ -72,15 +71,3 @@ def predict(model: nn.Module, batch: Any) -> object:
     """Run a model on a batch as it is tested, so that every layer of backbone, neck and heads runs. A network that is
     not one of mmengine's is called."""
     return getattr(model, 'test_step', model)(batch)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Within this context a model is in eval mode."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..engine.build import tensors_in
 from ..engine.checkpoint import write_text
+from ..sharing import SharingError
 from ..sharing.layers import plain_layers
 from ..sharing.surgery import make_bank
 from .outputs import Outputs, difference, outputs_of
@@ -47,8 +48,8 @@ def fit_bank(config: dict, layers: Sequence[Any], moments: Sequence[Tensor] | No
 
 class CostMeter:
     """Measures the cost of banks on calibration images: how much the outputs of the network change
-    (:func:`~mmshared.compress.outputs.difference`, the mean over the kinds of outputs) when the layers of one group
-    alone have the weights of the fitted bank. The second stage of a detector sees the proposals of the plain network,
+    (:func:`~mmshared.compress.outputs.difference`, the mean over the kinds of outputs) when only the layers of one
+    group have the weights of the fitted bank. The second stage of a detector sees the proposals of the plain network,
     and the decoder of a DETR the queries that the plain network selects.
 
     Args:
@@ -95,7 +96,13 @@ class CostMeter:
             for batch, plain in zip(self.batches, self._plain):
                 total = total + difference(outputs_of(self.model, batch, plain.chosen), plain).cpu()
         errors, sizes = total.unbind(1)  # (kinds, ) each
-        return (errors / sizes).mean().item()
+        differs = sizes > 0  # an output that is the same for all images says nothing
+        if not differs.any():
+            raise SharingError(
+                'The outputs of the network are the same for all calibration images: check its weights, or take more '
+                'images.'
+            )
+        return (errors[differs] / sizes[differs]).mean().item()
 
     @contextmanager
     def _weights(self, dense: dict[str, Dense]) -> Iterator[None]:

@@ -13,8 +13,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 from tqdm import tqdm
 
+from ..engine.build import evaluating
 from ..sharing.filter_basis import BasisLayer
-from .calibration import Batches, evaluating, predict
+from .calibration import Batches, predict
 
 
 @torch.no_grad()

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 from tqdm import tqdm
 
-from ..engine.build import tensors_in
+from ..engine.build import evaluating, tensors_in
 from ..sharing import Bank, SharedLayer
 from ..sharing.layers import stages_of
 from ..sharing.least_squares import total
-from .calibration import Batches, evaluating, predict
+from .calibration import Batches, predict
 
 # Adam's learning rate, which falls to 0 like a cosine.
 _LR = 2e-3

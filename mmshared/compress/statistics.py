@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple
@@ -17,13 +16,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from tqdm import tqdm
 
-from ..engine.build import tensors_in
+from ..engine.build import evaluating, tensors_in
 from ..engine.checkpoint import load_checkpoint_file, save_checkpoint
 from ..sharing import SharedLayer, SharingError
-from ..sharing.attention import is_packed
+from ..sharing.attention import is_packed, plain_attention
 from ..sharing.bank import in_float
 from ..sharing.layers import plain_layers
-from .calibration import Batches, evaluating, predict
+from .calibration import Batches, predict
 from .steps import digest_of
 
 aten = torch.ops.aten
@@ -43,11 +42,7 @@ def shared_names(model: nn.Module) -> list[str]:
 
 @torch.no_grad()
 def collect_moments(
-    model: nn.Module,
-    batches: Batches,
-    names: Sequence[str],
-    limit: float | None = None,
-    cache: Path | None = None,
+    model: nn.Module, batches: Batches, names: Sequence[str], cache: Path | None = None
 ) -> dict[str, Tensor]:
     r"""Sum up :math:`x x^T` over the input patches x of plain layers, as :meth:`Bank.fit` takes them.
 
@@ -60,8 +55,6 @@ def collect_moments(
         model (nn.Module): The plain model. It is run in eval mode as :func:`predict` does, where it is.
         batches (Batches): Its batches: :func:`calibration_loader`.
         names (Sequence[str]): The names of layers in it, also of packed projections (``attn.in_proj``).
-        limit (float, optional): The most memory in GB that the sums may take at one time. The layers are split into
-            several passes over the images if they need more.
         cache (Path, optional): A folder for the sums. What is there of the same model, layers, first batch and number
             of batches is not computed again, also if it was interrupted; the sums that are returned are read from
             there when they are used.
@@ -71,26 +64,19 @@ def collect_moments(
         groups of a conv, and for the queries, keys and values of a packed projection (G = 3).
 
     Raises:
-        SharingError: If there is no batch or no such layer, or if the limit is too small for one of them.
+        SharingError: If there is no batch or no such layer.
     """
     if not len(batches):
         raise SharingError('This process has no image: take at least as many images as there are processes.')
     layers = _find(model, names)
-    parts = _split(layers, limit)
-    total = sum(layer.bytes for layer in layers)
-    print_log(
-        f'The moments of {len(layers)} layers take {total / 1e9:.2f} GB'
-        f'{f", collected in {len(parts)} passes" if len(parts) > 1 else ""}.',
-        logger='current',
-    )
+    size = 8 * sum(math.prod(layer.shape) for layer in layers)
+    print_log(f'The moments of {len(layers)} layers take {size / 1e9:.2f} GB.', logger='current')
     moments = {}
-    for number, part in enumerate(parts, 1):
-        sums = _Pass(model, part, cache, f'{number}/{len(parts)}').run(batches)
-        for name, moment in sums.items():
-            if get_world_size() > 1:
-                all_reduce(moment)
-            if moment.any():
-                moments[name] = (moment if len(moment) > 1 else moment[0]).cpu()
+    for name, moment in _Pass(model, layers, cache).run(batches).items():
+        if get_world_size() > 1:
+            all_reduce(moment)
+        if moment.any():
+            moments[name] = (moment if len(moment) > 1 else moment[0]).cpu()
     missing = [layer.name for layer in layers if layer.name not in moments]
     if missing:
         print_log(f'No inputs came to {", ".join(missing)}.', logger='current')
@@ -109,10 +95,6 @@ class _Layer(NamedTuple):
         size = self.weight[0].numel()
         return self.groups, size, size
 
-    @property
-    def bytes(self) -> int:
-        return 8 * self.groups * self.shape[1] ** 2
-
 
 def _find(model: nn.Module, names: Sequence[str]) -> list[_Layer]:
     places = plain_layers(model)
@@ -124,22 +106,6 @@ def _find(model: nn.Module, names: Sequence[str]) -> list[_Layer]:
         (parent, child), layer = places[name].parents[0], places[name].layer
         layers.append(_Layer(name, layer.weight, 3 if is_packed(parent, child) else getattr(layer, 'groups', 1)))
     return layers
-
-
-def _split(layers: list[_Layer], limit: float | None) -> list[list[_Layer]]:
-    """Parts of the layers whose moments take no more than the limit, in GB."""
-    most = float('inf') if limit is None else limit * 1e9
-    parts: list[list[_Layer]] = [[]]
-    for layer in layers:
-        if layer.bytes > most:
-            raise SharingError(
-                f'The moments of {layer.name} alone take {layer.bytes / 1e9:.2f} GB, more than the limit of {limit} '
-                'GB: raise it, or leave this layer out.'
-            )
-        if sum(each.bytes for each in parts[-1]) + layer.bytes > most:
-            parts.append([])
-        parts[-1].append(layer)
-    return parts
 
 
 class _Sums(TorchDispatchMode):
@@ -208,11 +174,11 @@ def patches(
 class _Pass:
     """One pass over the batches for some layers, whose sums are saved while it runs."""
 
-    def __init__(self, model: nn.Module, layers: Sequence[_Layer], folder: Path | None, number: str):
-        self.model, self.layers, self.number, self.path = model, layers, number, None
+    def __init__(self, model: nn.Module, layers: Sequence[_Layer], folder: Path | None):
+        self.model, self.layers, self.path = model, layers, None
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            self.path = folder / f'moments_{number.replace("/", "_of_")}_rank{get_rank()}_of_{get_world_size()}.pth'
+            self.path = folder / f'moments_rank{get_rank()}_of_{get_world_size()}.pth'
 
     def run(self, batches: Batches) -> dict[str, Tensor]:
         """The sums of the layers."""
@@ -224,7 +190,7 @@ class _Pass:
                 layer.name: torch.zeros(layer.shape, dtype=torch.float64, device=device) for layer in self.layers
             }
             saved = monotonic()
-            bar = tqdm(batches, f'moments, pass {self.number}', unit='batch', leave=False, disable=None)
+            bar = tqdm(batches, 'moments', unit='batch', leave=False, disable=None)
             with evaluating(self.model), plain_attention(), _Sums(self.layers, sums, len(batches)):
                 for number, batch in enumerate(bar, 1):
                     if number > done:
@@ -248,14 +214,3 @@ class _Pass:
             return 0, {}
         saved = load_checkpoint_file(str(self.path), mmap=True)
         return (saved['done'], saved['sums']) if saved['key'] == key else (0, {})
-
-
-@contextmanager
-def plain_attention() -> Iterator[None]:
-    """Within this context ``nn.MultiheadAttention`` computes by ordinary products."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)

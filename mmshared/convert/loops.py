@@ -17,6 +17,7 @@ from ..engine.build import build_model
 from ..engine.config import drop_hooks, in_work_dir
 from ..hooks import layer_similarity
 from ..sharing import Bank, LoopedTemplates, SharedLayer, SharingError, TemplateBank, banks
+from ..sharing.bank import stage_in
 from ..sharing.state_dict import Conversion, share_state_dict
 
 
@@ -223,6 +224,5 @@ def _runner(cfg: Config, model: nn.Module, work_dir: str) -> Runner:
 def _stage_of(model: nn.Module, bank: Bank) -> str:
     """The name of a bank's stage in a model, or of the parent of its first layer."""
     name = next(name for name, module in model.named_modules() if module is bank.layers[0])
-    if bank.stage is None:
-        return name.rpartition('.')[0]
-    return (name.removesuffix(bank.names[0]) + bank.stage).rstrip('.')
+    stage = stage_in(bank, name)
+    return name.rpartition('.')[0] if stage is None else stage

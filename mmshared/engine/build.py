@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeGuard
 from unittest.mock import patch
@@ -122,6 +123,18 @@ def feature_maps(model: nn.Module, images: Tensor) -> tuple[Tensor, ...]:
     return tuple(maps) if isinstance(maps, (tuple, list)) else (maps,)
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within this context a model is in eval mode."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
 def inner(model: nn.Module) -> nn.Module:
     """The backbone of a detector; a classifier itself."""
     return model.get_submodule('backbone') if is_detector(model) else model
@@ -134,4 +147,5 @@ def tensors_in(values: Any) -> list[Tensor]:
 
 def relative_difference(found: Iterable[Tensor], expected: Iterable[Tensor]) -> float:
     """The largest difference between tensors, relative to the largest value of each; NaN if one holds NaN."""
-    return torch.stack([(a - b).abs().max() / b.abs().max() for a, b in zip(found, expected)]).max().item()
+    pairs = [((a - b).abs().max().double(), b.abs().max().double()) for a, b in zip(found, expected)]
+    return torch.stack([most / size.clamp(min=1e-300) for most, size in pairs]).max().item()

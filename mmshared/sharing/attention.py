@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .bank import SharedLayer
@@ -45,3 +48,14 @@ def put(parent: Any, name: str, layer: nn.Module) -> None:
         del parent.in_proj
         parent.__class__ = nn.MultiheadAttention
         parent.in_proj_weight = layer.weight
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Within this context ``nn.MultiheadAttention`` computes by ordinary products."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)

@@ -243,12 +243,26 @@ def named_banks(network: nn.Module) -> dict[str, Bank]:
     named = {}
     for place, bank in network.named_modules():
         if isinstance(bank, Bank):
-            parts = [place.removesuffix(f'{bank.names[0]}.bank').rstrip('.'), bank.stage, bank.group]
-            name = '.'.join(part for part in parts if part)
+            first = place.removesuffix('bank').rstrip('.')
+            around = first.removesuffix(bank.names[0]).rstrip('.') if first.endswith(bank.names[0]) else ''
+            stage = around if bank.stage is None else stage_in(bank, first)
+            name = '.'.join(part for part in (stage, bank.group) if part)
             while name in named:
                 name += "'"
             named[name] = bank
     return named
+
+
+def stage_in(bank: Bank, first: str) -> str | None:
+    """The name of a bank's stage in a network, or in a part of one, by the name of its first layer there; None if it
+    has none there."""
+    if bank.stage is None:
+        return None
+    there = bank.names[0]
+    if first.endswith(there):  # the network itself, or one around it
+        return (first[: -len(there)] + bank.stage).rstrip('.')
+    outside = there[: -len(first)]  # a part of the network
+    return bank.stage[len(outside) :] if f'{bank.stage}.'.startswith(outside) else None
 
 
 def stage_of(name: str, bank: Bank) -> str | None:

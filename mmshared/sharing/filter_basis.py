@@ -38,7 +38,8 @@ class BasisLayer(SharedLayer):
         if not self.with_norm:
             self.norm = nn.Identity()
         elif isinstance(norm, _BatchNorm):
-            self.norm = type(norm)(rank, norm.eps, norm.momentum).to(**like)
+            exact = (norm.weight if norm.affine else layer.weight).dtype  # float32 beside half weights, for example
+            self.norm = type(norm)(rank, norm.eps, norm.momentum).to(like['device'], exact)
             self.norm.requires_grad_(all(p.requires_grad for p in norm.parameters()))
         else:
             self.norm = nn.BatchNorm2d(rank, **like)
@@ -72,6 +73,10 @@ class BasisLayer(SharedLayer):
         """Whether it takes fewer multiply-adds to make the plain layer's weight and apply it than to apply the filters
         and then the coefficients."""
         outputs, inputs, rank = self.shape[0], self.shape[1:].numel(), self.coefficients.shape[1]
+        if rank * (inputs + outputs) <= outputs * inputs:
+            return False
+        if torch.compiler.is_exporting():
+            return True  # on large maps; a comparison of sizes would be a condition on the inputs
         positions = (x[:, 0].numel() // math.prod(self.stride)) if self.is_conv else x[..., 0].numel()
         return outputs * inputs * (rank + positions) < positions * rank * (inputs + outputs)
 
@@ -81,9 +86,11 @@ class BasisLayer(SharedLayer):
         norm, bias = self.norm, self.bias
         coefficients: Tensor = self.coefficients
         if self.with_norm:
-            scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)  # (U + S, )
-            shift = coefficients.flatten(1) @ (norm.bias - norm.running_mean * scale)  # (O, )
-            coefficients, bias = coefficients * scale[:, None, None], shift if bias is None else shift + bias
+            scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)  # (U + S, ), in the norm's precision
+            rows = coefficients.flatten(1).to(scale)
+            shift = rows @ (norm.bias - norm.running_mean * scale)  # (O, )
+            bias = (shift if bias is None else shift + bias).to(coefficients)
+            coefficients = (rows * scale).view_as(coefficients).to(coefficients)
         return coefficients, bias
 
     @torch.no_grad()

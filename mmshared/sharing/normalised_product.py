@@ -71,9 +71,9 @@ class NormalisedProduct(torch.autograd.Function):
         inverse = torch.rsqrt(variance + eps)
         scale = weight * inverse
         shift = torch.addcmul(norm_bias, mean, scale, value=-1)
-        rows = coefficients.flatten(1)  # (O, R)
+        rows = coefficients.flatten(1).to(exact)  # (O, R)
         kernel = (rows * scale).view_as(coefficients).to(responses)
-        constant = torch.mv(rows, shift) if bias is None else torch.addmv(bias, rows, shift)  # (O, )
+        constant = torch.mv(rows, shift) if bias is None else torch.addmv(bias.to(exact), rows, shift)  # (O, )
         ctx.mark_dirty(responses)
         ctx.save_for_backward(responses, kernel, rows, mean, inverse, scale, shift)
         ctx.set_materialize_grads(False)

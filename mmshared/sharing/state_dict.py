@@ -11,7 +11,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from .attention import is_packed
-from .bank import Bank, SharedLayer, SharingError, end_passes, in_float
+from .bank import Bank, SharedLayer, SharingError, end_passes, in_float, stage_in
 from .least_squares import output_error
 
 _WANTED = (
@@ -24,7 +24,7 @@ class Conversion(NamedTuple):
     """A group of plain weights that became a bank.
 
     Attributes:
-        name (str): The name of the stage, or of the group if it was named outright.
+        name (str): The name of the stage, or of the group if its stage has none.
         layers (list[str]): The names of the layers of the group within the stage.
         bank (Bank): The bank fitted to their weights, a copy of the network's own.
         kernels (list[Tensor]): The weights, each of the shape of its layer's.
@@ -152,8 +152,7 @@ def share_state_dict(
         for alias, (first, _) in group.aliases.items():
             added.update({f'{alias}.{k[len(first) + 1 :]}': v for k, v in added.items() if k.startswith(f'{first}.')})
         names = [name.removeprefix(group.inside) for name in group.layers]
-        name = group.bank.group if group.stage is None else group.stage
-        conversions.append(Conversion(name, names, fitted, kernels, error, of_outputs))
+        conversions.append(Conversion(group.stage or group.bank.group, names, fitted, kernels, error, of_outputs))
     for group in groups:
         group.bank.loaded = True
     for group in plain_groups:
@@ -187,22 +186,11 @@ def _groups(module: nn.Module) -> tuple[list[_Group], dict[str, str]]:
                 alias: (first, plain[alias]) for first, each in layers.items() for alias in further.get(each, ())
             }
             groups[bank] = _Group(
-                bank, layers, _stage_in(bank, names[bank.layers[0]]), [plain[each] for each in layers], aliases
+                bank, layers, stage_in(bank, names[bank.layers[0]]), [plain[each] for each in layers], aliases
             )
         else:
             parts[name] = plain[name]
     return list(groups.values()), parts
-
-
-def _stage_in(bank: Bank, first: str) -> str | None:
-    """The name of a bank's stage in a module, given the name of its first layer there; None if it has none."""
-    if bank.stage is None:
-        return None
-    there = bank.names[0]
-    if first.endswith(there):  # the network itself, or one around it
-        return (first[: -len(there)] + bank.stage).rstrip('.')
-    outside = there[: -len(first)]  # a part of the network
-    return bank.stage[len(outside) :] if f'{bank.stage}.'.startswith(outside) else None
 
 
 class _Blocks:

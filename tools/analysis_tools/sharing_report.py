@@ -52,7 +52,7 @@ def main() -> None:
                 row['bank'],
                 ' '.join(row['layers']),
                 *[f'{row[key]:,}' for key in ('shared', 'own', 'plain')],
-                *[f'{row[key] / 1e6:,.0f}' for key in ('macs', 'plain_macs')],
+                *['' if row[key] is None else f'{row[key] / 1e6:,.0f}' for key in ('macs', 'plain_macs')],
             ]
             for row in groups
         ]
