@@ -19,7 +19,7 @@ from PIL import Image
 
 from helpers import ROOT, Forked, call
 from mmshared import SharingError
-from mmshared.analysis.jobs import Local, Process, reason_of
+from mmshared.analysis.jobs import Local, Process, _told_to_end, reason_of
 from mmshared.analysis.suite import read_suite
 
 CONFIG = 'projects/dsfb/configs/shared-resnet32-s8u1_4e_cifar10-jpeg.py'
@@ -218,6 +218,18 @@ def test_runs_get_the_gpus_that_are_handed_out(tmp_path, monkeypatch):
     assert Process(show, logs[0], dict(CUDA_VISIBLE_DEVICES='7')).result().status == 0
     with pytest.raises(SharingError, match='hold 1 runs of 3 side by side'):
         Local(gpus_per_run=3, jobs=2)
+
+
+def test_a_signal_that_was_ignored_stays_so():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as by nohup
+    try:
+        with _told_to_end() as end:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not end.wait(0.1)
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert end.wait(10)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_run_that_does_not_end_is_ended(tmp_path):

@@ -25,6 +25,7 @@ from mmshared_cli import add_shape, errors_in_a_sentence, interrupts_in_a_senten
 
 SHARED = ROOT / 'configs/shared_resnet/shared-resnet32-s8u1_b256_cifar10.py'
 PLAIN = SHARED.with_name('resnet32_b256_cifar10.py')
+DIGITS = ROOT / 'configs/small/faster-rcnn_r50-narrow-shared_6e_digits.py'
 LARGE = ROOT / 'configs/repeatnet/repeat-resnet-w2-linear_b128_cifar10.py'
 
 
@@ -39,11 +40,11 @@ def files(tmp_path_factory):
     torch.save(dict(state_dict=[1]), folder / 'list.pth')
     (folder / 'wrong.py').write_text('model = dict(')
     (folder / 'folder').mkdir()
-    for name, images in (('unvalidated', None), ('unlogged', dict(dataset=dict()))):
-        cfg = Config(dict(model=dict(type='FasterRCNN'), default_scope='mmdet', val_dataloader=images))
-        (folder / name).mkdir()
-        cfg.dump(folder / name / 'config.py')
-        (folder / name / 'last_checkpoint').write_text('epoch_1.pth')
+    logs = folder / 'unvalidated/now/vis_data'
+    logs.mkdir(parents=True)
+    (logs / 'scalars.json').write_text('{"iter": 1, "loss": 0.5, "step": 1}')
+    Config(dict(model=dict(type='FasterRCNN'), default_scope='mmdet', val_dataloader=None)).dump(logs / 'config.py')
+    (folder / 'unvalidated/last_checkpoint').write_text('epoch_1.pth')
     (folder / 'link.pth').symlink_to('plain.pth')
     return folder
 
@@ -87,12 +88,21 @@ def files(tmp_path_factory):
         ('analysis_tools/benchmark_speed.py', [SHARED, '--device', 'foo'], 'foo cannot be used here: '),
         ('analysis_tools/benchmark_speed.py', [SHARED, '--device', 'meta'], 'meta cannot be used here: '),
         ('analysis_tools/report_run.py', ['folder', '--images', '0'], '--images 0: give 1 or more'),
-        ('analysis_tools/report_run.py', ['folder'], 'is not the work dir of a finished run: it has no config'),
+        ('analysis_tools/report_run.py', ['folder'], 'is not the work dir of a finished run: it has no log of a tra'),
         ('analysis_tools/report_run.py', ['unvalidated'], 'is of a run without validation: its config has no images'),
-        ('analysis_tools/report_run.py', ['unlogged'], 'has no log of its training: */vis_data/scalars.json'),
         ('train.py', [SHARED, '--cfg-options', 'custom_hooks=[dict(a=1,b=2)]'], 'are given one by one'),
         ('train.py', [SHARED, '--cfg-options', 'data_root'], 'data_root: give KEY=VALUE'),
+        ('train.py', [SHARED, '--cfg-options', 'custom_hooks.7.a=0'], 'no place for the option custom_hooks.7.a: '),
+        ('train.py', [SHARED, '--cfg-options', 'custom_hooks.a=0'], 'no place for the option custom_hooks.a: '),
+        (
+            'train.py',
+            [SHARED, '--cfg-options', 'train_cfg.max_epochs.a=0'],
+            'for the option train_cfg.max_epochs.a',
+        ),
+        ('train.py', [DIGITS, '--amp', '--work-dir', 'folder'], '--amp needs a GPU, and there is none'),
         ('benchmark.py', ['plain.pth', '--jobs', '0'], '--gpus-per-run, --jobs and --timeout must be 1 or more'),
+        ('benchmark.py', ['plain.pth', '--timeout', '9'], '--partition and --timeout need --submitit'),
+        ('benchmark.py', ['plain.pth', '--submitit', '--jobs', '2'], '--jobs is for runs on this machine'),
     ],
 )
 @pytest.mark.slow
@@ -186,9 +196,6 @@ def test_an_output_that_cannot_be_written_is_one_sentence(files, monkeypatch, tm
     assert result.returncode and words in result.stderr, result.stderr
 
 
-DIGITS = ROOT / 'configs/small/faster-rcnn_r50-narrow-shared_6e_digits.py'
-
-
 def run(tool, *arguments):
     """Calls train.py or test.py up to the Runner; returns what it would have been built from, and the Runner."""
     built, runner = [], Mock()
@@ -215,7 +222,8 @@ def test_the_options_are_those_of_both_libraries(library, tool):
 @pytest.mark.parametrize('config', [DIGITS, SHARED, 'mmpretrain::resnet/resnet18_8xb16_cifar10.py'])
 def test_options_of_a_training(tmp_path, config):
     options = ['--work-dir', tmp_path, '--amp', '--no-validate', '--no-pin-memory', '--no-persistent-workers']
-    cfg, runner = run('train.py', config, *options, '--resume', 'x.pth', '--cfg-options', 'randomness.seed=3')
+    with patch('mmengine.device.get_device', lambda: 'cuda'):
+        cfg, runner = run('train.py', config, *options, '--resume', 'x.pth', '--cfg-options', 'randomness.seed=3')
     assert (cfg.work_dir, cfg.resume, cfg.load_from, cfg.randomness.seed) == (str(tmp_path), True, 'x.pth', 3)
     assert cfg.optim_wrapper.type == 'AmpOptimWrapper' and cfg.optim_wrapper.loss_scale == 'dynamic'
     assert cfg.val_cfg is cfg.val_dataloader is cfg.val_evaluator is None

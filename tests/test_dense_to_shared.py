@@ -14,9 +14,11 @@ from helpers import (
 from mmshared import SharingError
 from mmshared.compress.calibration import calibration_loader
 from mmshared.compress.fit import fit_checkpoint
+from mmshared.convert.dense import rank_for_energy
 from mmshared.engine.build import build_model, build_plain
 from mmshared.engine.checkpoint import load_checkpoint_file
 from mmshared.engine.config import load_config
+from mmshared.sharing.state_dict import Conversion
 
 pytestmark = pytest.mark.slow  # they run a tool
 
@@ -155,3 +157,9 @@ def test_the_command_writes_what_loading_makes(tmp_path):
     assert shares[31].item() < float(kept) / 100 < 1  # 32 shared filters, and four of each conv's own
     again = call(tool, config, tmp_path / 'shared.pth', tmp_path / 'no.pth')
     assert again.returncode == 1 and 'is shared already' in again.stderr and not (tmp_path / 'no.pth').exists()
+
+
+def test_kernels_of_several_shapes_span_no_common_space():
+    same, other = torch.eye(4).view(4, 4, 1, 1), torch.ones(4, 4, 3, 3)
+    ranks = [rank_for_energy(Conversion('stage', ['a', 'b'], None, [same, each], 0.0), 0.9) for each in (same, other)]
+    assert ranks == [4, None]

@@ -202,10 +202,12 @@ def test_a_figure_of_one_point_has_axes_about_it(monkeypatch, value):
 
 def test_progress_is_a_line_for_each_epoch_with_its_mean_loss(capsys):
     hook, hub = ProgressHook(), MessageHub('progress')
-    runner = SimpleNamespace(epoch=1, max_epochs=3, train_dataloader=range(2), message_hub=hub)
+    counts = dict(epoch=1, max_epochs=3, iter=2, max_iters=6, train_loop=None)
+    runner = SimpleNamespace(**counts, train_dataloader=range(2), message_hub=hub)
     hook.before_train(runner)
     for loss in (9, 1, 2):
         hub.update_scalar('train/loss', loss)
+        hook.after_train_iter(runner, 0)
     hook.after_train_epoch(runner)
     hook.after_val_epoch(runner, {'coco/bbox_mAP': 0.5, 'coco/bbox_mAP_50': 0.7})
     runner.epoch = 2
@@ -213,6 +215,15 @@ def test_progress_is_a_line_for_each_epoch_with_its_mean_loss(capsys):
     out, err = capsys.readouterr()
     first = 'epoch 2 of 3: loss 1.500, 0.0 minutes left'
     assert err.splitlines() == [first, 'validation: coco/bbox_mAP 0.500', 'epoch 3 of 3: loss 1.500'] and not out
+
+
+@pytest.mark.slow
+def test_progress_of_a_training_that_counts_iterations_is_a_line_for_each_twentieth(mmpretrain, tmp_path, capsys):
+    _, seen = train(small(TIED), tmp_path, [ProgressHook()], iterations=42)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith('iteration')]
+    assert len(lines) == 21 and lines[0].startswith('iteration 2 of 42: ') and lines[0].endswith(' minutes left')
+    losses = [float(each['loss']) for each in seen[-2:]]
+    assert lines[-1] == f'iteration 42 of 42: loss {sum(losses) / 2:.3f}'
 
 
 def test_what_is_not_in_common_is_not_watched(tmp_path, mmpretrain):

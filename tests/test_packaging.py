@@ -89,7 +89,7 @@ def test_every_tool_is_a_sub_command_with_a_line_in_the_help(monkeypatch, capsys
 @pytest.mark.parametrize(
     'given, words',
     [
-        ('none', 'none is no tool: mmshared --help lists them'),
+        ('none', 'there is no tool none: mmshared --help lists them'),
         ('re', 're may be repeatnet-to-mmshared or report-run or rescale'),
     ],
 )

@@ -73,6 +73,16 @@ def test_what_is_tested_or_resumed_is_the_whole_network(state, tmp_path, use):
             runner.test() if use == 'test' else runner.train()
 
 
+@pytest.mark.parametrize('lacks', ['meta', 'message_hub'])
+def test_a_checkpoint_without_a_training_is_not_resumed(state, tmp_path, lacks):
+    content = dict(state_dict=state, meta=dict(epoch=0, iter=0), message_hub={})
+    content.pop(lacks)
+    torch.save(content, tmp_path / 'weights.pth')
+    runner = small_runner(tmp_path, lacks, load_from=str(tmp_path / 'weights.pth'), resume=True)
+    with pytest.raises(SharingError, match=f'has no {lacks}: .* give it as load_from'):
+        runner.train()
+
+
 def test_a_training_may_start_from_a_network_with_another_head(state, tmp_path):
     other = checkpoint(
         tmp_path / 'other.pth',

@@ -3,10 +3,10 @@ import sys
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from helpers import ROOT
+from mmshared.engine.checkpoint import load_checkpoint_file
 
 pytest.importorskip('mmseg', reason="needs pip install '.[segmentation]'")
 
@@ -57,6 +57,6 @@ def test_a_stock_segmentor_trains_with_shared_layers(tmp_path):
         cwd=ROOT,
         check=True,
     )
-    state = torch.load(tmp_path / 'work' / 'iter_2.pth', weights_only=False)['state_dict']
+    state = load_checkpoint_file(str(tmp_path / 'work/iter_2.pth'))['state_dict']
     banks = [key for key in state if key.startswith('backbone.') and '.bank.' in key]
     assert len(banks) == 4 and not any('layer3.4.conv2' in key for key in state)

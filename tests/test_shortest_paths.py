@@ -1,6 +1,7 @@
 """The algorithmic task: grids whose targets are right and always the same, a curriculum, scores by distance."""
 
 import json
+import shutil
 
 import networkx as nx
 import numpy as np
@@ -209,8 +210,11 @@ def test_the_tool_prints_and_draws_the_last_scores_by_distance(tmp_path):
             for score in ('exact', 'f1')
             for ends in ('1-4', '5-8', '9-12')
         ]
-        (logs / 'scalars.json').write_text('\n'.join(map(json.dumps, records)))
-        (tmp_path / run / 'run.py').write_text('train_dataloader = dict(dataset=dict(distances=[(1, 2), (1, 8)]))')
+        (logs / 'scalars.json').write_text('\n'.join(map(json.dumps, [dict(iter=1, step=1), *records])))
+        (logs / 'config.py').write_text('train_dataloader = dict(dataset=dict(distances=[(1, 2), (1, 8)]))')
+    shutil.copytree(tmp_path / 'tied/now', tmp_path / 'tied/tested')  # of a test, with another config
+    (tmp_path / 'tied/tested/vis_data/scalars.json').write_text(json.dumps(records[-1]))
+    (tmp_path / 'tied/tested/vis_data/config.py').write_text('')
     runs = [tmp_path / 'plain', tmp_path / 'tied']
     result = call(
         'analysis_tools/extrapolation.py', *runs, '--legend', 'plain', 'one kernel', '--out', tmp_path / 'x.png'
@@ -218,7 +222,7 @@ def test_the_tool_prints_and_draws_the_last_scores_by_distance(tmp_path):
     assert '| distance | **1-4** | **5-8** | 9-12 |' in result.stdout, result.stderr
     assert '| plain | 25.0 | 25.0 | 25.0 |\n| one kernel | 50.0 | 50.0 | 50.0 |' in result.stdout
     assert np.array(Image.open(tmp_path / 'x.png')).std() > 10
-    (tmp_path / 'tied/run.py').write_text('train_dataloader = dict(dataset=dict(distances=[(1, 4)]))')
+    (tmp_path / 'tied/now/vis_data/config.py').write_text('train_dataloader = dict(dataset=dict(distances=[(1, 4)]))')
     result = call('analysis_tools/extrapolation.py', *runs)
     assert result.returncode == 1 and 'trained up to distances of [4, 8] steps' in result.stderr
     result = call('analysis_tools/extrapolation.py', tmp_path)

@@ -33,14 +33,12 @@ def parse_args() -> argparse.Namespace:
         metavar='N',
         help='runs side by side (default: as many as the GPUs allow, or 1 without a GPU)',
     )
-    parser.add_argument('--submitit', action='store_true', help='submit each run to SLURM with submitit')
+    parser.add_argument(
+        '--submitit', action='store_true', help='submit each run to SLURM with submitit; an interrupt cancels them'
+    )
     parser.add_argument('--partition', help="SLURM's partition, with --submitit")
     parser.add_argument(
-        '--timeout',
-        type=int,
-        default=24 * 60,
-        metavar='MINUTES',
-        help='limit of a run, with --submitit (default: a day)',
+        '--timeout', type=int, metavar='MINUTES', help='limit of a run, with --submitit (default: a day)'
     )
     parser.add_argument(
         '--dry-run',
@@ -48,10 +46,13 @@ def parse_args() -> argparse.Namespace:
         help='build the models, write the configs of the runs and print their commands',
     )
     args = parser.parse_args()
-    if min(args.gpus_per_run, 1 if args.jobs is None else args.jobs, args.timeout) < 1:
+    if min(args.gpus_per_run, *(1 if each is None else each for each in (args.jobs, args.timeout))) < 1:
         parser.error('--gpus-per-run, --jobs and --timeout must be 1 or more')
-    if args.partition and not args.submitit:
-        parser.error('--partition needs --submitit')
+    if not args.submitit and (args.partition or args.timeout):
+        parser.error('--partition and --timeout need --submitit')
+    if args.submitit and args.jobs:
+        parser.error('--jobs is for runs on this machine, and SLURM runs what it has room for: leave it out')
+    args.timeout = args.timeout or 24 * 60
     args.work_dir = args.work_dir or Path('work_dirs') / args.suite.stem
     return args
 

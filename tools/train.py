@@ -59,6 +59,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     # Imported after the arguments are parsed: --help should not wait for PyTorch.
+    from mmengine.device import get_device
     from mmengine.registry import RUNNERS
 
     from mmshared import SharingError
@@ -71,6 +72,8 @@ def main() -> None:
             cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type='ProgressHook')]
         if args.no_validate:
             cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+        if args.amp and get_device() == 'cpu':
+            raise SharingError('--amp needs a GPU, and there is none: leave it out.')
         if args.amp:
             cfg.optim_wrapper.type = 'AmpOptimWrapper'
             cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')

@@ -113,7 +113,7 @@ class Local:
         # By their names here: a shared machine may hand out only some of its GPUs.
         gpus = [name for name in os.environ.get('CUDA_VISIBLE_DEVICES', '').split(',') if name]
         gpus = gpus or [str(index) for index in range(count)]
-        threads = os.environ.get('OMP_NUM_THREADS', str(max(os.cpu_count() // jobs, 1)))
+        threads = os.environ.get('OMP_NUM_THREADS', str(max(os.cpu_count() // (jobs * gpus_per_run), 1)))
         self.environments = [
             dict(CUDA_VISIBLE_DEVICES=','.join(gpus[job * gpus_per_run : (job + 1) * gpus_per_run]))
             if count
@@ -246,9 +246,12 @@ def train(suite: Suite, runs: list[Run], engine: Local | Slurm, command: Callabl
 
 @contextmanager
 def _told_to_end() -> Iterator[Event]:
-    """Turn Ctrl-C and the other signals that end a process into an event, which is checked between two steps."""
+    """Turn Ctrl-C and the other signals that end a process into an event, which is checked between two steps. What is
+    ignored, as a hang-up is by nohup, stays so."""
     event = Event()
-    signums = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    signums = [
+        each for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) != signal.SIG_IGN
+    ]
     handlers = [signal.signal(signum, lambda *_: event.set()) for signum in signums]
     try:
         yield event

@@ -34,6 +34,14 @@ def read_records(work_dir: Path) -> Iterator[dict]:
             yield {**record, 'step': record['step'] or iteration}
 
 
+def config_of(work_dir: Path) -> Path | None:
+    """The config of the last training in a work dir, which lies beside its log: tests there have configs too. None if
+    there is no log of a training."""
+    logs = sorted(work_dir.glob('*/vis_data/scalars.json'))
+    trainings = [log for log in logs if '"iter"' in log.read_text()]  # as in read_records
+    return trainings[-1].with_name('config.py') if trainings else None
+
+
 def read_scalars(work_dir: Path) -> dict[str, Curve]:
     """The logged scalars of a run by name, each as (iteration, value). A metric has the epoch in its place, unless the
     run only counts iterations.

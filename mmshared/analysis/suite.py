@@ -197,13 +197,8 @@ def read_suite(path: Path, work_dir: Path) -> Suite:
 
 def _config(name: str, options: dict) -> Config:
     """A config with options, which may include the data set's root."""
-    try:
-        cfg = load_config(name)
-        merge_options(cfg, options)
-    except SharingError:
-        raise
-    except Exception as error:
-        raise SharingError(f'The config {name} cannot be read: {reason_in(error)}') from None
+    cfg = load_config(name)
+    merge_options(cfg, options)
     return cfg
 
 

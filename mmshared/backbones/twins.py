@@ -55,7 +55,11 @@ class SharingMixin:
 
     def init_weights(self) -> None:
         """Initialise the plain network. Shared parameters keep the initial values of their bank, even if the library
-        redraws all two-dimensional parameters, unless a checkpoint is loaded into them."""
+        redraws all two-dimensional parameters, unless a checkpoint is loaded into them.
+
+        The biases of shared layers are left to the library. If it looks for layers by their class, as mmpretrain's
+        ``VisionTransformer`` does, they keep PyTorch's own draw.
+        """
         found = banks(self)
         starts = [(bank, parameter, parameter.detach().clone()) for bank in found for parameter in _shared(bank)]
         for bank in found:
@@ -68,7 +72,7 @@ class SharingMixin:
 
 
 def _shared(bank: nn.Module) -> list[nn.Parameter]:
-    """The parameters of a bank and its layers, without the layers' biases, which the library initialises."""
+    """The parameters of a bank and its layers, without the layers' biases, which are left to the library."""
     return [
         *bank.parameters(),
         *(

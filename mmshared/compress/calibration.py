@@ -36,7 +36,7 @@ def calibration_loader(cfg: Config, images: int) -> DataLoader:
             'The config has no train_dataloader: the inputs of layers are measured on training images, so add one.'
         )
     if images < 1:
-        raise SharingError(f'images={images} is no number of images: give 1 or more, some hundred if you can.')
+        raise SharingError(f'images={images}: give 1 or more, some hundred if you can.')
     init_default_scope(cfg.default_scope)
     check_data(cfg, ['train_dataloader'])
     tested = cfg.get('test_dataloader') or cfg.get('val_dataloader') or cfg.train_dataloader

@@ -38,7 +38,8 @@ class Results:
             if there was a fine-tuning, of the ``'finetuned'`` one, each with its ``metrics`` by name.
         metric (str): The most important metric.
         plan (list[dict]): A row for each group: its ``stage``, ``group``, the names of its ``layers``, their
-            parameters ``before`` and ``after``, ``bank``, ``rank`` (or None) and predicted ``cost`` (or None).
+            parameters ``before`` and ``after``, ``bank`` and ``rank`` (empty if it stays plain) and predicted ``cost``
+            (or None).
         curves (dict): The scalars of the fine-tuning, as ``read_scalars`` returns them.
         detections (dict[str, list[np.ndarray]]): The same images with the detections of two or more of the networks,
             by the names of ``networks``: RGB, (H, W, 3).
@@ -104,7 +105,7 @@ def write_report(results: Results, folder: Path) -> Path:
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True
     )
     environment.globals.update(count='{:,}'.format, percent=_percent, figure=_figure)
-    pictures = {
+    logged = {
         name: results.curves[name]
         for name in ('loss', 'loss_distill', results.metric)
         if len(results.curves.get(name, ())) > 1
@@ -116,10 +117,10 @@ def write_report(results: Results, folder: Path) -> Path:
         rows=_rows(results),
         plan=results.plan,
         total={key: sum(row[key] for row in results.plan) for key in ('before', 'after')},
-        stages=_drawn(draw_stages, _stages(results)) if results.plan else None,
-        curves={name: _drawn(draw_curves, {name: curve}, results.metric) for name, curve in pictures.items()},
+        stages=_plotted(draw_stages, _stages(results)) if results.plan else None,
+        curves={name: _plotted(draw_curves, {name: curve}, results.metric) for name, curve in logged.items()},
         detections=[
-            dict(zip(results.detections, map(_photograph, images))) for images in zip(*results.detections.values())
+            dict(zip(results.detections, map(_photo, images))) for images in zip(*results.detections.values())
         ],
         commands=results.commands,
         numbers=numbers,
@@ -229,7 +230,7 @@ def _stages(results: Results) -> dict[str, tuple[float, float]]:
     return stages | ({'everything else': (rest[0], rest[1])} if min(rest) > 0 else {})
 
 
-class Picture(NamedTuple):
+class Embedded(NamedTuple):
     """An image inside the page.
 
     Attributes:
@@ -241,14 +242,14 @@ class Picture(NamedTuple):
     data: str
 
 
-def _drawn(draw: Callable[..., None], *args: Any) -> Picture:
+def _plotted(draw: Callable[..., None], *args: Any) -> Embedded:
     """What a function of ``plots`` draws."""
     file = BytesIO()
     draw(*args, file)
-    return Picture('image/png', base64.b64encode(file.getvalue()).decode())
+    return Embedded('image/png', base64.b64encode(file.getvalue()).decode())
 
 
-def _photograph(image: np.ndarray) -> Picture:
+def _photo(image: np.ndarray) -> Embedded:
     file = BytesIO()
     Image.fromarray(image).save(file, 'JPEG', quality=85)
-    return Picture('image/jpeg', base64.b64encode(file.getvalue()).decode())
+    return Embedded('image/jpeg', base64.b64encode(file.getvalue()).decode())

@@ -48,17 +48,11 @@ def share_checkpoint(
     return conversions
 
 
-def rank_for_energy(conversion: Conversion, energy: float) -> int:
-    """The smallest number of filters that span this share of the energy of a group's kernels (Eckart and Young).
-
-    Raises:
-        SharingError: If the kernels differ in shape, and so have no space in common.
-    """
+def rank_for_energy(conversion: Conversion, energy: float) -> int | None:
+    """The smallest number of filters that span this share of the energy of a group's kernels (Eckart and Young). None
+    if the kernels differ in shape: their filters have no space in common."""
     if len({kernel[0].shape for kernel in conversion.kernels}) > 1:
-        raise SharingError(
-            f'The kernels of {", ".join(conversion.layers)} of {conversion.name} differ in shape: their filters have '
-            'no space in common.'
-        )
+        return None
     rows = torch.cat([kernel.flatten(1) for kernel in conversion.kernels])  # (N, I k k)
     shares = torch.linalg.svdvals(rows).square().cumsum(0)
     return int((shares < energy * shares[-1]).sum()) + 1

@@ -46,8 +46,8 @@ def load_checkpoint_file(filename: str, map_location: Any = 'cpu', mmap: bool = 
 
     Args:
         filename (str): The file.
-        map_location (Any): Where the tensors go.
-        mmap (bool): Whether their values are read from the file only when they are used.
+        map_location (Any): Where the tensors of a file of PyTorch go; those of safetensors are on the CPU.
+        mmap (bool): Whether the tensors stay in the file, from which the system reads them when they are used.
 
     Raises:
         SharingError: If there is no such file, if it is damaged, if it holds more than weights and plain data, or if

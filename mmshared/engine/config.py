@@ -128,11 +128,19 @@ def moved_root(cfg: Config, root: str) -> dict[str, str]:
 
 
 def merge_options(cfg: Config, options: dict[str, Any]) -> dict[str, Any]:
-    """Merge options into a config; ``data_root`` moves the data set. Returns the options that were merged."""
+    """Merge options into a config; ``data_root`` moves the data set. Returns the options that were merged.
+
+    Raises:
+        SharingError: If the config has no place for an option.
+    """
     options = dict(options)
     if 'data_root' in options:
         options = {**moved_root(cfg, options.pop('data_root')), **options}
-    cfg.merge_from_dict(options)
+    for key, value in options.items():
+        try:
+            cfg.merge_from_dict({key: value})
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            raise SharingError(f'The config has no place for the option {key}: {reason_in(error)[:200]}') from None
     return options
 
 
@@ -226,14 +234,14 @@ def _takes_sharing(kind: Any) -> bool:
     return any('sharing' in inspect.signature(base.__init__).parameters for base in getattr(kind, '__mro__', ()))
 
 
-def check_data(cfg: Config, loaders: Sequence[str], download: bool = True) -> None:
+def check_data(cfg: Config, loaders: Sequence[str], skip_downloads: bool = True) -> None:
     """Raise a :class:`SharingError` if a data set of the config is not where it is expected, if its annotations are an
     empty file, or if a data loader has no batch size above 0.
 
     Args:
         cfg (Config): The config.
         loaders (Sequence[str]): The data loaders whose data must be there.
-        download (bool): Whether to skip data sets that download themselves. Defaults to True.
+        skip_downloads (bool): Whether to skip data sets that download themselves. Defaults to True.
     """
     for loader in loaders:
         settings = cfg.get(loader) or {}
@@ -241,7 +249,12 @@ def check_data(cfg: Config, loaders: Sequence[str], download: bool = True) -> No
             raise SharingError(f'The batch_size of {loader} is {settings["batch_size"]}: it must be 1 or more.')
         for dataset in inner_datasets(settings.get('dataset')):
             root, prefix = dataset.get('data_root') or '', dataset.get('data_prefix') or ''
-            if not root or '://' in root or download and _downloads(dataset, cfg.get('default_scope', 'mmengine')):
+            if (
+                not root
+                or '://' in root
+                or skip_downloads
+                and _downloads(dataset, cfg.get('default_scope', 'mmengine'))
+            ):
                 continue
             parts = ['', dataset.get('ann_file'), *(prefix.values() if isinstance(prefix, dict) else [prefix])]
             missing = [

@@ -127,9 +127,15 @@ class SharingRunner(Runner):
                 raise
             raise SharingError(f'The image {image} cannot be read: it is empty, damaged or not an image.') from error
 
-    def resume(self, *args: Any, **kwargs: Any) -> None:
+    def resume(self, filename: str, *args: Any, **kwargs: Any) -> None:
         self._needs_whole = True
-        super().resume(*args, **kwargs)
+        try:
+            super().resume(filename, *args, **kwargs)
+        except KeyError as error:
+            raise SharingError(
+                f'The checkpoint {filename} has no {error.args[0]}: it holds weights, and no training that could go '
+                'on. To begin from its weights, give it as load_from.'
+            ) from error
 
     def load_or_resume(self) -> None:
         if self._resume and self._load_from is None:

@@ -1,4 +1,4 @@
-"""The course of a training in a line for each epoch."""
+"""The course of a training in a line for each epoch, or for each twentieth of it."""
 
 import sys
 import time
@@ -6,11 +6,13 @@ import time
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
+from mmengine.runner import IterBasedTrainLoop
 
 
 @HOOKS.register_module()
 class ProgressHook(Hook):
-    """Prints the mean loss of each epoch with the time that is left, and the first metric of each validation.
+    """Prints the mean loss of each epoch with the time that is left, and the first metric of each validation. A
+    training that counts iterations has a line for each twentieth of them.
 
     Prints to stderr, so that the log on stdout can be left out.
     """
@@ -18,14 +20,24 @@ class ProgressHook(Hook):
     priority = 'VERY_LOW'  # after the hook that notes the loss
 
     def before_train(self, runner) -> None:
-        self._start, self._done = time.perf_counter(), runner.epoch
+        self._start, self._done = time.perf_counter(), runner.iter
+        self._counts = isinstance(runner.train_loop, IterBasedTrainLoop)
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        part = max(1, runner.max_iters // 20)
+        if self._counts and self.every_n_train_iters(runner, part):
+            self._report(runner, 'iteration', runner.iter + 1, runner.max_iters, part)
 
     def after_train_epoch(self, runner) -> None:
-        epoch, epochs = runner.epoch + 1, runner.max_epochs
-        loss = runner.message_hub.get_scalar('train/loss').mean(len(runner.train_dataloader))
-        left = (time.perf_counter() - self._start) / (epoch - self._done) * (epochs - epoch)
-        ahead = f', {left / 60:.1f} minutes left' if epoch < epochs else ''
-        self._print(f'epoch {epoch} of {epochs}: loss {loss:.3f}{ahead}')
+        if not self._counts:
+            self._report(runner, 'epoch', runner.epoch + 1, runner.max_epochs, len(runner.train_dataloader))
+
+    def _report(self, runner, unit: str, done: int, total: int, iterations: int) -> None:
+        loss = runner.message_hub.get_scalar('train/loss').mean(iterations)
+        begun = self._done / runner.max_iters * total
+        left = (time.perf_counter() - self._start) / (done - begun) * (total - done)
+        ahead = f', {left / 60:.1f} minutes left' if done < total else ''
+        self._print(f'{unit} {done} of {total}: loss {loss:.3f}{ahead}')
 
     def after_val_epoch(self, runner, metrics=None) -> None:
         for name, value in list((metrics or {}).items())[:1]:

@@ -67,7 +67,7 @@ class RecurrenceLossHook(BankLossHook):
                 "alike: give the backbone bank=dict(type='TemplateBank', ...), or take the hook out of "
                 'custom_hooks.'
             )
-        return f'draws the layers of {len(found)} template banks together, weight {self.loss_weight:g}'
+        return f'pulls the layers of {len(found)} template banks together, weight {self.loss_weight:g}'
 
     def loss(self, found: dict[str, TemplateBank]) -> Tensor:
         return recurrence_loss(found)

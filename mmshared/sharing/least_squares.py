@@ -51,7 +51,7 @@ class Metric:
         """The metric without the products of different values."""
         return Metric(torch.diag_embed(self.matrix.diagonal(dim1=1, dim2=2)))
 
-    def images(self, vectors: Tensor) -> Tensor:
+    def apply(self, vectors: Tensor) -> Tensor:
         """``vectors matrix``."""
         return times(vectors, self.matrix)
 
@@ -67,7 +67,7 @@ class Metric:
     def of_weight(self, weight: Tensor) -> Tensor:
         """The filters of a weight times the matrix, in the shape of the weight."""
         rows = weight.to(self.matrix).reshape(1, len(self.matrix), -1, self.matrix.shape[-1])  # (1, G, O / G, K)
-        return self.images(rows).reshape(weight.shape)
+        return self.apply(rows).reshape(weight.shape)
 
     def energy(self, weight: Tensor) -> Tensor:
         """The energy of a layer's outputs, tr(W S W') for its weight W and the second moment S of its inputs."""
@@ -90,9 +90,9 @@ class Target(NamedTuple):
 
     def coefficients(self, basis: Tensor) -> Tensor:
         """The combinations of a basis, (R, G, M, K), that are nearest to the vectors, (P, R)."""
-        images = self.metric.images(basis).flatten(1)  # (R, G M K)
-        gram = images @ basis.flatten(1).T  # (R, R)
-        return self.vectors.flatten(1) @ images.T @ torch.linalg.pinv(gram, hermitian=True)
+        applied = self.metric.apply(basis).flatten(1)  # (R, G M K)
+        gram = applied @ basis.flatten(1).T  # (R, R)
+        return self.vectors.flatten(1) @ applied.T @ torch.linalg.pinv(gram, hermitian=True)
 
     def without(self, fitted: Tensor) -> Target:
         """What other vectors leave of these."""
@@ -100,7 +100,7 @@ class Target(NamedTuple):
 
     def energy(self) -> Tensor:
         """The sum of the squared norms of the vectors."""
-        return (self.metric.images(self.vectors) * self.vectors).sum()
+        return (self.metric.apply(self.vectors) * self.vectors).sum()
 
 
 def metrics(layers: Sequence[SharedLayer], kernels: Sequence[Tensor], moments: Sequence[Tensor]) -> list[Metric]:
@@ -252,11 +252,11 @@ def improved(targets: Sequence[Target], coefficients: Sequence[Tensor], basis: T
         total(gram * each.metric.mean for gram, each in zip(grams, targets)) / mean.mean, hermitian=True
     )
     right = total(
-        each.metric.images(combine(factors.T, each.vectors - combine(factors, basis)))
+        each.metric.apply(combine(factors.T, each.vectors - combine(factors, basis)))
         for each, factors in zip(targets, coefficients)
     )
     return basis + conjugate_gradients(
-        lambda x: total(combine(gram, each.metric.images(x)) for gram, each in zip(grams, targets)),
+        lambda x: total(combine(gram, each.metric.apply(x)) for gram, each in zip(grams, targets)),
         right,
         lambda x: combine(inverse, mean.divide(x)),
     )
@@ -295,7 +295,7 @@ def shared_basis(
         layers (Sequence[Sequence[Target]]): The targets of each layer.
         rank (int): Number R of vectors.
         own_rank (int): Number of vectors of each layer's own.
-        alternations (int): How often they are fitted in turn. One target alone needs none.
+        alternations (int): How often they are fitted in turn. A single target needs none.
 
     Returns:
         Tensor: The vectors, (R, G, M, K).

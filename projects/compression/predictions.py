@@ -38,7 +38,7 @@ def main() -> None:
     found = [each for batch in tqdm(Runner.build_dataloader(loader)) for each in model.test_step(batch)]
     write_text(out, ''.join(f'{name} {each.pred_label.item()}\n' for name, each in zip(names, found)))
     right = sum(each.pred_label.item() == number for number, each in enumerate(found))
-    print(f'wrote {out}: the files in their order are of classes 0, 1, ...: {right / len(names):.1%} are predicted so')
+    print(f'wrote {out}: {right / len(names):.1%} of the predictions are the numbers of the files, in their order')
 
 
 if __name__ == '__main__':

@@ -97,10 +97,12 @@ def image_shape(network: nn.Module, cfg: Config) -> tuple[int, ...]:
 
 
 def evaluated(network: nn.Module, cfg: Config, work_dir: Path, shape: tuple[int, ...]) -> dict:
-    """The size of a network, its multiply-adds as the plain network that it equals, and its metrics."""
-    plain = fold_layers(copy.deepcopy(network))
+    """The size of a network, its multiply-adds as the plain network that it equals, and its metrics. It is on the CPU
+    afterwards."""
+    metrics = runner_of(network, cfg, work_dir).val()
+    plain = fold_layers(copy.deepcopy(network.cpu()))
     work = count_multiply_adds(plain, shape)['']
-    return dict(size_of(network)._asdict(), multiply_adds=work, metrics=runner_of(network, cfg, work_dir).val())
+    return dict(size_of(network)._asdict(), multiply_adds=work, metrics=metrics)
 
 
 def as_onnx(network: nn.Module, cfg: Config, folder: Path, shape: tuple[int, ...], metrics: dict) -> dict:

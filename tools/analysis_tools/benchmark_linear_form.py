@@ -9,7 +9,7 @@ import copy
 from functools import partial
 from pathlib import Path
 
-from mmshared_cli import add_shape, errors_in_a_sentence
+from mmshared_cli import add_cfg_options, add_shape, errors_in_a_sentence
 
 
 @errors_in_a_sentence()
@@ -19,6 +19,7 @@ def main() -> None:
     parser.add_argument('--batch', type=int, default=8, help='batch size (default: 8)')
     parser.add_argument('--rounds', type=int, default=7, help='number of rounds (default: 7)')
     add_shape(parser)
+    add_cfg_options(parser)
     args = parser.parse_args()
     if min(args.batch, args.rounds) < 1:
         parser.error('--batch and --rounds must be 1 or more')
@@ -28,13 +29,15 @@ def main() -> None:
     from mmshared.analysis.complexity import count_multiply_adds
     from mmshared.analysis.speed import Step, inference_of, time_in_turn
     from mmshared.engine.build import build_model
-    from mmshared.engine.config import load_config
+    from mmshared.engine.config import load_config, merge_options
     from mmshared.sharing.kernel_transforms import Linear
 
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     images = torch.randn(args.batch, *args.shape, device=device)
     for config in args.configs:
-        fast = build_model(load_config(config)).to(device)
+        cfg = load_config(config)
+        merge_options(cfg, args.cfg_options)
+        fast = build_model(cfg).to(device)
         direct = copy.deepcopy(fast)
         copies = [module for module in direct.modules() if type(module) is Linear and module.small != module.shape]
         if not copies:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from mmshared_cli import add_shape, errors_in_a_sentence, output_file, output_image, own_files
+from mmshared_cli import add_cfg_options, add_shape, errors_in_a_sentence, output_file, output_image, own_files
 
 if TYPE_CHECKING:
     import torch
@@ -48,6 +48,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--batches', type=int, nargs='+', default=[], help='batch sizes')
     parser.add_argument('--depths', type=int, nargs='+', default=[], help='depths of the backbone')
     parser.add_argument('--ranks', type=int, nargs='+', default=[], help='shared ranks of its bank')
+    add_cfg_options(parser)
     args = parser.parse_args()
     if min(args.batch, args.rounds, *args.inference_batch, *args.batches) < 1:
         parser.error('--batch, --batches, --inference-batch and --rounds must be 1 or more')
@@ -88,9 +89,10 @@ def main() -> None:
     args = parse_args()
     from mmshared.analysis.plots import draw_growth
     from mmshared.analysis.speed import Setting, benchmark, growth
-    from mmshared.engine.config import load_config
+    from mmshared.engine.config import load_config, merge_options
 
     cfg, device = load_config(args.config), usable_device(args.device)
+    merge_options(cfg, args.cfg_options)
     setting = Setting(args.shape, args.rounds, device, args.autocast, args.channels_last, args.compile, args.reference)
     if args.plot:
         found = growth(cfg, setting, args.batch, args.batches, args.depths, args.ranks)

@@ -20,17 +20,17 @@ def main() -> None:
     from mmengine.config import Config
 
     from mmshared import SharingError
-    from mmshared.analysis.logs import last_scores, read_scalars, score_table
+    from mmshared.analysis.logs import config_of, last_scores, read_scalars, score_table
     from mmshared.analysis.plots import draw_scores
 
     panels, longest = {title: {} for title in TITLES.values()}, set()
     for name, path in work_dirs.items():
-        configs, scalars = sorted(path.glob('*.py')), read_scalars(path)
+        config, scalars = config_of(path), read_scalars(path)
         for score, title in TITLES.items():
             panels[title][name] = last_scores(scalars, score)
-            if not configs or not panels[title][name]:
+            if not config or not panels[title][name]:
                 raise SharingError(f'{path} is not the work dir of a run that was scored by PathScore.')
-        longest.add(max(high for _, high in Config.fromfile(configs[-1]).train_dataloader.dataset.distances))
+        longest.add(max(high for _, high in Config.fromfile(config).train_dataloader.dataset.distances))
     if len({tuple(scores) for runs in panels.values() for scores in runs.values()}) > 1:
         raise SharingError('The runs were scored over different ranges of distances: compare those of one set.')
     if len(longest) > 1:

@@ -5,7 +5,7 @@ Orthonormal bases give the identity.
 
 import argparse
 
-from mmshared_cli import errors_in_a_sentence, output_image, own_files
+from mmshared_cli import add_cfg_options, errors_in_a_sentence, output_image, own_files
 
 
 @errors_in_a_sentence()
@@ -15,14 +15,17 @@ def main() -> None:
     parser.add_argument('config', help='the config of the checkpoint')
     parser.add_argument('checkpoint', help='the checkpoint')
     parser.add_argument('--out', type=output_image, default='gram_matrices.png', help='default: gram_matrices.png')
+    add_cfg_options(parser)
     args = parser.parse_args()
     from mmshared import SharingError
     from mmshared.analysis.plots import draw_gram_matrices
     from mmshared.engine.build import load_model
-    from mmshared.engine.config import load_config
+    from mmshared.engine.config import load_config, merge_options
     from mmshared.hooks import basis_health, basis_spaces
 
-    spaces = basis_spaces(load_model(load_config(args.config), args.checkpoint))
+    cfg = load_config(args.config)
+    merge_options(cfg, args.cfg_options)
+    spaces = basis_spaces(load_model(cfg, args.checkpoint))
     if not spaces:
         raise SharingError('The model of this config has no filter basis.')
     draw_gram_matrices(spaces, args.out)

@@ -5,7 +5,7 @@ Also prints the groups of layers that would share a kernel in loops.
 
 import argparse
 
-from mmshared_cli import add_threshold, errors_in_a_sentence, output_image, own_files
+from mmshared_cli import add_cfg_options, add_threshold, errors_in_a_sentence, output_image, own_files
 
 
 @errors_in_a_sentence()
@@ -18,6 +18,7 @@ def main() -> None:
         '--out', type=output_image, default='layer_similarity.png', help='default: layer_similarity.png'
     )
     add_threshold(parser)
+    add_cfg_options(parser)
     args = parser.parse_args()
     import torch
 
@@ -25,10 +26,12 @@ def main() -> None:
     from mmshared.analysis.plots import draw_similarities
     from mmshared.convert.loops import similar_layers
     from mmshared.engine.build import load_model
-    from mmshared.engine.config import load_config
+    from mmshared.engine.config import load_config, merge_options
     from mmshared.hooks import template_banks
 
-    model = load_model(load_config(args.config), args.checkpoint)
+    cfg = load_config(args.config)
+    merge_options(cfg, args.cfg_options)
+    model = load_model(cfg, args.checkpoint)
     if not template_banks(model):
         raise SharingError('The model of this config has no TemplateBank.')
     with torch.no_grad():

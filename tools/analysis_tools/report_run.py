@@ -32,20 +32,18 @@ def main() -> None:
 
     from mmshared import SharingError  # before mmdet: it supplies mmcv's operators
     from mmshared.analysis.complexity import parameter_count
-    from mmshared.analysis.logs import read_scalars, read_validations
+    from mmshared.analysis.logs import config_of, read_scalars, read_validations
     from mmshared.analysis.plots import detections_in, draw_curves, draw_images
     from mmshared.engine.build import build_plain
     from mmshared.engine.config import check_data, load_config, merge_options
 
-    configs, checkpoint = sorted(args.work_dir.glob('*.py')), find_latest_checkpoint(str(args.work_dir))
-    if not configs or checkpoint is None:
-        raise SharingError(
-            f'{args.work_dir} is not the work dir of a finished run: '
-            f'it has no {"config" if not configs else "checkpoint"}.'
-        )
+    config, checkpoint = config_of(args.work_dir), find_latest_checkpoint(str(args.work_dir))
+    if config is None or checkpoint is None:
+        lack = 'checkpoint' if config else 'log of a training: */vis_data/scalars.json is not there'
+        raise SharingError(f'{args.work_dir} is not the work dir of a finished run: it has no {lack}.')
     # The run noted the path of the checkpoint at that time: the folder may have been moved since.
     checkpoint = args.work_dir / Path(checkpoint).name
-    cfg = load_config(str(configs[-1]))
+    cfg = load_config(str(config))
     merge_options(cfg, args.cfg_options)
     if cfg.default_scope != 'mmdet':
         raise SharingError(
@@ -55,8 +53,6 @@ def main() -> None:
     if not cfg.get('val_dataloader'):
         raise SharingError(f'{args.work_dir} is of a run without validation: its config has no images to show.')
     scalars = read_scalars(args.work_dir)
-    if not scalars:
-        raise SharingError(f'{args.work_dir} has no log of its training: */vis_data/scalars.json is not there.')
     metrics = list(dict.fromkeys(name for validation in read_validations(args.work_dir) for name in validation))
     metric = args.metric or next((name for name in metrics if name.endswith(('bbox_mAP', '/mAP'))), '')
     if args.metric and not any(name.startswith(args.metric) for name in metrics):

@@ -35,9 +35,10 @@ def main() -> None:
         print(USAGE + '\n'.join(f'  {name:{width}}  {summary(path)}' for name, path in tools.items()))
         return
     found = [given] if given in tools else [name for name in tools if name.startswith(given)]
-    if len(found) != 1:
-        known = f'may be {" or ".join(found)}' if found else 'is no tool: mmshared --help lists them'
-        raise SystemExit(f'mmshared: {given} {known}.')
+    if not found:
+        raise SystemExit(f'mmshared: there is no tool {given}: mmshared --help lists them.')
+    if len(found) > 1:
+        raise SystemExit(f'mmshared: {given} may be {" or ".join(found)}.')
     sys.argv = [f'mmshared {found[0]}', *arguments]  # unlike runpy, this leaves the name of the command in the usage
     spec = spec_from_file_location('__main__', tools[found[0]])
     sys.modules['__main__'] = module_from_spec(spec)

@@ -83,7 +83,8 @@ def main() -> None:
         if args.images is not None:
             cells.append('' if conversion.output_error is None else f'{conversion.output_error:.4f}')
         if args.rank_for_energy:
-            cells.append(str(rank_for_energy(conversion, args.rank_for_energy)))
+            rank = rank_for_energy(conversion, args.rank_for_energy)
+            cells.append('' if rank is None else str(rank))
         table.add_row(*cells)
     Console(width=max(110, Console().width)).print(table)
     part = any(key.startswith('backbone.') for key in state_dict)

@@ -55,7 +55,7 @@ def can_test(cfg: Config) -> bool:
         print('The config has no test set: nothing is evaluated.')
         return False
     try:
-        check_data(cfg, ['test_dataloader'], download=False)
+        check_data(cfg, ['test_dataloader'], skip_downloads=False)
     except SharingError as error:
         print(f'Nothing is evaluated: {error}')
         return False
