@@ -33,8 +33,8 @@ class SharedLayer(nn.Module):
         layer (nn.Conv2d | nn.Linear): The plain layer that this one replaces. It takes over the layer's geometry and,
             if it has one, its bias (the parameter itself).
         bank (Bank): The bank of the group.
-        norm (nn.Module, optional): The batch norm that seems to follow the layer, whose kind and settings a norm inside the
-            layer takes. It is not used itself.
+        norm (nn.Module, optional): The batch norm that seems to follow the layer. Only its kind and its settings are
+            used, for a norm inside of the layer.
 
     Attributes:
         shape (torch.Size): The shape of the weight.

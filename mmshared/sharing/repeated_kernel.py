@@ -21,8 +21,8 @@ from .least_squares import Metric, conjugate_gradients, metrics
 class RepeatedLayer(SharedLayer):
     """A layer whose weight is made from a smaller one.
 
-    A conv always has a bias, even if the plain one has none, as in the authors' code; biases start at zero. If the small kernel has the
-    shape of the layer's, it is used without a transform.
+    A conv always has a bias, even if the plain one has none, as in the authors' code. Biases start at zero. If the
+    small kernel has the shape of the layer's, it is used without a transform.
     """
 
     kernel: nn.Parameter | None
