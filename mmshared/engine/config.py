@@ -249,12 +249,9 @@ def check_data(cfg: Config, loaders: Sequence[str], skip_downloads: bool = True)
             raise SharingError(f'The batch_size of {loader} is {settings["batch_size"]}: it must be 1 or more.')
         for dataset in inner_datasets(settings.get('dataset')):
             root, prefix = dataset.get('data_root') or '', dataset.get('data_prefix') or ''
-            if (
-                not root
-                or '://' in root
-                or skip_downloads
-                and _downloads(dataset, cfg.get('default_scope', 'mmengine'))
-            ):
+            if not root or '://' in root:
+                continue
+            if skip_downloads and _downloads(dataset, cfg.get('default_scope', 'mmengine')):
                 continue
             parts = ['', dataset.get('ann_file'), *(prefix.values() if isinstance(prefix, dict) else [prefix])]
             missing = [

@@ -3,8 +3,8 @@
 `torch-pruning` removes channels inside blocks with shortcuts: it fails on shortcuts without parameters. Of a
 detector's head it removes outputs of the fully connected layers. By `magnitude` a channel is as important as its
 filter, by `group` as all weights that are removed with it. `tucker` decomposes each convolution of the stages by
-tensorly-torch, without the images. The knob of each is turned until the network has the share of the parameters that is asked
-for. Then the batch norms' statistics are taken again, and the fine-tuning is that of run.py.
+tensorly-torch, without the images. The knob of each is turned until the network has the share of the parameters that
+is asked for. Then the batch norms' statistics are taken again, and the fine-tuning is that of run.py.
 
 `plain` with `--keep 1` is the network as it is, fine-tuned as long without a teacher, and in int8 by onnxruntime too.
 """
