@@ -108,6 +108,7 @@ def files(tmp_path_factory):
 @pytest.mark.slow
 def test_what_a_tool_cannot_take_is_one_sentence(files, monkeypatch, tool, arguments, words):
     monkeypatch.chdir(files)
+    monkeypatch.setattr('mmengine.device.get_device', lambda: 'cpu')
     before = {path: path.read_bytes() for path in files.iterdir() if path.is_file()}
     result = call(tool, *arguments)
     last = result.stderr.strip().splitlines()[-1]

@@ -360,6 +360,21 @@ class TestPipeline:
         found = load_config(str(report.with_name('compressed.py'))), str(report.with_name('converted.pth'))
         assert [list(bank.names) for bank in banks(load_model(*found))] == [content['rows'][0]['layers']]
 
+    def test_a_plan_that_is_edited_in_its_place_is_checked(self, config, checkpoint, tmp_path):
+        work_dir = tmp_path / 'work'
+        compression(config, checkpoint, work_dir, epochs=0).run()
+        content = json.loads((work_dir / 'plan.json').read_text())
+        row = next(row for row in content['rows'] if row['bank'] and len(row['layers']) > 1)
+        bank, kept = row['bank'], content['parameters'] + row['before'] - row['after']
+        row['bank'] = None
+        (work_dir / 'plan.json').write_text(json.dumps(content))
+        report = compression(config, checkpoint, work_dir, epochs=0).run()
+        assert json.loads(report.with_suffix('.json').read_text())['converted']['parameters'] == kept
+        row.update(bank=bank, layers=['backbone.conv1', *row['layers']])
+        (work_dir / 'plan.json').write_text(json.dumps(content))
+        with pytest.raises(SharingError, match='change banks and ranks or remove rows, and leave the layers'):
+            compression(config, checkpoint, work_dir, epochs=0).run()
+
     def test_processes_meet_before_they_put_the_network_on_their_devices(
         self, config, checkpoint, tmp_path, monkeypatch
     ):

@@ -359,6 +359,8 @@ def test_a_second_call_keeps_what_the_first_shared(mmpretrain):
     share_layers(network, groups=['conv2'], bank=BASIS)
     assert [*named_banks(network)] == [f'layer{i}.conv{j}' for i in range(1, 5) for j in (1, 2)]
     assert [*named_banks(network.layer2)] == ['conv1', 'conv2']
+    pair = nn.ModuleList([copy.deepcopy(network).layer1 for _ in range(2)])
+    assert [*named_banks(pair)] == ['0.conv1', '0.conv2', '1.conv1', '1.conv2']
     twin = backbone(depth=34, groups=['conv1', 'conv2'], bank=BASIS)
     twin.load_state_dict(network.state_dict(), strict=True)
 

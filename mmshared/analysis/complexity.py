@@ -24,8 +24,8 @@ def parameter_count(model: nn.Module) -> int:
 def count_multiply_adds(model: nn.Module, size: tuple[int, ...]) -> dict[str, int]:
     """The multiply-adds of the convs and linear layers for one image, by module. What makes the weights, once for a
     whole batch, is not counted. Layers on a basis count as the filters and then the coefficients, as in the paper,
-    though in eval mode they may run as the plain layer. The projections of an ``nn.MultiheadAttention`` count for it,
-    which does not call them.
+    though in eval mode they may run as the plain layer. The projections of an ``nn.MultiheadAttention`` are counted
+    under the attention, which does not call them as modules.
 
     Args:
         model (nn.Module): A classifier or a detector. Only the backbone and neck of a detector are counted: the rest

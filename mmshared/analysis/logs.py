@@ -36,10 +36,11 @@ def read_records(work_dir: Path) -> Iterator[dict]:
 
 def config_of(work_dir: Path) -> Path | None:
     """The config of the last training in a work dir, which lies beside its log: tests there have configs too. None if
-    there is no log of a training."""
+    there is no such log with a config."""
     logs = sorted(work_dir.glob('*/vis_data/scalars.json'))
     trainings = [log for log in logs if '"iter"' in log.read_text()]  # as in read_records
-    return trainings[-1].with_name('config.py') if trainings else None
+    configs = [path for path in (log.with_name('config.py') for log in trainings) if path.is_file()]
+    return configs[-1] if configs else None
 
 
 def read_scalars(work_dir: Path) -> dict[str, Curve]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -96,7 +97,7 @@ class CostMeter:
             for batch, plain in zip(self.batches, self._plain):
                 total = total + difference(outputs_of(self.model, batch, plain.chosen), plain).cpu()
         errors, sizes = total.unbind(1)  # (kinds, ) each
-        differs = sizes > 0  # an output that is the same for all images says nothing
+        differs = sizes != 0  # an output that is the same for all images says nothing
         if not differs.any():
             raise SharingError(
                 'The outputs of the network are the same for all calibration images: check its weights, or take more '
@@ -130,4 +131,5 @@ def _read_costs(path: Path, digest: str) -> dict[str, float]:
         content = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
-    return content['costs'] if content.get('digest') == digest else {}
+    costs = content['costs'] if content.get('digest') == digest else {}
+    return {key: cost for key, cost in costs.items() if math.isfinite(cost)}

@@ -59,7 +59,7 @@ _PIXELS = 4.3e6
 # ResNet-56 with 0.4 of its parameters from 85.7 to 86.9 %; by a third of it to 86.7, and by three times it to 85.3.
 _LR = 0.03
 # Settings that only training reads: what is measured before it does not depend on them.
-_TRAINING = ('optim_wrapper', 'param_scheduler', 'train_cfg', 'auto_scale_lr', 'randomness', 'compile')
+_TRAINING = ('optim_wrapper', 'param_scheduler', 'train_cfg', 'auto_scale_lr', 'randomness', 'compile', 'runner_type')
 # The search for the smallest network ends when its size is known to this share of the parameters.
 _PRECISION = 0.01
 # The report shows the detections in so many images.
@@ -379,16 +379,13 @@ class Compression:
 
     def convert(self, steps: Steps) -> tuple[Config, Path]:
         """The config of the shared network of the plan in a folder, and its checkpoint before any training."""
-        plan = self.plan_in(steps)
+        base = self.base or str(steps.folder / 'plain.py')
+        text = self.plan_in(steps).config(base if '::' in base else relative(base, steps.folder), self.bare)
 
         def write_config(path: Path) -> None:
-            base = self.base
-            if base is None:
-                base = str(path.with_name('plain.py'))
+            if self.base is None:
                 self.bare.dump(base)
-            if '::' not in base:
-                base = relative(base, path.parent)
-            write_text(path, plan.config(base, self.bare))
+            write_text(path, text)
 
         def write_checkpoint(path: Path) -> None:
             model, loader = build_model(cfg), calibration_loader(self.bare, self.images)
@@ -396,7 +393,7 @@ class Compression:
             if is_main_process():
                 save_checkpoint(converted(model.cpu().state_dict(), self.checkpoint, cfg), path)
 
-        config = steps('compressed.py', [plan.to_json(), self.base, self.bare.to_dict()], write_config)
+        config = steps('compressed.py', [text, self.bare.to_dict()], write_config)
         cfg, shared = copy.deepcopy(self.bare), load_config(str(config))
         cfg.update({key: shared[key] for key in ('custom_imports', 'runner_type', 'model')})
         sources = [without_training(cfg), *self.sources, self.folder / 'moments.pth', self.steps]
@@ -502,8 +499,8 @@ def relative(path: str, folder: Path) -> str:
 
 
 def commands(folder: Path, checkpoint: Path, shape: Sequence[int], lr: float | None) -> dict[str, str]:
-    """Commands that use a compressed network, whose images have a shape, (C, H, W). Further training has a learning
-    rate, or that of the config."""
+    """Commands that use a compressed network, whose images have a shape, (C, H, W). Further training
+    takes a learning rate; if it is None, the config's own."""
     config, plain, small = folder / 'compressed.py', folder / 'folded.pth', folder / 'small.onnx'
     rate = [] if lr is None else [f'optim_wrapper.optimizer.lr={lr:g}']
     words: dict[str, list[Any]] = {

@@ -416,10 +416,10 @@ class Plan:
             base (str): The config of the plain network: its name in a library, or its path from the new config.
             plain (Config): What is in it.
         """
-        imports = (plain.get('custom_imports') or {}).get('imports', [])
-        imports = [*([imports] if isinstance(imports, str) else imports), 'mmshared']
-        lines = [f'_base_ = {base!r}']
-        lines += [f'custom_imports = {_call(dict(imports=[*dict.fromkeys(imports)], allow_failed_imports=False))}']
+        own = plain.get('custom_imports') or dict(imports=[], allow_failed_imports=False)
+        names = [own['imports']] if isinstance(own['imports'], str) else own['imports']
+        imports = {**own, 'imports': [*dict.fromkeys([*names, 'mmshared'])]}
+        lines = [f'_base_ = {base!r}', f'custom_imports = {_call(imports)}']
         lines += [f'runner_type = {plain.get("runner_type", "SharingRunner")!r}']
         lines += ['model = dict(', f'    type={shared_type(plain.model.type)!r},', '    sharing=[']
         for row in self.rows:

@@ -202,7 +202,7 @@ def pack(network: nn.Module, out: Path, form: str | None = None) -> nn.Module:
         found = {key: torch.tensor(each) for key, each in unpack(partial).items()}
         if found.keys() != folded.keys():
             raise SharingError(f'{out.name} does not unpack into the plain network: it was not written.')
-        floats = [key for key, tensor in folded.items() if tensor.is_floating_point()]
+        floats = [key for key, tensor in folded.items() if tensor.is_floating_point() and tensor.numel()]
         if not relative_difference([found[key] for key in floats], [folded[key] for key in floats]) < TOLERANCE:
             raise SharingError(f'The weights that {out.name} unpacks into are others: it was not written.')
     return plain

@@ -136,11 +136,16 @@ def merge_options(cfg: Config, options: dict[str, Any]) -> dict[str, Any]:
     options = dict(options)
     if 'data_root' in options:
         options = {**moved_root(cfg, options.pop('data_root')), **options}
-    for key, value in options.items():
-        try:
-            cfg.merge_from_dict({key: value})
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-            raise SharingError(f'The config has no place for the option {key}: {reason_in(error)[:200]}') from None
+    try:
+        cfg.merge_from_dict(options)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        for key, value in options.items():
+            try:
+                copy.deepcopy(cfg).merge_from_dict({key: value})
+            except Exception as error:
+                name = cfg.filename or 'The config'
+                raise SharingError(f'{name} has no place for the option {key}: {reason_in(error)[:200]}') from None
+        raise
     return options
 
 

@@ -132,6 +132,8 @@ class SharingRunner(Runner):
         try:
             super().resume(filename, *args, **kwargs)
         except KeyError as error:
+            if error.args[0] not in ('meta', 'epoch', 'iter', 'message_hub'):
+                raise
             raise SharingError(
                 f'The checkpoint {filename} has no {error.args[0]}: it holds weights, and no training that could go '
                 'on. To begin from its weights, give it as load_from.'

@@ -1,5 +1,6 @@
 """The course of a training in a line for each epoch, or for each twentieth of it."""
 
+import math
 import sys
 import time
 
@@ -20,13 +21,14 @@ class ProgressHook(Hook):
     priority = 'VERY_LOW'  # after the hook that notes the loss
 
     def before_train(self, runner) -> None:
-        self._start, self._done = time.perf_counter(), runner.iter
         self._counts = isinstance(runner.train_loop, IterBasedTrainLoop)
+        self._start, self._done = time.perf_counter(), runner.iter if self._counts else runner.epoch
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        part = max(1, runner.max_iters // 20)
-        if self._counts and self.every_n_train_iters(runner, part):
-            self._report(runner, 'iteration', runner.iter + 1, runner.max_iters, part)
+        done, total = runner.iter + 1, runner.max_iters
+        part = math.ceil(total / 20)
+        if self._counts and (done % part == 0 or done == total):
+            self._report(runner, 'iteration', done, total, part)
 
     def after_train_epoch(self, runner) -> None:
         if not self._counts:
@@ -34,8 +36,7 @@ class ProgressHook(Hook):
 
     def _report(self, runner, unit: str, done: int, total: int, iterations: int) -> None:
         loss = runner.message_hub.get_scalar('train/loss').mean(iterations)
-        begun = self._done / runner.max_iters * total
-        left = (time.perf_counter() - self._start) / (done - begun) * (total - done)
+        left = (time.perf_counter() - self._start) / (done - self._done) * (total - done)
         ahead = f', {left / 60:.1f} minutes left' if done < total else ''
         self._print(f'{unit} {done} of {total}: loss {loss:.3f}{ahead}')
 

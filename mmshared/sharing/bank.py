@@ -34,7 +34,7 @@ class SharedLayer(nn.Module):
             if it has one, its bias (the parameter itself).
         bank (Bank): The bank of the group.
         norm (nn.Module, optional): The batch norm that seems to follow the layer. Only its kind and its settings are
-            used, for a norm inside of the layer.
+            used, for a norm inside the layer.
 
     Attributes:
         shape (torch.Size): The shape of the weight.
@@ -259,11 +259,8 @@ def stage_in(bank: Bank, first: str) -> str | None:
     has none there."""
     if bank.stage is None:
         return None
-    there = bank.names[0]
-    if first.endswith(there):  # the network itself, or one around it
-        return (first[: -len(there)] + bank.stage).rstrip('.')
-    outside = there[: -len(first)]  # a part of the network
-    return bank.stage[len(outside) :] if f'{bank.stage}.'.startswith(outside) else None
+    inside = bank.names[0].removeprefix(f'{bank.stage}.')
+    return first.removesuffix(inside).rstrip('.') if f'.{first}'.endswith(f'.{inside}') else None
 
 
 def stage_of(name: str, bank: Bank) -> str | None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from mmengine.logging import print_log
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -24,7 +25,7 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.half: 0.05, torch.b
 @torch.no_grad()
 def deploy(model: nn.Module, images: Tensor) -> nn.Module:
     """Make a network for inference: shared layers become plain ones, and batch norms are fused into the plain convs
-    before them.
+    before them. If one of these convs is read elsewhere too, none is fused.
 
     Each shared layer becomes the fastest of its :meth:`SharedLayer.forms` for the input size that these images give
     it, on their device. The choice is made once, here, and not in a forward pass. It depends on timings: another call
@@ -47,6 +48,8 @@ def deploy(model: nn.Module, images: Tensor) -> nn.Module:
         wrong = [difference for difference, most in differences if not difference < most]
         if not wrong:
             return network
+        if fuse:
+            print_log('The batch norms are not fused: not all of them read only the conv before them.', 'current')
     raise SharingError(
         f'The network cannot be deployed: its outputs would differ by a relative {wrong[0]:.2g} '
         'from those of the network that was trained.'
@@ -55,7 +58,7 @@ def deploy(model: nn.Module, images: Tensor) -> nn.Module:
 
 def _deployed(model: nn.Module, images: Tensor, fuse: bool) -> tuple[nn.Module, list[tuple[float, float]]]:
     """A copy of a network in which shared layers are plain ones, with batch norms fused or not. For each of its
-    outputs the largest difference from the network's own, relative to the largest value, and what rounding brings."""
+    outputs the largest difference from the network's own, relative to the largest value, and the tolerance."""
     network = copy.deepcopy(model)
     network.eval()
     last = memory_format_of(network)

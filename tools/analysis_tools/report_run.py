@@ -39,7 +39,7 @@ def main() -> None:
 
     config, checkpoint = config_of(args.work_dir), find_latest_checkpoint(str(args.work_dir))
     if config is None or checkpoint is None:
-        lack = 'checkpoint' if config else 'log of a training: */vis_data/scalars.json is not there'
+        lack = 'checkpoint' if config else 'log of a training: */vis_data with scalars.json and config.py is not there'
         raise SharingError(f'{args.work_dir} is not the work dir of a finished run: it has no {lack}.')
     # The run noted the path of the checkpoint at that time: the folder may have been moved since.
     checkpoint = args.work_dir / Path(checkpoint).name
