@@ -300,7 +300,8 @@ class Compression:
         """Measure what serves any budget."""
         moments = steps('moments.pth', [*self.sources, self.images, self.layers], self.write_moments, together=True)
         if self.plan is None:
-            steps('options.json', [*self.sources, moments, Option._fields], self.write_options)
+            groups = [each.layers for each in self.groups]
+            steps('options.json', [*self.sources, moments, groups, Option._fields], self.write_options)
 
     def write_moments(self, path: Path) -> None:
         cache = path.with_suffix('')  # of an interrupted pass

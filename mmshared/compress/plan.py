@@ -1,8 +1,8 @@
 """Plans which layers of a trained network share what, so that it keeps a budget at the least cost.
 
-Each group of layers has candidates, banks of several ranks. The costs of some are measured, those of the ranks between
-are interpolated, and one candidate or none is chosen for each group: the least sum of costs under the budget, which is
-a knapsack problem with multiple choice.
+Each group of layers has candidates, banks of several ranks, and so has each of its layers by itself. The costs of some
+are measured, those of the ranks between are interpolated, and candidates are chosen so that each layer is in one or
+stays plain: the least sum of costs under the budget, a knapsack problem whose choices exclude each other.
 """
 
 from __future__ import annotations
@@ -88,31 +88,38 @@ class Group(NamedTuple):
     ladders: list[list[Option]]
 
 
-def find_groups(model: nn.Module, share: bool = True) -> list[Group]:
-    """The groups of layers of a network that could become smaller: layers that repeat in a stage, and single layers,
-    whose weight could have a low rank. Those with less than 0.5 % of the network's parameters are left out.
+def find_groups(model: nn.Module) -> list[Group]:
+    """The groups of layers of a network that could become smaller: layers that repeat in a stage, followed by each of
+    them as a group of its own, and other single layers, whose weight could have a low rank too. Those with less than
+    0.5 % of the network's parameters are left out, unless they are part of a larger group.
 
     Args:
         model (nn.Module): The plain network.
-        share (bool): Whether layers may share. If not, each layer of these groups is a group of its own. Defaults to
-            True.
     """
     empty = _without_values(model)
     places, least = plain_layers(empty), _LARGE * size_of(model).parameters
     found = [(each.stage, each.group, each.layers) for each in repeated_layers(empty, own_blocks=0)]
     repeated = {name for _, _, layers in found for name in layers}
     found += [(*_split(name), (name,)) for name in places if name not in repeated]
-    found = [each for each in found if _size_of_weights(places, each[2]).parameters >= least]
-    if not share:
-        found = [(*_split(name), (name,)) for _, _, names in found for name in names]
-    order = list(places)
-    groups = []
+    order, groups = list(places), []
     for stage, group, names in sorted(found, key=lambda each: order.index(each[2][0])):
-        size = _size_of_weights(places, names)
-        ladders = _ladders([places[name].layer for name in names], size)
-        if ladders:
-            groups.append(Group(stage, group, names, size, ladders))
+        if _size_of_weights(places, names).parameters >= least:
+            alone = [(*_split(name), (name,)) for name in names if len(names) > 1]
+            for each in [(stage, group, names), *alone]:
+                size = _size_of_weights(places, each[2])
+                ladders = _ladders([places[name].layer for name in each[2]], size)
+                if ladders:
+                    groups.append(Group(*each, size, ladders))
     return groups
+
+
+def whole_groups(groups: Sequence[Group]) -> list[Group]:
+    """The groups that are not a part of one before them."""
+    found: list[Group] = []
+    for group in groups:
+        if not any(set(group.layers) <= set(each.layers) for each in found):
+            found.append(group)
+    return found
 
 
 def _without_values(model: nn.Module) -> nn.Module:
@@ -183,12 +190,8 @@ def _size_of_shared(layers: Sequence[SharedLayer]) -> Size:
 
 def smallest(groups: Sequence[Group], plain: Size) -> Size:
     """The fewest parameters and the fewest bytes that a network of this plain size can have."""
-    least = []
-    for unit in Size._fields:
-        options = [[getattr(option.size, unit) for ladder in group.ladders for option in ladder] for group in groups]
-        saved = sum(getattr(group.size, unit) - min(each) for group, each in zip(groups, options))
-        least.append(getattr(plain, unit) - saved)
-    return Size(*least)
+    options = [[Option(None, each.size), *(option for ladder in each.ladders for option in ladder)] for each in groups]
+    return Size(*(_smallest(groups, options, plain, unit) for unit in Size._fields))
 
 
 def check_budget(least: Size, plain: Size, limit: float, unit: str) -> None:
@@ -244,28 +247,61 @@ def _interpolate(ladder: Sequence[Option], steps: Sequence[int], measured: Seque
     return [option._replace(cost=float(cost)) for option, cost in zip(ladder, costs)]
 
 
-def choose(options: Sequence[Sequence[Option]], plain: Size, limit: float, unit: str = 'parameters') -> list[Option]:
-    """Choose one option for each group, so that the size of the network keeps a limit at the least sum of costs.
+def choose(
+    groups: Sequence[Group], options: Sequence[Sequence[Option]], plain: Size, limit: float, unit: str = 'parameters'
+) -> list[tuple[Group, Option]]:
+    """Choose options so that the size of the network keeps a limit at the least sum of costs. Each layer is in one of
+    them.
 
     Args:
+        groups (Sequence[Group]): The groups, parts after the groups that they are of.
         options (Sequence[Sequence[Option]]): The options of each group.
         plain (Size): The size of the plain network.
         limit (float): The largest size.
         unit (str): What the limit counts: ``'parameters'`` or ``'bytes'``.
 
+    Returns:
+        list[tuple[Group, Option]]: The chosen options and their groups, in the order of the groups.
+
     Raises:
         SharingError: If no choice keeps the limit.
     """
-    kept = getattr(plain, unit) - sum(getattr(each[0].size, unit) for each in options)  # outside of the groups
-    fronts = [_front(each, unit) for each in options]
-    least = kept + sum(getattr(front[0].size, unit) for front in fronts)
+    least = _smallest(groups, options, plain, unit)
     check_budget(plain._replace(**{unit: least}), plain, limit, unit)
-    room = limit - kept
-    chosen: list[Option] = []
-    while not chosen or sum(getattr(option.size, unit) for option in chosen) > limit - kept:
-        chosen = _knapsack(fronts, room, unit)
+    fronts = [(group, option) for group, each in zip(groups, options) for option in _front(each, unit)]
+    room = most = limit - _outside(groups, plain, unit)
+    chosen: list[tuple[Group, Option]] = []
+    while not chosen or sum(getattr(option.size, unit) for _, option in chosen) > most:
+        chosen = _cover(fronts, [option.cost for _, option in fronts], room, unit)
         room -= 1  # the solver takes 0.999999 for 1
-    return chosen
+    return _with_whole_plain(groups, chosen)
+
+
+def _outside(groups: Sequence[Group], plain: Size, unit: str) -> int:
+    """The size of what is in no group."""
+    return getattr(plain, unit) - sum(getattr(each.size, unit) for each in whole_groups(groups))
+
+
+def _smallest(groups: Sequence[Group], options: Sequence[Sequence[Option]], plain: Size, unit: str) -> int:
+    """The smallest size of a network by these options."""
+    candidates = [(each, min(some, key=lambda one: getattr(one.size, unit))) for each, some in zip(groups, options)]
+    sizes = [getattr(option.size, unit) for _, option in candidates]
+    chosen = _cover(candidates, sizes, sum(sizes), unit)
+    return _outside(groups, plain, unit) + sum(getattr(option.size, unit) for _, option in chosen)
+
+
+def _with_whole_plain(groups: Sequence[Group], chosen: list[tuple[Group, Option]]) -> list[tuple[Group, Option]]:
+    """The chosen options with a group whose layers are all plain as one."""
+    plain = {layer for group, option in chosen if option.bank is None for layer in group.layers}
+    found = {group.layers: option for group, option in chosen}
+    rows: list[tuple[Group, Option]] = []
+    for group in whole_groups(groups):
+        if plain.issuperset(group.layers):
+            rows.append((group, Option(None, group.size, 0.0)))
+        else:
+            parts = [each for each in groups if set(each.layers) <= set(group.layers)]
+            rows += [(each, found[each.layers]) for each in parts if each.layers in found]
+    return rows
 
 
 def _front(options: Sequence[Option], unit: str) -> list[Option]:
@@ -277,26 +313,23 @@ def _front(options: Sequence[Option], unit: str) -> list[Option]:
     return front
 
 
-def _knapsack(fronts: Sequence[Sequence[Option]], room: float, unit: str) -> list[Option]:
-    """One option of each group, whose sizes together find room at the least sum of costs."""
-    options = [option for front in fronts for option in front]
-    costs = np.array([option.cost for option in options])
-    one_each = np.zeros((len(fronts), len(options)))
-    start = 0
-    for row, front in zip(one_each, fronts):
-        row[start : start + len(front)] = 1
-        start += len(front)
+def _cover(
+    candidates: Sequence[tuple[Group, Option]], costs: Sequence[float], room: float, unit: str
+) -> list[tuple[Group, Option]]:
+    """The candidates that have each layer once and together find room, at the least sum of costs."""
+    layers = dict.fromkeys(layer for group, _ in candidates for layer in group.layers)
+    once = np.array([[layer in group.layers for group, _ in candidates] for layer in layers], dtype=float)
     solution = milp(
-        costs * (1e4 / max(costs.max(), 1e-12)),  # far from the tolerances of the solver
-        integrality=np.ones(len(options)),
+        np.array(costs) * (1e4 / max(*costs, 1e-12)),  # far from the tolerances of the solver
+        integrality=np.ones(len(costs)),
         bounds=Bounds(0, 1),
         constraints=[
-            LinearConstraint(one_each, 1, 1),
-            LinearConstraint([[getattr(option.size, unit) for option in options]], ub=room),
+            LinearConstraint(once, 1, 1),
+            LinearConstraint([[getattr(option.size, unit) for _, option in candidates]], ub=room),
         ],
         options=dict(mip_rel_gap=0),
     )
-    return [option for option, taken in zip(options, solution.x) if taken > 0.5]
+    return [each for each, taken in zip(candidates, solution.x) if taken > 0.5]
 
 
 @dataclass(frozen=True)
@@ -445,10 +478,10 @@ def _call(value: Any) -> str:
 def make_plan(
     groups: Sequence[Group], options: Sequence[Sequence[Option]], plain: Size, limit: float, unit: str = 'parameters'
 ) -> Plan:
-    """Plan what each group becomes, so that the network keeps a limit at the least sum of costs.
+    """Plan what each layer becomes, so that the network keeps a limit at the least sum of costs.
 
     Args:
-        groups (Sequence[Group]): The groups.
+        groups (Sequence[Group]): The groups, parts after the groups that they are of.
         options (Sequence[Sequence[Option]]): The options of each, with their costs.
         plain (Size): The size of the plain network.
         limit (float): The largest size.
@@ -467,7 +500,7 @@ def make_plan(
             option.bank,
             option.cost,
         )
-        for each, option in zip(groups, choose(options, plain, limit, unit))
+        for each, option in choose(groups, options, plain, limit, unit)
     ]
     return Plan(plain, rows)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from results import Result, add_compression, as_onnx, image_shape, parser_of, read_config
 
 from mmshared.compress.pipeline import Budget, Compression
-from mmshared.compress.plan import Group, Option, find_groups
+from mmshared.compress.plan import Group, Option, find_groups, whole_groups
 from mmshared.engine.build import load_model
 from mmshared.engine.checkpoint import write_text
 from mmshared.engine.config import load_config
@@ -37,11 +37,15 @@ class LowRank(Run):
 
     @cached_property
     def groups(self) -> list[Group]:
-        return find_groups(self.model, share=False)
+        return [each for each in find_groups(self.model) if len(each.layers) == 1]
 
 
 class Uniform(Run):
     """The same share of every group: what minimises the sum of size / share under the budget."""
+
+    @cached_property
+    def groups(self) -> list[Group]:
+        return whole_groups(find_groups(self.model))
 
     def write_options(self, path: Path) -> None:
         options = []
