@@ -86,8 +86,8 @@ class TestGroups:
         groups = groups_of()
         whole = [('', 'stem', 1), ('blocks', '0', 4), ('blocks', '2', 4), ('', 'fc', 1), ('', 'spare', 1)]
         assert [(each.stage, each.group, len(each.layers)) for each in whole_groups(groups)] == whole
-        parts = [each.layers for each in groups if each.stage.startswith('blocks.')]
-        assert parts == [(f'blocks.{block}.{layer}',) for layer in (0, 2) for block in range(4)]
+        parts = [(each.group, each.layers) for each in groups if each.stage == 'blocks' and len(each.layers) == 1]
+        assert parts == [(f'{i}.{name}', (f'blocks.{i}.{name}',)) for name in (0, 2) for i in range(4)]
         assert len(groups) == len(whole) + len(parts)
 
     def test_every_option_is_smaller_than_the_plain_layers(self):

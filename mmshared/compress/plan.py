@@ -74,8 +74,8 @@ class Group(NamedTuple):
     """Layers that could share.
 
     Attributes:
-        stage (str): Their stage; of a single layer, the module that holds it.
-        group (str): Their name within the blocks of the stage; of a single layer, its name in the module.
+        stage (str): Their stage; of a layer that does not repeat, the module that holds it.
+        group (str): Their name within the blocks of the stage; of a single layer, its name in the stage or module.
         layers (tuple[str, ...]): Their names in the network.
         size (Size): The size of their weights.
         ladders (list[list[Option]]): For each kind of bank the options of rising rank.
@@ -104,7 +104,7 @@ def find_groups(model: nn.Module) -> list[Group]:
     order, groups = list(places), []
     for stage, group, names in sorted(found, key=lambda each: order.index(each[2][0])):
         if _size_of_weights(places, names).parameters >= least:
-            alone = [(*_split(name), (name,)) for name in names if len(names) > 1]
+            alone = [(stage, name.removeprefix(f'{stage}.'), (name,)) for name in names if len(names) > 1]
             for each in [(stage, group, names), *alone]:
                 size = _size_of_weights(places, each[2])
                 ladders = _ladders([places[name].layer for name in each[2]], size)
@@ -337,8 +337,8 @@ class Row:
     """What a group of layers becomes.
 
     Attributes:
-        stage (str): Their stage; of a single layer, the module that holds it.
-        group (str): Their name within the blocks of the stage; of a single layer, its name in the module.
+        stage (str): Their stage; of a layer that does not repeat, the module that holds it.
+        group (str): Their name within the blocks of the stage; of a single layer, its name in the stage or module.
         layers (list[str]): Their names in the network.
         before (int): The number of parameters of their weights.
         after (int): The same in the bank and the layers that share it.
