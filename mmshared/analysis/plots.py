@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -371,10 +372,11 @@ def draw_tradeoff(panels: dict[str, Tradeoff], out: Path) -> None:
         panels (dict): The points by the title of the panel.
         out (Path): The image to write.
     """
-    methods = sorted({method for panel in panels.values() for method in panel.methods})
+    places = Counter(method for panel in panels.values() for method in panel.methods)
+    methods = sorted(places, key=lambda method: (-places[method], method))  # those of most panels differ most
     forms = sorted({form for panel in panels.values() for lines in panel.methods.values() for form in lines})
-    palette = colormaps['tab10' if len(methods) <= 10 else 'tab20'].colors
-    colours = dict(zip(methods, palette))
+    palette = colormaps['tab20'].colors
+    colours = dict(zip(methods, palette[::2] + palette[1::2]))
     looks = dict(zip(forms, (dict(marker='o', linestyle='-'), dict(marker='s', linestyle='--'), dict(marker='^'))))
     rows = math.ceil(len(panels) / 2)
     figure = Figure(figsize=(11.4, 4.6 * rows), layout='constrained')
