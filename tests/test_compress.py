@@ -314,7 +314,7 @@ class TestPipeline:
         assert call('compress.py', *arguments).returncode == 0
         assert before == {path.name: path.stat().st_mtime_ns for path in work_dir.iterdir() if path.is_file()}
 
-    def test_another_fine_tuning_leaves_the_first_as_it_was(self, config, checkpoint, tmp_path, capsys):
+    def test_another_fine_tuning_leaves_the_first_as_it_was(self, config, checkpoint, tmp_path):
         work_dir, trained = tmp_path / 'work', []
         for epochs in (1, 2, 1):
             compression(config, checkpoint, work_dir, epochs=epochs).run()

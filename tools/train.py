@@ -72,9 +72,9 @@ def main() -> None:
             cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type='ProgressHook')]
         if args.no_validate:
             cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
-        if args.amp and get_device() == 'cpu':
-            raise SharingError('--amp needs a GPU, and there is none: leave it out.')
         if args.amp:
+            if get_device() == 'cpu':
+                raise SharingError('--amp needs a GPU, and there is none: leave it out.')
             cfg.optim_wrapper.type = 'AmpOptimWrapper'
             cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
         if args.auto_scale_lr:

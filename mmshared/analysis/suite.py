@@ -13,10 +13,9 @@ from types import UnionType
 from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
-from mmengine.config import Config
 
 from ..engine.build import build_empty
-from ..engine.config import load_config, merge_options, reason_in
+from ..engine.config import load_config, reason_in
 from ..sharing import SharingError
 from .complexity import count_multiply_adds, parameter_count
 from .logs import detected_nothing, read_records, read_scalars, read_validations
@@ -178,7 +177,7 @@ def read_suite(path: Path, work_dir: Path) -> Suite:
             raise SharingError(
                 f'The suite {path} has {entry.name} twice: give entries of one config names of their own.'
             )
-        cfg = _config(entry.config, {**(suite.options or {}), **(entry.options or {})})
+        cfg = load_config(entry.config, {**(suite.options or {}), **(entry.options or {})})
         try:
             model = build_empty(cfg)
             if not entry.script:
@@ -193,13 +192,6 @@ def read_suite(path: Path, work_dir: Path) -> Suite:
             cfg.merge_from_dict({'randomness.seed': seed})
             runs.append(Run(entry.name, seed, cfg.pretty_text, work_dir / entry.name / f'seed_{seed}'))
     return Suite(suite.metric, runs, counts)
-
-
-def _config(name: str, options: dict) -> Config:
-    """A config with options, which may include the data set's root."""
-    cfg = load_config(name)
-    merge_options(cfg, options)
-    return cfg
 
 
 def finished(run: Run, suite: Suite) -> bool:

@@ -25,7 +25,7 @@ from mmengine.runner import Runner, find_latest_checkpoint
 from rich.console import Console
 from torch import Tensor, nn
 
-from ..analysis.logs import Curve, read_scalars
+from ..analysis.logs import read_scalars
 from ..analysis.plots import detections_in
 from ..convert.fold import fold_model
 from ..engine.build import build_model, is_detector, load_model
@@ -205,14 +205,13 @@ class Compression:
             console.print(plan.table())
         cfg, last = self.convert(steps)
         networks = dict(plain=plain, converted=Network(cfg, last, self.evaluate(steps, 'converted', cfg, last)))
-        curves: dict[str, Curve] = {}
+        training = None
         if self.epochs:
             last, training = self.fine_tune(steps, cfg, last)
             networks['finetuned'] = Network(cfg, last, self.evaluate(steps, 'finetuned', cfg, last))
-            curves = read_scalars(training)
         steps('folded.pth', [cfg.to_dict(), last], partial(self.write_folded, cfg, last))
         sources = [plan.to_json(), *(source for each in networks.values() for source in each[1:])]
-        return steps('report.html', sources, partial(self.write_report, networks, plan, curves))
+        return steps('report.html', sources, partial(self.write_report, networks, plan, training))
 
     def check(self) -> None:
         """Raise a :class:`SharingError` for what can be known to be wrong before anything has run."""
@@ -425,8 +424,8 @@ class Compression:
         folded.config.dump(path.with_suffix('.py'))
         save_checkpoint(converted(folded.plain.state_dict(), str(checkpoint), folded.config), path)
 
-    def write_report(self, networks: dict[str, Network], plan: Plan, curves: dict[str, Curve], path: Path) -> None:
-        """Write the report on the networks and the curves of the fine-tuning."""
+    def write_report(self, networks: dict[str, Network], plan: Plan, training: Path | None, path: Path) -> None:
+        """Write the report on the networks, with the curves of the fine-tuning in its work dir."""
         models = {name: load_model(each.cfg, str(each.checkpoint)) for name, each in networks.items()}
         batch = next(iter(calibration_loader(self.bare, 1)))
         measured = measure(models, batch)
@@ -439,7 +438,7 @@ class Compression:
                 {name: dict(measured[name], metrics=each.metrics) for name, each in networks.items()},
                 next(iter(networks['plain'].metrics), ''),  # a detector that finds nothing has none
                 [dict(asdict(row), bank=row.bank['type'] if row.bank else '', rank=row.rank) for row in plan.rows],
-                curves,
+                read_scalars(training) if training else {},
                 self.detections(networks) if is_detector(self.model) else {},
                 commands(path.parent, last, shape, learning_rate(self.cfg)),
             ),
@@ -500,8 +499,8 @@ def relative(path: str, folder: Path) -> str:
 
 
 def commands(folder: Path, checkpoint: Path, shape: Sequence[int], lr: float | None) -> dict[str, str]:
-    """Commands that use a compressed network, whose images have a shape, (C, H, W). Further training
-    takes a learning rate; if it is None, the config's own."""
+    """Commands that use a compressed network, whose images have a shape, (C, H, W). Further training takes a learning
+    rate; if it is None, the config's own."""
     config, plain, small = folder / 'compressed.py', folder / 'folded.pth', folder / 'small.onnx'
     rate = [] if lr is None else [f'optim_wrapper.optimizer.lr={lr:g}']
     words: dict[str, list[Any]] = {

@@ -56,13 +56,14 @@ def _lines_of(error: BaseException) -> list[str]:
     return (str(error).strip() or type(error).__name__).splitlines()
 
 
-def load_config(name: str) -> Config:
-    """Load the config of a model, from a path or from its name in a package.
+def load_config(name: str, options: dict[str, Any] | None = None) -> Config:
+    """Load the config of a model, from a path or from its name in a package, and merge options into it as
+    :func:`merge_options` does.
 
     Its ``custom_imports`` may name modules in its own folder, and in those of the configs that its `_base_` names.
 
     Raises:
-        SharingError: If there is no such file, or if it is not a config of a model.
+        SharingError: If there is no such file, if it is not a config of a model, or if it has no place for an option.
     """
     path = config_path(name)
     try:
@@ -77,6 +78,7 @@ def load_config(name: str) -> Config:
         raise SharingError(
             f'{name} is not a config of a model: it has no {"model" if "model" not in cfg else "default_scope"}.'
         )
+    merge_options(cfg, options or {})
     return cfg
 
 
@@ -127,8 +129,8 @@ def moved_root(cfg: Config, root: str) -> dict[str, str]:
     }
 
 
-def merge_options(cfg: Config, options: dict[str, Any]) -> dict[str, Any]:
-    """Merge options into a config; ``data_root`` moves the data set. Returns the options that were merged.
+def merge_options(cfg: Config, options: dict[str, Any]) -> None:
+    """Merge options into a config, in place; ``data_root`` moves the data set.
 
     Raises:
         SharingError: If the config has no place for an option.
@@ -146,7 +148,6 @@ def merge_options(cfg: Config, options: dict[str, Any]) -> dict[str, Any]:
                 name = cfg.filename or 'The config'
                 raise SharingError(f'{name} has no place for the option {key}: {reason_in(error)[:200]}') from None
         raise
-    return options
 
 
 def in_work_dir(cfg: Config, work_dir: Path) -> Config:

@@ -244,10 +244,8 @@ def named_banks(network: nn.Module) -> dict[str, Bank]:
     named = {}
     for place, bank in network.named_modules():
         if isinstance(bank, Bank):
-            first = place.removesuffix('bank').rstrip('.')
-            around = first.removesuffix(bank.names[0]).rstrip('.') if first.endswith(bank.names[0]) else ''
-            stage = around if bank.stage is None else stage_in(bank, first)
-            name = '.'.join(part for part in (stage, bank.group) if part)
+            parts = _place_of(bank, place.removesuffix('bank').rstrip('.')), bank.group
+            name = '.'.join(part for part in parts if part)
             while name in named:
                 name += "'"
             named[name] = bank
@@ -257,9 +255,12 @@ def named_banks(network: nn.Module) -> dict[str, Bank]:
 def stage_in(bank: Bank, first: str) -> str | None:
     """The name of a bank's stage in a network, or in a part of one, by the name of its first layer there; None if it
     has none there."""
-    if bank.stage is None:
-        return None
-    inside = bank.names[0].removeprefix(f'{bank.stage}.')
+    return None if bank.stage is None else _place_of(bank, first)
+
+
+def _place_of(bank: Bank, first: str) -> str | None:
+    """The same, and for a group of full names the name of the network that was shared."""
+    inside = bank.names[0] if bank.stage is None else bank.names[0].removeprefix(f'{bank.stage}.')
     return first.removesuffix(inside).rstrip('.') if f'.{first}'.endswith(f'.{inside}') else None
 
 

@@ -16,7 +16,7 @@ from mmshared.compress.plan import size_of
 from mmshared.convert.onnx import onnx_forms
 from mmshared.convert.onnx_evaluation import evaluate_onnx
 from mmshared.engine.checkpoint import write_text
-from mmshared.engine.config import in_work_dir, load_config, merge_options
+from mmshared.engine.config import in_work_dir, load_config
 from mmshared.engine.runner import SharingRunner
 from mmshared_cli import add_cfg_options
 
@@ -42,8 +42,7 @@ def add_compression(parser: argparse.ArgumentParser) -> None:
 
 def read_config(args: argparse.Namespace) -> Config:
     """The config of a run with its options."""
-    cfg = load_config(args.config)
-    merge_options(cfg, args.cfg_options)
+    cfg = load_config(args.config, args.cfg_options)
     cfg.runner_type = 'SharingRunner'
     return cfg
 

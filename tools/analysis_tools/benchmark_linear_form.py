@@ -29,15 +29,13 @@ def main() -> None:
     from mmshared.analysis.complexity import count_multiply_adds
     from mmshared.analysis.speed import Step, inference_of, time_in_turn
     from mmshared.engine.build import build_model
-    from mmshared.engine.config import load_config, merge_options
+    from mmshared.engine.config import load_config
     from mmshared.sharing.kernel_transforms import Linear
 
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     images = torch.randn(args.batch, *args.shape, device=device)
     for config in args.configs:
-        cfg = load_config(config)
-        merge_options(cfg, args.cfg_options)
-        fast = build_model(cfg).to(device)
+        fast = build_model(load_config(config, args.cfg_options)).to(device)
         direct = copy.deepcopy(fast)
         copies = [module for module in direct.modules() if type(module) is Linear and module.small != module.shape]
         if not copies:

@@ -89,10 +89,9 @@ def main() -> None:
     args = parse_args()
     from mmshared.analysis.plots import draw_growth
     from mmshared.analysis.speed import Setting, benchmark, growth
-    from mmshared.engine.config import load_config, merge_options
+    from mmshared.engine.config import load_config
 
-    cfg, device = load_config(args.config), usable_device(args.device)
-    merge_options(cfg, args.cfg_options)
+    cfg, device = load_config(args.config, args.cfg_options), usable_device(args.device)
     setting = Setting(args.shape, args.rounds, device, args.autocast, args.channels_last, args.compile, args.reference)
     if args.plot:
         found = growth(cfg, setting, args.batch, args.batches, args.depths, args.ranks)

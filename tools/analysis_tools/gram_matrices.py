@@ -20,12 +20,10 @@ def main() -> None:
     from mmshared import SharingError
     from mmshared.analysis.plots import draw_gram_matrices
     from mmshared.engine.build import load_model
-    from mmshared.engine.config import load_config, merge_options
+    from mmshared.engine.config import load_config
     from mmshared.hooks import basis_health, basis_spaces
 
-    cfg = load_config(args.config)
-    merge_options(cfg, args.cfg_options)
-    spaces = basis_spaces(load_model(cfg, args.checkpoint))
+    spaces = basis_spaces(load_model(load_config(args.config, args.cfg_options), args.checkpoint))
     if not spaces:
         raise SharingError('The model of this config has no filter basis.')
     draw_gram_matrices(spaces, args.out)

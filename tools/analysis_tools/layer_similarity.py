@@ -26,12 +26,10 @@ def main() -> None:
     from mmshared.analysis.plots import draw_similarities
     from mmshared.convert.loops import similar_layers
     from mmshared.engine.build import load_model
-    from mmshared.engine.config import load_config, merge_options
+    from mmshared.engine.config import load_config
     from mmshared.hooks import template_banks
 
-    cfg = load_config(args.config)
-    merge_options(cfg, args.cfg_options)
-    model = load_model(cfg, args.checkpoint)
+    model = load_model(load_config(args.config, args.cfg_options), args.checkpoint)
     if not template_banks(model):
         raise SharingError('The model of this config has no TemplateBank.')
     with torch.no_grad():

@@ -35,7 +35,7 @@ def main() -> None:
     from mmshared.analysis.logs import config_of, read_scalars, read_validations
     from mmshared.analysis.plots import detections_in, draw_curves, draw_images
     from mmshared.engine.build import build_plain
-    from mmshared.engine.config import check_data, load_config, merge_options
+    from mmshared.engine.config import check_data, load_config
 
     config, checkpoint = config_of(args.work_dir), find_latest_checkpoint(str(args.work_dir))
     if config is None or checkpoint is None:
@@ -43,8 +43,7 @@ def main() -> None:
         raise SharingError(f'{args.work_dir} is not the work dir of a finished run: it has no {lack}.')
     # The run noted the path of the checkpoint at that time: the folder may have been moved since.
     checkpoint = args.work_dir / Path(checkpoint).name
-    cfg = load_config(str(config))
-    merge_options(cfg, args.cfg_options)
+    cfg = load_config(str(config), args.cfg_options)
     if cfg.default_scope != 'mmdet':
         raise SharingError(
             f'{args.work_dir} is of a run of {cfg.default_scope}: the report is about detectors. '

@@ -37,10 +37,9 @@ def main() -> None:
     from mmshared import banks, repeated_layers
     from mmshared.analysis.complexity import complexity, sharing_groups
     from mmshared.engine.build import build_model
-    from mmshared.engine.config import load_config, merge_options
+    from mmshared.engine.config import load_config
 
-    cfg = load_config(args.config)
-    merge_options(cfg, args.cfg_options)
+    cfg = load_config(args.config, args.cfg_options)
     model, title = build_model(cfg), Path(args.config).stem
     totals, groups = complexity(cfg, args.shape), []
     if banks(model):

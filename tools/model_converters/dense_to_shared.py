@@ -46,10 +46,9 @@ def main() -> None:
     from mmshared.convert.dense import rank_for_energy, share_checkpoint
     from mmshared.engine.build import build_model
     from mmshared.engine.checkpoint import converted, load_checkpoint_file, save_checkpoint, state_dict_of
-    from mmshared.engine.config import load_config, merge_options
+    from mmshared.engine.config import load_config
 
-    cfg = load_config(args.config)
-    merge_options(cfg, args.cfg_options)
+    cfg = load_config(args.config, args.cfg_options)
     state_dict = state_dict_of(load_checkpoint_file(args.src))
     if args.images is None:
         conversions = share_checkpoint(build_model(cfg), state_dict, args.src)

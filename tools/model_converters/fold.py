@@ -86,10 +86,9 @@ def main() -> None:
     from mmshared.convert.packing import pack
     from mmshared.engine.build import feature_maps, inner, load_model, relative_difference
     from mmshared.engine.checkpoint import converted, save_checkpoint
-    from mmshared.engine.config import load_config, merge_options
+    from mmshared.engine.config import load_config
 
-    cfg = load_config(args.config)
-    merge_options(cfg, args.cfg_options)
+    cfg = load_config(args.config, args.cfg_options)
     shared = load_model(cfg, args.checkpoint)
     images = torch.randn(2, *args.shape, generator=torch.Generator().manual_seed(0))
     stock, plain, difference = fold_model(cfg, shared, images)

@@ -70,10 +70,9 @@ def main() -> None:
     from mmshared.convert.loops import evaluate, fold_loops, recalibrate, stage_programs
     from mmshared.engine.build import load_model
     from mmshared.engine.checkpoint import converted, save_checkpoint
-    from mmshared.engine.config import check_data, load_config, merge_options
+    from mmshared.engine.config import check_data, load_config
 
-    cfg = load_config(args.config)
-    merge_options(cfg, args.cfg_options)
+    cfg = load_config(args.config, args.cfg_options)
     if args.recalibrate:
         check_data(cfg, ['train_dataloader'])
     model = load_model(cfg, args.checkpoint)

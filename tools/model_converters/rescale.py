@@ -25,10 +25,9 @@ def main() -> None:
     from mmshared.convert.rescale import rescale
     from mmshared.engine.build import build_model
     from mmshared.engine.checkpoint import load_checkpoint_file, save_checkpoint, state_dict_of
-    from mmshared.engine.config import load_config, merge_options
+    from mmshared.engine.config import load_config
 
-    cfg = load_config(args.config)
-    merge_options(cfg, args.cfg_options)
+    cfg = load_config(args.config, args.cfg_options)
     state_dict, fresh = rescale(build_model(cfg), state_dict_of(load_checkpoint_file(args.small)))
     save_checkpoint(dict(state_dict=state_dict), args.out)
     if fresh:
