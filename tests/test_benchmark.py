@@ -73,7 +73,7 @@ def test_an_interrupted_suite_goes_on_and_gives_one_table(images, tmp_path):
     assert re.search(r'resumed epoch: \d', (second / 'run.log').read_text())
     runs = [json.loads((each / 'result.json').read_text()) for each in (first, second)]
     (row,) = json.loads((work_dir / 'results.json').read_text())['models']
-    assert (row['runs'], row['parameters'], row['macs']) == (2, 150_666, 47_628_928)
+    assert (row['runs'], row['parameters'], row['multiply_adds']) == (2, 150_666, 47_628_928)
     metrics = [run['metric'] for run in runs]
     assert row['mean'] == pytest.approx(statistics.mean(metrics))
     assert row['deviation'] == pytest.approx(statistics.stdev(metrics))

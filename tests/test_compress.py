@@ -12,10 +12,10 @@ from mmengine.registry import MODELS
 from helpers import ROOT, call, in_two_ranks, randomise_norms
 from mmshared import SharingError, banks
 from mmshared.compress.calibration import calibration_loader, within
+from mmshared.compress.files import Files
 from mmshared.compress.fit import fit_model
 from mmshared.compress.pipeline import Budget, Compression, fine_tuning, relative
 from mmshared.compress.plan import Plan, size_of
-from mmshared.compress.steps import Steps
 from mmshared.engine.build import build_model, load_model
 from mmshared.engine.checkpoint import load_checkpoint_file
 from mmshared.engine.config import load_config, merge_options
@@ -77,25 +77,25 @@ def test_costs_are_measured_on_so_many_pixels(inputs, pixels):
     assert counts == [1, 1, 2, 3, 5]
 
 
-class TestSteps:
+class TestFiles:
     @staticmethod
-    def make(steps, *sources):
+    def make(files, *sources):
         """Make a file; returns whether it was made now."""
         made = []
-        steps('file', list(sources), lambda path: made.append(path.write_text('made')))
+        files.make('file', list(sources), lambda path: made.append(path.write_text('made')))
         return bool(made)
 
     def test_a_file_is_made_once(self, tmp_path):
-        assert [self.make(Steps(tmp_path), 1, 'a') for _ in range(3)] == [True, False, False]
+        assert [self.make(Files(tmp_path), 1, 'a') for _ in range(3)] == [True, False, False]
 
     def test_it_is_made_again_if_what_it_is_made_from_has_changed(self, tmp_path):
         source = tmp_path / 'source'
         source.write_text('old')
-        assert self.make(Steps(tmp_path), source, dict(rank=1))
-        assert self.make(Steps(tmp_path), source, dict(rank=2))
+        assert self.make(Files(tmp_path), source, dict(rank=1))
+        assert self.make(Files(tmp_path), source, dict(rank=2))
         source.write_text('new')
-        assert self.make(Steps(tmp_path), source, dict(rank=2))
-        assert not self.make(Steps(tmp_path), source, dict(rank=2))
+        assert self.make(Files(tmp_path), source, dict(rank=2))
+        assert not self.make(Files(tmp_path), source, dict(rank=2))
 
     def test_it_is_made_again_if_it_was_removed_or_not_completed(self, tmp_path):
         def interrupted(path):
@@ -103,10 +103,10 @@ class TestSteps:
             raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            Steps(tmp_path)('file', [], interrupted)
-        assert self.make(Steps(tmp_path))
+            Files(tmp_path).make('file', [], interrupted)
+        assert self.make(Files(tmp_path))
         (tmp_path / 'file').unlink()
-        assert self.make(Steps(tmp_path))
+        assert self.make(Files(tmp_path))
 
 
 @pytest.fixture
@@ -243,7 +243,7 @@ class Killed(Exception):
 def killed(monkeypatch):
     """Lets each run make one file only. Returns the names of all that were made."""
     made: list[str] = []
-    original = Steps.__call__
+    original = Files.make
 
     def make_one(self, name, sources, make, together=False):
         def counted(path):
@@ -254,7 +254,7 @@ def killed(monkeypatch):
 
         return original(self, name, sources, counted, together)
 
-    monkeypatch.setattr(Steps, '__call__', make_one)
+    monkeypatch.setattr(Files, 'make', make_one)
     return made
 
 

@@ -14,8 +14,8 @@ from helpers import (
     randomise_norms,
 )
 from mmshared import SharingError, banks, deploy, share_layers
-from mmshared.engine.build import relative_difference
 from mmshared.sharing import deployment
+from mmshared.sharing.deployment import relative_difference
 
 
 @pytest.mark.parametrize(

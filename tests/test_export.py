@@ -16,9 +16,10 @@ from helpers import BASIS, ROOT, TEMPLATES, call, image, randomise_norms, small,
 from mmshared import SharingError
 from mmshared.convert.fold import fold_model, stock_config, to_torchvision
 from mmshared.convert.onnx import export_onnx, onnx_forms
-from mmshared.engine.build import build_model, feature_maps, inner, relative_difference
+from mmshared.engine.build import build_model, feature_maps, inner
 from mmshared.engine.checkpoint import load_checkpoint_file
 from mmshared.engine.config import config_path
+from mmshared.sharing.deployment import relative_difference
 from mmshared.sharing.filter_basis import BasisLayer
 
 # Narrow networks of each kind: classifiers of mmpretrain and a detector of mmdet.

@@ -24,8 +24,8 @@ from helpers import (
     stage_banks,
 )
 from mmshared import SharingError, fold_layers, share_layers
-from mmshared.engine.build import relative_difference
 from mmshared.engine.checkpoint import load_checkpoint_file
+from mmshared.sharing.deployment import relative_difference
 from mmshared.sharing.state_dict import share_state_dict
 
 

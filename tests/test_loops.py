@@ -26,8 +26,9 @@ from mmshared.analysis.complexity import parameter_count
 from mmshared.analysis.logs import read_scalars
 from mmshared.backbones.wide_resnet import WideResNet_CIFAR
 from mmshared.convert.loops import fold_loops, loop_program, similar_layers, stage_programs
-from mmshared.engine.build import build_model, relative_difference
+from mmshared.engine.build import build_model
 from mmshared.hooks import recurrence_loss, template_banks
+from mmshared.sharing.deployment import relative_difference
 
 TEMPLATES = BANKS['templates']
 PATTERN = [0, 1, 0, 1, 0, 1]

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from helpers import BASIS, evaluating, image, randomise_norms, small
 from mmshared import banks, fold_layers, share_layers
 from mmshared.compress.norms import recalibrate_norms
-from mmshared.engine.build import relative_difference
+from mmshared.sharing.deployment import relative_difference
 
 LOSSLESS = dict(BASIS, shared_rank=9 * 64, unique_rank=0)
 

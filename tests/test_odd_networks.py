@@ -7,7 +7,8 @@ from torch import nn
 
 from helpers import BANKS, BASIS, REPEATED, TIED, evaluating, image, randomise_norms, refuses, state_of
 from mmshared import Bank, SharedLayer, SharingError, banks, fold_layers, share_layers
-from mmshared.engine.build import feature_maps, relative_difference
+from mmshared.engine.build import feature_maps
+from mmshared.sharing.deployment import relative_difference
 
 
 def blocks(depth=4, bias=False):

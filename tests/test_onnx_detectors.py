@@ -23,8 +23,8 @@ onnx = pytest.importorskip('onnx')
 pytest.importorskip('onnxruntime')
 pytest.importorskip('onnxscript')
 
-from mmshared.convert.detector import same_detections  # noqa: E402
 from mmshared.convert.onnx import compare, exported, onnx_forms, open_session  # noqa: E402
+from mmshared.convert.onnx_detector import same_detections  # noqa: E402
 from mmshared.convert.onnx_evaluation import evaluate_onnx  # noqa: E402
 
 

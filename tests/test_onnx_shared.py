@@ -10,7 +10,7 @@ from blocks import CONVS, DEPTH, LINEARS, SIZE, TurnedFilters, shared_blocks
 from torch import Tensor, nn
 
 from mmshared import Bank, SharedLayer, SharingError, banks, fold_layers, share_layers
-from mmshared.engine.build import relative_difference
+from mmshared.sharing.deployment import relative_difference
 
 onnx = pytest.importorskip('onnx')
 pytest.importorskip('onnxruntime')

@@ -18,8 +18,8 @@ from mmshared import (
     share_layers,
 )
 from mmshared.analysis.complexity import count_multiply_adds
-from mmshared.engine.build import relative_difference
 from mmshared.sharing import deployment
+from mmshared.sharing.deployment import relative_difference
 from mmshared.sharing.kernel_transforms import Swish
 
 # Small kernel and kernel: sizes that divide, that leave rows, columns or both, and that hold less than two tiles.

@@ -9,7 +9,7 @@ from PIL import Image
 
 from mmshared import SharingError
 from mmshared.analysis.plots import draw_tradeoff
-from mmshared.analysis.results import claims_table, result_table, tradeoff_of
+from mmshared.analysis.results import claims_table, result_table, tradeoff_of, tradeoffs_of
 from mmshared.analysis.tables import put_tables
 
 
@@ -44,6 +44,17 @@ def test_tables_and_plots_of_results_have_means_with_intervals_of_n_minus_1_degr
         (tmp_path / 'other.json').write_text(json.dumps({**run, **other}))
         with pytest.raises(SharingError, match=words):
             result_table(tmp_path)
+
+
+def test_a_panel_has_the_heading_of_its_table_and_the_place(tmp_path):
+    run = dict(method='planned', keep=0.4, steps=0, epochs=0, seed=0, plain=dict(parameters=9, metrics=dict(top1=90)))
+    for name in ('a', 'b', 'c'):
+        (tmp_path / name).mkdir()
+        model = dict(float32=dict(bytes=9000, metrics=dict(top1=80))) if name != 'c' else {}
+        (tmp_path / name / 'run.json').write_text(json.dumps(run | model))
+    marks = '## Second\n<!-- b -->\n### Of it\n## First\ntext\n<!-- a -->\n## None\n<!-- c -->'
+    (tmp_path / 'README.md').write_text(f'# Title\n{marks}')
+    assert list(tradeoffs_of(tmp_path / 'README.md', tmp_path)) == ['Second', 'First']
 
 
 def test_a_readme_without_the_marks_of_a_table_is_named(tmp_path):

@@ -21,7 +21,8 @@ from helpers import ROOT, WITHOUT_ESCNN, randomise_norms
 from mmshared import RotatedMNIST, SharingError
 from mmshared.analysis.complexity import count_multiply_adds, parameter_count
 from mmshared.datasets.rotated_mnist import rotate
-from mmshared.engine.build import build_model, load_model, relative_difference
+from mmshared.engine.build import build_model, load_model
+from mmshared.sharing.deployment import relative_difference
 
 pytestmark = pytest.mark.slow  # whole data sets
 

@@ -20,7 +20,7 @@ from mmshared import (
     fold_layers,
     share_layers,
 )
-from mmshared.engine.build import relative_difference
+from mmshared.sharing.deployment import relative_difference
 
 NETWORKS = [
     dict(type='ResNet', depth=34, groups=['conv1', 'conv2'], bank=BASIS),

@@ -14,7 +14,9 @@ ROOMS = [
     {'backbones', 'datasets', 'compat'},
     {'engine'},
     {'hooks'},
-    {'convert', 'analysis', 'compress'},
+    {'analysis'},
+    {'convert'},
+    {'compress'},
     {'mmshared_cli'},  # a package of its own, for the tools
 ]
 FLOORS = {room: floor for floor, rooms in enumerate(ROOMS) for room in rooms}

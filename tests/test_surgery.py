@@ -36,7 +36,7 @@ from mmshared import (
     repeated_layers,
     share_layers,
 )
-from mmshared.engine.build import relative_difference
+from mmshared.sharing.deployment import relative_difference
 
 
 class Attention(nn.Module):

@@ -39,9 +39,10 @@ from mmshared import (
 from mmshared.analysis.sweep import Outcome, Sweep, backbones_of, build_part, count, tie
 from mmshared.backbones import make_twins
 from mmshared.backbones.mmdet import SharedResNet
-from mmshared.engine.build import build_empty, relative_difference
+from mmshared.engine.build import build_empty
 from mmshared.engine.config import config_path, load_config, merge_options, plain_twin
 from mmshared.engine.runner import check_config
+from mmshared.sharing.deployment import relative_difference
 
 # A config of each kind, and the size of its images where that matters.
 DETECTORS = {

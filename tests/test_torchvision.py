@@ -7,9 +7,10 @@ import torchvision
 from helpers import TIED, call, evaluating, image, randomise_norms
 from mmshared import SharingError, share_layers
 from mmshared.convert.torchvision import from_torchvision, matching_config
-from mmshared.engine.build import build_model, relative_difference
+from mmshared.engine.build import build_model
 from mmshared.engine.checkpoint import load_checkpoint_file
 from mmshared.engine.config import load_config
+from mmshared.sharing.deployment import relative_difference
 
 TOOL = 'model_converters/torchvision_to_mmshared.py'
 NETWORKS = {

@@ -1,0 +1,1 @@
+"""Measurements of networks and runs, their tables and plots."""

@@ -59,8 +59,8 @@ def complexity(cfg: Config, size: tuple[int, ...]) -> dict[str, int]:
     return dict(
         parameters=parameter_count(shared),
         plain_parameters=parameter_count(plain),
-        macs=count_multiply_adds(shared, size)[''],
-        plain_macs=count_multiply_adds(plain, size)[''],
+        multiply_adds=count_multiply_adds(shared, size)[''],
+        plain_multiply_adds=count_multiply_adds(plain, size)[''],
     )
 
 
@@ -81,8 +81,8 @@ def sharing_groups(model: nn.Module, size: tuple[int, ...]) -> list[dict]:
         parameters, their own parameters and the parameters that they would have without sharing, and the
         multiply-adds of all of them, shared and plain: None if :func:`count_multiply_adds` has none of them.
     """
-    macs = count_multiply_adds(model, size)
-    plain_macs = count_multiply_adds(fold_layers(copy.deepcopy(model)), size)
+    multiply_adds = count_multiply_adds(model, size)
+    plain_multiply_adds = count_multiply_adds(fold_layers(copy.deepcopy(model)), size)
     names = {layer: name for name, layer in model.named_modules() if isinstance(layer, SharedLayer)}
     rows = []
     for name, bank in named_banks(model).items():
@@ -99,8 +99,8 @@ def sharing_groups(model: nn.Module, size: tuple[int, ...]) -> list[dict]:
                 plain=sum(
                     layer.shape.numel() + (0 if layer.bias is None else layer.bias.numel()) for layer in bank.layers
                 ),
-                macs=_sum(macs, layers),
-                plain_macs=_sum(plain_macs, layers),
+                multiply_adds=_sum(multiply_adds, layers),
+                plain_multiply_adds=_sum(plain_multiply_adds, layers),
             )
         )
     return rows

@@ -182,6 +182,20 @@ def tradeoff_of(folder: Path) -> Tradeoff:
     return Tradeoff(next(iter(runs[0].get('plain', runs[0].get('trained'))['metrics'])), methods)
 
 
+def tradeoffs_of(readme: Path, results: Path) -> dict[str, Tradeoff]:
+    """Accuracy over bytes of the networks in the tables of a README, by the headings of these, in their order. A table
+    without ONNX models has none.
+
+    Args:
+        readme (Path): It has the mark of each table, see :func:`~mmshared.analysis.tables.put_tables`.
+        results (Path): The folder of the tables.
+    """
+    text = readme.read_text()
+    places = sorted((text.index(f'<!-- {folder.name} -->'), folder) for folder in folders_in(results))
+    found = {text[:place].rpartition('\n## ')[2].partition('\n')[0]: tradeoff_of(folder) for place, folder in places}
+    return {heading: each for heading, each in found.items() if each.methods}
+
+
 def interval(values: list[float]) -> tuple[float, float]:
     """The mean of values, and the half width of its 95 % interval by Student's t, 0 for a single value."""
     width = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values) if len(values) > 1 else 0

@@ -142,7 +142,7 @@ class Suite(NamedTuple):
     Attributes:
         metric (str): The name of the metric in the log.
         runs (list[Run]): The runs.
-        counts (dict): The ``parameters`` and ``macs`` of each model that is trained, by name.
+        counts (dict): The ``parameters`` and ``multiply_adds`` of each model that is trained, by name.
     """
 
     metric: str
@@ -181,8 +181,8 @@ def read_suite(path: Path, work_dir: Path) -> Suite:
         try:
             model = build_empty(cfg)
             if not entry.script:
-                macs = count_multiply_adds(model, tuple(suite.shape))['']
-                counts[entry.name] = dict(parameters=parameter_count(model), macs=macs)
+                multiply_adds = count_multiply_adds(model, tuple(suite.shape))['']
+                counts[entry.name] = dict(parameters=parameter_count(model), multiply_adds=multiply_adds)
         except Exception as error:
             raise SharingError(f'{entry.name} of the suite {path} cannot be built: {reason_in(error)}') from None
         if entry.script:
@@ -313,7 +313,7 @@ def write_tables(suite: Suite, folder: Path) -> str:
                 str(row['runs']),
                 f'{row["mean"]:.4g}{spread}',
                 f'{row["parameters"]:,}',
-                f'{row["macs"] / 1e9:.3g} G',
+                f'{row["multiply_adds"] / 1e9:.3g} G',
                 f'{row["checkpoint_bytes"] / 1e6:.2f} MB',
                 f'{row["seconds_per_iteration"]:.3g} s',
                 f'{row["memory_bytes"] / 1e6:,.0f} MB',

@@ -16,9 +16,10 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
-from ..engine.build import build_empty, relative_difference, tensors_in
+from ..engine.build import build_empty, tensors_in
 from ..engine.config import config_folder, shared_type
 from ..sharing import RepeatedLayers, SharingError, banks, fold_layers, repeated_layers
+from ..sharing.deployment import relative_difference
 
 TIED = dict(type='TiedFilters')
 NOT_RUN = 'not run, as the plain backbone cannot be either'

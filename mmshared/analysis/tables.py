@@ -27,8 +27,8 @@ def measure(metafile: dict, root: Path) -> None:
             {
                 'Parameters': counts['parameters'],
                 'Plain Parameters': counts['plain_parameters'],
-                'FLOPs': counts['macs'],
-                'Plain FLOPs': counts['plain_macs'],
+                'FLOPs': counts['multiply_adds'],
+                'Plain FLOPs': counts['plain_multiply_adds'],
             }
         )
 
@@ -40,7 +40,7 @@ def model_table(models: list[dict], folder: str) -> str:
         models (list[dict]): Entries of ``Models``.
         folder (str): The folder of the README relative to the root, for the links to the configs; '' for the root.
     """
-    head = ['model', 'data set', 'parameters', 'plain', 'fewer', 'multiply-adds', 'plain', 'top-1 error (paper)']
+    head = ['model', 'data set', 'parameters', 'plain', 'fewer', 'multiply-adds', 'plain', 'top-1 error (authors)']
     rows = []
     for model in models:
         data = model['Metadata']

@@ -18,8 +18,8 @@ from ..engine.checkpoint import write_text
 from ..sharing import SharingError
 from ..sharing.layers import plain_layers
 from ..sharing.surgery import make_bank
+from .files import digest_of
 from .outputs import Outputs, difference, outputs_of
-from .steps import digest_of
 
 
 class Dense(NamedTuple):

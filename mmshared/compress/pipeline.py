@@ -35,6 +35,7 @@ from ..engine.runner import check_config, has_begun, join_group
 from ..sharing import SharingError
 from .calibration import calibration_loader, within
 from .costs import CostMeter
+from .files import Files, digest_of, say
 from .fit import fit_model
 from .plan import (
     Group,
@@ -51,7 +52,6 @@ from .plan import (
 )
 from .report import Results, measure, write_report
 from .statistics import collect_moments
-from .steps import Steps, digest_of, say
 
 # Costs are measured on images of about so many pixels: 86 of ImageNet's size, or 5 of 1333x800.
 _PIXELS = 4.3e6
@@ -101,8 +101,8 @@ class Compression:
     ========================  ======================================================================
     ``plain.json``            metrics of the plain network
     ``moments.pth``           second moments of its layers' inputs
-    ``costs.json``            what groups of layers cost that share
-    ``options.json``          the same for all options of the plan
+    ``costs.json``            the costs of the options that were measured
+    ``options.json``          all options of each group, with their sizes and costs, measured or interpolated
     ``plan.json``             which layers share what
     ``compressed.py``         the config of the shared network
     ``converted.pth, .json``  its checkpoint and metrics before any training
@@ -110,6 +110,8 @@ class Compression:
     ``finetuned-...``         the work dir of that training; another one, of more epochs for example, has its own
     ``folded.pth, .py``       the plain network that it equals, and its config
     ``report.html, .json``    the report
+    ``goal.txt``              the budget that has the work dir itself
+    ``steps.json``            what each file was made from
     ========================  ======================================================================
 
     Another budget in the same work dir has the files from ``plan.json`` on in a folder of its own, such as
@@ -194,24 +196,24 @@ class Compression:
 
     def run_steps(self) -> Path:
         """Run the steps that are left, see :meth:`run`."""
-        steps = Steps(self.folder)
-        plain = Network(self.bare, Path(self.checkpoint), self.evaluate(steps, 'plain', self.bare, self.checkpoint))
-        self.prepare(steps)
-        steps = self.planned(plain.metrics)
-        plan = self.plan_in(steps)
+        files = Files(self.folder)
+        plain = Network(self.bare, Path(self.checkpoint), self.evaluate(files, 'plain', self.bare, self.checkpoint))
+        self.prepare(files)
+        files = self.planned(plain.metrics)
+        plan = self.plan_in(files)
         if is_main_process():
             console = Console(stderr=True)
             console.width = max(110, console.width)
             console.print(plan.table())
-        cfg, last = self.convert(steps)
-        networks = dict(plain=plain, converted=Network(cfg, last, self.evaluate(steps, 'converted', cfg, last)))
+        cfg, last = self.convert(files)
+        networks = dict(plain=plain, converted=Network(cfg, last, self.evaluate(files, 'converted', cfg, last)))
         training = None
         if self.epochs:
-            last, training = self.fine_tune(steps, cfg, last)
-            networks['finetuned'] = Network(cfg, last, self.evaluate(steps, 'finetuned', cfg, last))
-        steps('folded.pth', [cfg.to_dict(), last], partial(self.write_folded, cfg, last))
+            last, training = self.fine_tune(files, cfg, last)
+            networks['finetuned'] = Network(cfg, last, self.evaluate(files, 'finetuned', cfg, last))
+        files.make('folded.pth', [cfg.to_dict(), last], partial(self.write_folded, cfg, last))
         sources = [plan.to_json(), *(source for each in networks.values() for source in each[1:])]
-        return steps('report.html', sources, partial(self.write_report, networks, plan, training))
+        return files.make('report.html', sources, partial(self.write_report, networks, plan, training))
 
     def check(self) -> None:
         """Raise a :class:`SharingError` for what can be known to be wrong before anything has run."""
@@ -277,7 +279,7 @@ class Compression:
             raise SharingError(f'The plan {source} cannot be read: {error}.') from None
         return check_plan(Plan.from_json(text, source), self.model, source)
 
-    def evaluate(self, steps: Steps, name: str, cfg: Config, checkpoint: str | Path) -> dict[str, float]:
+    def evaluate(self, files: Files, name: str, cfg: Config, checkpoint: str | Path) -> dict[str, float]:
         """The metrics of a network on the validation images."""
 
         def make(path: Path) -> None:
@@ -286,7 +288,7 @@ class Compression:
                 write_text(path, json.dumps(metrics, indent=1, default=float))
 
         return json.loads(
-            steps(f'{name}.json', [without_training(cfg), Path(checkpoint)], make, together=True).read_text()
+            files.make(f'{name}.json', [without_training(cfg), Path(checkpoint)], make, together=True).read_text()
         )
 
     def runner(self, cfg: Config, work_dir: Path, **settings: Any) -> Runner:
@@ -295,12 +297,14 @@ class Compression:
         cfg.update(launcher=self.cfg.get('launcher', 'none'), **settings)
         return RUNNERS.build(cfg)
 
-    def prepare(self, steps: Steps) -> None:
+    def prepare(self, files: Files) -> None:
         """Measure what serves any budget."""
-        moments = steps('moments.pth', [*self.sources, self.images, self.layers], self.write_moments, together=True)
+        moments = files.make(
+            'moments.pth', [*self.sources, self.images, self.layers], self.write_moments, together=True
+        )
         if self.plan is None:
             groups = [each.layers for each in self.groups]
-            steps('options.json', [*self.sources, moments, groups, Option._fields], self.write_options)
+            files.make('options.json', [*self.sources, moments, groups, Option._fields], self.write_options)
 
     def write_moments(self, path: Path) -> None:
         cache = path.with_suffix('')  # of an interrupted pass
@@ -316,7 +320,7 @@ class Compression:
         options = predict_costs(self.groups, meter)
         write_text(path, json.dumps(options))
 
-    def planned(self, plain: dict[str, float]) -> Steps:
+    def planned(self, plain: dict[str, float]) -> Files:
         """The folder of the network, with its plan: the one that was given, one for the budget, or that of the
         smallest network within the drop. The first goal has the work dir itself."""
         text = self.given.to_json() if self.plan else ''
@@ -325,20 +329,20 @@ class Compression:
         first = note.read_text() if note.is_file() else goal
         if is_main_process() and not note.is_file():
             write_text(note, goal)
-        steps = Steps(self.folder if goal == first else self.folder / goal)
+        files = Files(self.folder if goal == first else self.folder / goal)
         if self.budget:
-            return self.plan_for(self.budget, steps)
+            return self.plan_for(self.budget, files)
         if self.max_drop is not None:
             best = self.search(plain)
             text = self.plan_in(best).to_json()
-            steps.adopt(best, 'converted.pth', 'converted.json')
-        steps('plan.json', [text], partial(write_text, text=text))
-        return steps
+            files.adopt(best, 'converted.pth', 'converted.json')
+        files.make('plan.json', [text], partial(write_text, text=text))
+        return files
 
-    def plan_for(self, budget: Budget, steps: Steps) -> Steps:
+    def plan_for(self, budget: Budget, files: Files) -> Files:
         """A folder with the plan for a budget."""
-        steps('plan.json', [budget, self.folder / 'options.json'], partial(self.write_plan, budget))
-        return steps
+        files.make('plan.json', [budget, self.folder / 'options.json'], partial(self.write_plan, budget))
+        return files
 
     def write_plan(self, budget: Budget, path: Path) -> None:
         """The plan for a budget, from the options that were measured."""
@@ -346,12 +350,12 @@ class Compression:
         options = [[Option(bank, Size(*size), cost) for bank, size, cost in each] for each in read]
         write_text(path, make_plan(self.groups, options, self.size, *budget.limit(self.size)).to_json())
 
-    def plan_in(self, steps: Steps) -> Plan:
+    def plan_in(self, files: Files) -> Plan:
         """The plan in a folder, which may have been edited there."""
-        path = steps.folder / 'plan.json'
+        path = files.folder / 'plan.json'
         return check_plan(Plan.from_json(path.read_text(), str(path)), self.model, str(path))
 
-    def search(self, plain: dict[str, float]) -> Steps:
+    def search(self, plain: dict[str, float]) -> Files:
         """The folder of the smallest network whose first metric drops by no more than ``max_drop``, by bisection."""
         if not plain:
             raise SharingError(
@@ -365,11 +369,11 @@ class Compression:
         while high - low > _PRECISION:
             kept = round((low + high) / 2, 4)
             budget = Budget(kept, 'kept')
-            steps = self.plan_for(budget, Steps(self.folder / str(budget)))
-            found = self.evaluate(steps, 'converted', *self.convert(steps)).get(metric, 0)
+            files = self.plan_for(budget, Files(self.folder / str(budget)))
+            found = self.evaluate(files, 'converted', *self.convert(files)).get(metric, 0)
             drop = points * (score - found)
             say(f'{kept:.1%} of the parameters: {metric} {found:.4g}, {drop:.2f} points less')
-            low, high, best = (low, kept, steps) if drop <= most else (kept, high, best)
+            low, high, best = (low, kept, files) if drop <= most else (kept, high, best)
         if best is None:
             raise SharingError(
                 f'No smaller network keeps {metric} within {self.max_drop} points before fine-tuning: allow a larger '
@@ -377,10 +381,10 @@ class Compression:
             )
         return best
 
-    def convert(self, steps: Steps) -> tuple[Config, Path]:
+    def convert(self, files: Files) -> tuple[Config, Path]:
         """The config of the shared network of the plan in a folder, and its checkpoint before any training."""
-        base = self.base or str(steps.folder / 'plain.py')
-        text = self.plan_in(steps).config(base if '::' in base else relative(base, steps.folder), self.bare)
+        base = self.base or str(files.folder / 'plain.py')
+        text = self.plan_in(files).config(base if '::' in base else relative(base, files.folder), self.bare)
 
         def write_config(path: Path) -> None:
             if self.base is None:
@@ -393,19 +397,19 @@ class Compression:
             if is_main_process():
                 save_checkpoint(converted(model.cpu().state_dict(), self.checkpoint, cfg), path)
 
-        config = steps('compressed.py', [text, self.bare.to_dict()], write_config)
+        config = files.make('compressed.py', [text, self.bare.to_dict()], write_config)
         cfg, shared = copy.deepcopy(self.bare), load_config(str(config))
         cfg.update({key: shared[key] for key in ('custom_imports', 'runner_type', 'model')})
         sources = [without_training(cfg), *self.sources, self.folder / 'moments.pth', self.steps]
-        return cfg, steps('converted.pth', sources, write_checkpoint, together=True)
+        return cfg, files.make('converted.pth', sources, write_checkpoint, together=True)
 
-    def fine_tune(self, steps: Steps, cfg: Config, checkpoint: Path) -> tuple[Path, Path]:
+    def fine_tune(self, files: Files, cfg: Config, checkpoint: Path) -> tuple[Path, Path]:
         """Fine-tune the shared network with the plain one as the teacher; returns its checkpoint and the work dir of
         the training."""
         without_path = fine_tuning(cfg, self.epochs, '').to_dict()
         cfg = fine_tuning(cfg, self.epochs, self.checkpoint)
         sources = [without_path, Path(self.checkpoint), checkpoint]
-        folder = steps.folder / f'finetuned-{digest_of(sources)[:8]}'
+        folder = files.folder / f'finetuned-{digest_of(sources)[:8]}'
 
         def make(path: Path) -> None:
             begun = has_begun(folder)
@@ -414,7 +418,7 @@ class Compression:
                 trained = state_dict_of(load_checkpoint_file(find_latest_checkpoint(str(folder))))
                 save_checkpoint(converted(trained, self.checkpoint, cfg), path)
 
-        return steps('finetuned.pth', sources, make, together=True), folder
+        return files.make('finetuned.pth', sources, make, together=True), folder
 
     def write_folded(self, cfg: Config, checkpoint: Path, path: Path) -> None:
         """Fold the shared network into the plain one that it equals."""

@@ -113,7 +113,7 @@ def write_report(results: Results, folder: Path) -> Path:
     page = environment.get_template('report.html').render(
         name=results.name,
         summary=_summary(results),
-        steps=list(results.networks),
+        networks=list(results.networks),
         rows=_rows(results),
         plan=results.plan,
         total={key: sum(row[key] for row in results.plan) for key in ('before', 'after')},
@@ -149,7 +149,7 @@ def _figure(value: float | None) -> str:
     return '–' if value is None or not math.isfinite(value) else f'{value:#.4g}'
 
 
-class Size(NamedTuple):
+class Quantity(NamedTuple):
     """A size of a network on the page.
 
     Attributes:
@@ -162,10 +162,10 @@ class Size(NamedTuple):
 
 
 SIZES = dict(
-    parameters=Size('parameters', '{:,}'.format),
-    bytes=Size('bytes of the weights', lambda value: f'{value / 1e6:,.2f} MB'),
-    multiply_adds=Size('multiply-adds', lambda value: f'{value / 1e9:.4g} G'),
-    time=Size('time of an inference', lambda value: f'{1e3 * value:,.1f} ms'),
+    parameters=Quantity('parameters', '{:,}'.format),
+    bytes=Quantity('bytes of the weights', lambda value: f'{value / 1e6:,.2f} MB'),
+    multiply_adds=Quantity('multiply-adds', lambda value: f'{value / 1e9:.4g} G'),
+    time=Quantity('time of an inference', lambda value: f'{1e3 * value:,.1f} ms'),
 )
 
 
@@ -188,7 +188,7 @@ def _summary(results: Results) -> str:
     return f'Kept: {" and ".join(kept)}.' + (told if math.isfinite(sum(scores)) else '')
 
 
-class Row(NamedTuple):
+class TableRow(NamedTuple):
     """A row of the table of networks.
 
     Attributes:
@@ -202,18 +202,18 @@ class Row(NamedTuple):
     main: bool = False
 
 
-def _rows(results: Results) -> list[Row]:
+def _rows(results: Results) -> list[TableRow]:
     networks = list(results.networks.values())
     rows = []
     for key, size in SIZES.items():
         values = [network[key] for network in networks]
         notes = ['', *(_percent(value, values[0]) for value in values[1:])]
-        rows.append(Row(size.label, list(zip(map(size.write, values), notes))))
+        rows.append(TableRow(size.label, list(zip(map(size.write, values), notes))))
     for metric in dict.fromkeys(metric for network in networks for metric in network['metrics']):
         scores = [_score(network, metric) for network in networks]
         if not all(map(math.isnan, scores)):
             notes = ['', *('' if math.isnan(gain) else f'{gain:+.3g}' for gain in (s - scores[0] for s in scores[1:]))]
-            rows.append(Row(metric, list(zip(map(_figure, scores), notes)), metric == results.metric))
+            rows.append(TableRow(metric, list(zip(map(_figure, scores), notes)), metric == results.metric))
     return rows
 
 

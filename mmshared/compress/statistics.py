@@ -23,7 +23,7 @@ from ..sharing.attention import is_packed, plain_attention
 from ..sharing.bank import in_float
 from ..sharing.layers import plain_layers
 from .calibration import Batches, predict
-from .steps import digest_of
+from .files import digest_of
 
 aten = torch.ops.aten
 

@@ -13,10 +13,11 @@ import torchvision
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from ..engine.build import build_empty, build_model, feature_maps, relative_difference
+from ..engine.build import build_empty, build_model, feature_maps
 from ..engine.checkpoint import written_whole
 from ..engine.config import drop_hooks, plain_twin
 from ..sharing import Bank, SharedLayer, SharingError, banks, fold_layers
+from ..sharing.deployment import relative_difference
 
 TOLERANCE = 1e-4
 

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from ..analysis.speed import time_in_turn
-from ..engine.build import is_detector, relative_difference
+from ..engine.build import is_detector
 from ..engine.checkpoint import written_whole
 from ..sharing import SharingError
+from ..sharing.deployment import relative_difference
 
 #: The largest relative difference of the outputs from PyTorch's, and with weights as integers.
 TOLERANCE, INTEGER_TOLERANCE = 1e-3, 0.5
@@ -94,7 +95,7 @@ class Exported:
 def exported(network: nn.Module) -> Exported:
     if not is_detector(network):
         return Exported(network)
-    from .detector import ExportedDetector
+    from .onnx_detector import ExportedDetector
 
     return ExportedDetector(network)
 

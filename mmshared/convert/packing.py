@@ -13,10 +13,10 @@ from torch._decomp import core_aten_decompositions
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves
 
-from ..engine.build import relative_difference
 from ..engine.checkpoint import PLAIN, SCALE, as_stored, written_whole
 from ..sharing import SharingError, banks, fold_layers
 from ..sharing.bank import dense_weights
+from ..sharing.deployment import relative_difference
 from .fold import safetensors
 from .integers import rounded, row_axes
 

@@ -1,0 +1,1 @@
+"""From a config to a model: configs by name, checkpoints, data, models without a runner, our Runner."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeGuard
@@ -143,9 +143,3 @@ def inner(model: nn.Module) -> nn.Module:
 def tensors_in(values: Any) -> list[Tensor]:
     """The tensors in nested lists and dicts, such as batches and outputs; anything else is left out."""
     return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
-
-
-def relative_difference(found: Iterable[Tensor], expected: Iterable[Tensor]) -> float:
-    """The largest difference between tensors, relative to the largest value of each; NaN if one holds NaN."""
-    pairs = [((a - b).abs().max().double(), b.abs().max().double()) for a, b in zip(found, expected)]
-    return torch.stack([most / size.clamp(min=1e-300) for most, size in pairs]).max().item()

@@ -13,6 +13,7 @@ from mmengine.fileio import list_from_file, load
 from mmengine.registry import DATASETS
 
 from ..sharing import SharingError
+from ..sharing.surgery import first_names
 from .config import inner_datasets
 
 
@@ -73,8 +74,8 @@ def _check_classes(dataset: BaseDataset, images: Iterable[dict]) -> None:
     if there and not set(there) & set(wanted):
         raise SharingError(
             f'No image of {dataset.ann_file} has an object of the {len(wanted)} classes of metainfo '
-            f'({_some(wanted)}). Its own classes are {_some(there)}: set metainfo=dict(classes=(...)) of the data '
-            'sets to these, and num_classes of the heads to their number.'
+            f'({first_names(wanted)}). Its own classes are {first_names(there)}: set metainfo=dict(classes=(...)) of '
+            'the data sets to these, and num_classes of the heads to their number.'
         )
 
 
@@ -86,12 +87,6 @@ def _own_classes(dataset: BaseDataset, images: list[dict]) -> Iterable[str]:
     if dataset.ann_file.endswith('.json'):
         return [str(category['name']) for category in load(dataset.ann_file).get('categories', [])]
     return []
-
-
-def _some(names: Iterable[str]) -> str:
-    """The first names of many."""
-    names = list(names)
-    return ', '.join(names[:10]) + (', ...' if len(names) > 10 else '')
 
 
 def unreadable_image(error: Exception, datasets: Iterable[Any]) -> str | None:

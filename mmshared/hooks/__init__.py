@@ -1,3 +1,5 @@
+"""Losses on banks, hooks that monitor them, distillation."""
+
 from .bank_monitor_hooks import BasisHealthHook, GradientFlowHook, LayerSimilarityHook, basis_health, basis_spaces
 from .distillation_hook import DistillationHook
 from .loss_hook import BankLossHook, LossHook

@@ -1,3 +1,5 @@
+"""How layers share parameters: banks, the layers that share them, and how they get in and out of a network."""
+
 from .bank import Bank, SharedLayer, SharingError, banks, named_banks
 from .deployment import deploy
 from .filter_basis import FilterBasis, OrthonormalFilterBasis

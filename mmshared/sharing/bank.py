@@ -16,7 +16,8 @@ Layer: TypeAlias = nn.Conv2d | nn.Linear
 
 
 class SharingError(ValueError):
-    """What the user asked for cannot be shared, or cannot be loaded into a shared network."""
+    """What the user gave cannot be used: a config, a checkpoint, data, an option. The message is a sentence, which the
+    tools print in place of a traceback."""
 
 
 class SharedLayer(nn.Module):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -108,9 +108,14 @@ def _deployed(model: nn.Module, images: Tensor, fuse: bool) -> tuple[nn.Module, 
     differences = []
     for a, b in zip(found, expected):
         a, b = (each.double() for each in (a, b)) if b.dtype not in TOLERANCE else (a, b)
-        difference = ((a - b).abs().max() / b.abs().max().clamp(min=torch.finfo(b.dtype).tiny)).item()
-        differences.append((difference, TOLERANCE[b.dtype]))
+        differences.append((relative_difference([a], [b]), TOLERANCE[b.dtype]))
     return network, differences
+
+
+def relative_difference(found: Iterable[Tensor], expected: Iterable[Tensor]) -> float:
+    """The largest difference between tensors, relative to the largest value of each; NaN if one holds NaN."""
+    pairs = [((a - b).abs().max().double(), b.abs().max().double()) for a, b in zip(found, expected)]
+    return torch.stack([most / size.clamp(min=1e-300) for most, size in pairs]).max().item()
 
 
 def _remove(network: nn.Module, norm: nn.Module) -> None:

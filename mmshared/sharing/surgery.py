@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -96,7 +96,9 @@ def _find_groups(
     places = plain_layers(network)
     names = [name for name in stages_of(network) if stages is None or matches(stages, name)]
     if stages is not None and not names:
-        raise SharingError(f'stages={stages!r} matches no stage: there are {_some(stages_of(network)) or "none"}.')
+        raise SharingError(
+            f'stages={stages!r} matches no stage: there are {first_names(stages_of(network)) or "none"}.'
+        )
     found: list[_Group] = []
     taken: set[str] = set()
     for stage in [None] if by_full_name else names:
@@ -368,7 +370,7 @@ def _no_layer(pattern: str, places: dict[str, Place]) -> str:
     nearest = difflib.get_close_matches(pattern, places, n=5, cutoff=0)
     return (
         f'The pattern {pattern!r} in layers matches the whole name of no layer that can share (or only those of '
-        f'another pattern): there are {_some(nearest)}.'
+        f'another pattern): there are {first_names(nearest)}.'
     )
 
 
@@ -402,10 +404,11 @@ def _no_group(
     return (
         f'The pattern {pattern!r} forms no group: a group is {"two" if same_shape else "one"} or more plain convs '
         f'or linears {where}whose whole name within the block matches. The layers there are: '
-        f'{_some(list(filter(None, there))) or "none"}{reason}.'
+        f'{first_names(list(filter(None, there))) or "none"}{reason}.'
     )
 
 
-def _some(names: list[str]) -> str:
-    """The first names of many."""
+def first_names(names: Iterable[str]) -> str:
+    """The first names of many, for a message."""
+    names = list(names)
     return ', '.join(names[:24]) + (f' and {len(names) - 24} more' if len(names) > 24 else '')

@@ -26,10 +26,10 @@ class Run(Compression):
 
     seed = 0
 
-    def fine_tune(self, steps, cfg, checkpoint):
+    def fine_tune(self, files, cfg, checkpoint):
         cfg = cfg.copy()
         cfg.randomness = dict(seed=self.seed)
-        return super().fine_tune(steps, cfg, checkpoint)
+        return super().fine_tune(files, cfg, checkpoint)
 
 
 class LowRank(Run):

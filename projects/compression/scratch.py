@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from results import Result, as_onnx, evaluated, image_shape, parser_of, read_config
 
-from mmshared.compress.steps import digest_of
+from mmshared.compress.files import digest_of
 from mmshared.engine.runner import SharingRunner
 from mmshared_cli import errors_in_a_sentence
 

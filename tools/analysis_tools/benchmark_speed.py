@@ -12,10 +12,15 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.table import Table
-
-from mmshared_cli import add_cfg_options, add_shape, errors_in_a_sentence, output_file, output_image, own_files
+from mmshared_cli import (
+    add_cfg_options,
+    add_shape,
+    errors_in_a_sentence,
+    output_file,
+    output_image,
+    own_files,
+    print_table,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -72,15 +77,11 @@ def usable_device(name: str | None) -> torch.device:
         raise SharingError(f'--device {name} cannot be used here: {first_line(error)}') from None
 
 
-def print_table(rows: list[dict], title: str) -> None:
-    table = Table(title=title)
-    for name in ('work', 'network', '', 'ratio', 'quartiles'):
-        table.add_column(name, justify='right' if name in ('', 'ratio') else 'left')
-    for row in rows:
-        size = f'{row["bytes"] / 1e6:.1f} MB' if 'bytes' in row else f'{row["seconds"] * 1e3:.1f} ms'
-        quartiles = f'{row["low"]:.3f} to {row["high"]:.3f}' if 'low' in row else ''
-        table.add_row(row['work'], row['network'], size, f'{row["ratio"]:.3f}', quartiles)
-    Console(width=max(110, Console().width)).print(table)
+def cells(row: dict) -> list[str]:
+    """A row of the table."""
+    size = f'{row["bytes"] / 1e6:.1f} MB' if 'bytes' in row else f'{row["seconds"] * 1e3:.1f} ms'
+    quartiles = f'{row["low"]:.3f} to {row["high"]:.3f}' if 'low' in row else ''
+    return [row['work'], row['network'], size, f'{row["ratio"]:.3f}', quartiles]
 
 
 @errors_in_a_sentence()
@@ -99,7 +100,8 @@ def main() -> None:
         print(f'wrote {args.plot}')
     else:
         found = benchmark(cfg, setting, args.batch, args.inference_batch)
-        print_table(found, f'{Path(args.config).stem} on {device}')
+        title, numbers = f'{Path(args.config).stem} on {device}', ['', 'ratio', 'quartiles']
+        print_table(title, ['work', 'network'], numbers, list(map(cells, found)))
     if args.json:
         args.json.write_text(json.dumps(found, indent=1))
 

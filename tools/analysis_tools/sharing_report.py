@@ -8,21 +8,7 @@ import argparse
 import json
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
-from mmshared_cli import add_cfg_options, add_shape, errors_in_a_sentence, output_file, own_files
-
-
-def print_table(title: str, caption: str, names: list[str], numbers: list[str], rows: list[list[str]]) -> None:
-    table = Table(title=title, caption=caption)
-    for name in names:
-        table.add_column(name, overflow='fold')
-    for name in numbers:
-        table.add_column(name, justify='right')
-    for row in rows:
-        table.add_row(*row)
-    Console(width=max(110, Console().width)).print(table)
+from mmshared_cli import add_cfg_options, add_shape, errors_in_a_sentence, output_file, own_files, print_table
 
 
 @errors_in_a_sentence()
@@ -51,12 +37,15 @@ def main() -> None:
                 row['bank'],
                 ' '.join(row['layers']),
                 *[f'{row[key]:,}' for key in ('shared', 'own', 'plain')],
-                *['' if row[key] is None else f'{row[key] / 1e6:,.0f}' for key in ('macs', 'plain_macs')],
+                *[
+                    '' if row[key] is None else f'{row[key] / 1e6:,.0f}'
+                    for key in ('multiply_adds', 'plain_multiply_adds')
+                ],
             ]
             for row in groups
         ]
-        names, numbers = ['stage', 'group', 'bank', 'layers'], ['shared', 'own', 'plain', 'M', 'plain M']
-        print_table(title, 'parameters, and multiply-adds in millions', names, numbers, rows)
+        text, numbers = ['stage', 'group', 'bank', 'layers'], ['shared', 'own', 'plain', 'M', 'plain M']
+        print_table(title, text, numbers, rows, 'parameters, and multiply-adds in millions (M)')
     else:
         found = repeated_layers(model)
         print(
@@ -67,9 +56,9 @@ def main() -> None:
                 [each.stage, each.group, 'x'.join(map(str, each.shape)), str(len(each.layers)), f'{each.parameters:,}']
                 for each in found
             ]
-            names, numbers = ['stage', 'group', 'shape'], ['layers', 'parameters of each']
-            print_table(title, 'layers outside of the first block of each stage', names, numbers, rows)
-    for name, key in (('parameters', 'parameters'), ('multiply-adds', 'macs')):
+            text, numbers = ['stage', 'group', 'shape'], ['layers', 'parameters of each']
+            print_table(title, text, numbers, rows, 'layers outside of the first block of each stage')
+    for name, key in (('parameters', 'parameters'), ('multiply-adds', 'multiply_adds')):
         here, there = totals[key], totals[f'plain_{key}']
         print(f'{name} of the whole model: {here:,}, plain {there:,} ({here / there - 1:+.1%})')
     if args.json:

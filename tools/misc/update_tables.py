@@ -16,7 +16,7 @@ from mmshared_cli import errors_in_a_sentence
 def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
     from mmshared.analysis.plots import draw_tradeoff
-    from mmshared.analysis.results import folders_in, tradeoff_of
+    from mmshared.analysis.results import tradeoffs_of
     from mmshared.analysis.tables import measure, readmes
 
     root = Path(__file__).parents[2]
@@ -28,8 +28,7 @@ def main() -> None:
         path.write_text(text)
         print(f'wrote the table of {path.relative_to(root)}')
     project = root / 'projects/compression'
-    panels = {path.name: tradeoff_of(path) for path in folders_in(project / 'results')}
-    draw_tradeoff({name: panel for name, panel in panels.items() if panel.methods}, project / 'tradeoff.png')
+    draw_tradeoff(tradeoffs_of(project / 'README.md', project / 'results'), project / 'tradeoff.png')
 
 
 if __name__ == '__main__':

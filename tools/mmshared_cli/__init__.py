@@ -67,6 +67,29 @@ def stdout_if(wanted: bool) -> redirect_stdout:
     return redirect_stdout(sys.stdout if wanted else _Nowhere())
 
 
+def print_table(title: str, text: list[str], numbers: list[str], rows: list[list[str]], caption: str = '') -> None:
+    """Print a table at least 110 characters wide.
+
+    Args:
+        title (str): What is above it.
+        text (list[str]): The heads of the first columns, which hold text.
+        numbers (list[str]): Those of the other columns.
+        rows (list[list[str]]): The cells.
+        caption (str): What is below it.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, caption=caption)
+    for name in text:
+        table.add_column(name, overflow='fold')
+    for name in numbers:
+        table.add_column(name, justify='right')
+    for row in rows:
+        table.add_row(*row)
+    Console(width=max(110, Console().width)).print(table)
+
+
 def output_file(name: str) -> Path:
     """Argument type for a file to write: creates its folder."""
     path = Path(name)

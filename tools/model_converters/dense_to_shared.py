@@ -6,17 +6,27 @@ which loses much less, corrects the statistics of the batch norms on them, and l
 network's block gives.
 """
 
+from __future__ import annotations
+
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.table import Table
+from mmshared_cli import (
+    STEPS,
+    add_cfg_options,
+    add_steps,
+    check_files,
+    errors_in_a_sentence,
+    output_checkpoint,
+    print_table,
+)
 
-from mmshared_cli import STEPS, add_cfg_options, add_steps, check_files, errors_in_a_sentence, output_checkpoint
+if TYPE_CHECKING:
+    from mmshared.sharing.state_dict import Conversion
 
 
-@errors_in_a_sentence()
-def main() -> None:
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='the config of a shared network')
     parser.add_argument('src', help='a checkpoint of the whole plain network, or of its backbone')
@@ -42,32 +52,18 @@ def main() -> None:
     if args.rank_for_energy is not None and not 0 < args.rank_for_energy <= 1:
         parser.error(f'--rank-for-energy {args.rank_for_energy}: give a share above 0 and up to 1')
     check_files(parser, args.config, args.src, args.dst)
-    from mmshared.compress.fit import fit_checkpoint
-    from mmshared.convert.dense import rank_for_energy, share_checkpoint
-    from mmshared.engine.build import build_model
-    from mmshared.engine.checkpoint import converted, load_checkpoint_file, save_checkpoint, state_dict_of
-    from mmshared.engine.config import load_config
+    return args
 
-    cfg = load_config(args.config, args.cfg_options)
-    state_dict = state_dict_of(load_checkpoint_file(args.src))
-    if args.images is None:
-        conversions = share_checkpoint(build_model(cfg), state_dict, args.src)
-    else:
-        model, conversions = fit_checkpoint(
-            cfg, state_dict, args.src, args.images, STEPS if args.steps is None else args.steps
-        )
-        state_dict = model.cpu().state_dict()
-    save_checkpoint(converted(state_dict, args.src, cfg), args.dst)
 
-    table = Table(title=f'{Path(args.src).name} in the network of {Path(args.config).stem}')
-    names = ['stage', 'bank', 'kernels', 'shared filters', 'dimensions', 'energy kept', 'relative error']
+def print_conversions(conversions: list[Conversion], args: argparse.Namespace) -> None:
+    """Print what each group of layers loses."""
+    from mmshared.convert.dense import rank_for_energy
+
+    numbers, rows = ['kernels', 'shared filters', 'dimensions', 'energy kept', 'relative error'], []
     if args.images is not None:
-        names.append('of the outputs')
+        numbers.append('of the outputs')
     if args.rank_for_energy:
-        names.append(f'filters for {args.rank_for_energy:.0%}')
-    for name in names:
-        left = name in ('stage', 'bank')
-        table.add_column(name, justify='left' if left else 'right', no_wrap=left)
+        numbers.append(f'filters for {args.rank_for_energy:.0%}')
     for conversion in conversions:
         filters = conversion.bank.basis()
         cells = [
@@ -84,8 +80,31 @@ def main() -> None:
         if args.rank_for_energy:
             rank = rank_for_energy(conversion, args.rank_for_energy)
             cells.append('' if rank is None else str(rank))
-        table.add_row(*cells)
-    Console(width=max(110, Console().width)).print(table)
+        rows.append(cells)
+    title = f'{Path(args.src).name} in the network of {Path(args.config).stem}'
+    print_table(title, ['stage', 'bank'], numbers, rows)
+
+
+@errors_in_a_sentence()
+def main() -> None:
+    args = parse_args()
+    from mmshared.compress.fit import fit_checkpoint
+    from mmshared.convert.dense import share_checkpoint
+    from mmshared.engine.build import build_model
+    from mmshared.engine.checkpoint import converted, load_checkpoint_file, save_checkpoint, state_dict_of
+    from mmshared.engine.config import load_config
+
+    cfg = load_config(args.config, args.cfg_options)
+    state_dict = state_dict_of(load_checkpoint_file(args.src))
+    if args.images is None:
+        conversions = share_checkpoint(build_model(cfg), state_dict, args.src)
+    else:
+        model, conversions = fit_checkpoint(
+            cfg, state_dict, args.src, args.images, STEPS if args.steps is None else args.steps
+        )
+        state_dict = model.cpu().state_dict()
+    save_checkpoint(converted(state_dict, args.src, cfg), args.dst)
+    print_conversions(conversions, args)
     part = any(key.startswith('backbone.') for key in state_dict)
     print(f'wrote {args.dst}' + ('' if part else ', for the init_cfg of the backbone: it holds nothing else'))
 

@@ -84,9 +84,10 @@ def main() -> None:
     from mmshared.convert.fold import fold_model, save_safetensors, to_torchvision
     from mmshared.convert.onnx import export_onnx
     from mmshared.convert.packing import pack
-    from mmshared.engine.build import feature_maps, inner, load_model, relative_difference
+    from mmshared.engine.build import feature_maps, inner, load_model
     from mmshared.engine.checkpoint import converted, save_checkpoint
     from mmshared.engine.config import load_config
+    from mmshared.sharing.deployment import relative_difference
 
     cfg = load_config(args.config, args.cfg_options)
     shared = load_model(cfg, args.checkpoint)

@@ -1,4 +1,4 @@
-"""The steps of a run, each of which makes a file: what is there already is not made again."""
+"""The files that the steps of a run make: what is there already is not made again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from ..engine.checkpoint import write_text
 
 
-class Steps:
+class Files:
     """Makes the files of a folder. One that is there is made again only if what it is made from has changed: of that
     the folder keeps a note, ``steps.json``.
 
@@ -31,7 +31,7 @@ class Steps:
         self._note = folder / 'steps.json'
         folder.mkdir(parents=True, exist_ok=True)
 
-    def __call__(self, name: str, sources: list[Any], make: Callable[[Path], None], together: bool = False) -> Path:
+    def make(self, name: str, sources: list[Any], make: Callable[[Path], None], together: bool = False) -> Path:
         """Make a file if it is not there.
 
         Args:
@@ -60,7 +60,7 @@ class Steps:
             time.sleep(1)
         return path
 
-    def adopt(self, other: Steps, *names: str) -> None:
+    def adopt(self, other: Files, *names: str) -> None:
         """Take files of another folder, which are not made again here if they would be made from the same."""
         if is_main_process():
             for name, digest in other._digests().items():
