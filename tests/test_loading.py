@@ -76,6 +76,24 @@ def test_a_group_of_layers_at_several_depths_of_its_blocks_is_converted(mmpretra
         network.load_state_dict(state)
 
 
+def test_what_a_data_set_decides_in_a_shared_stage_is_left_to_the_loader():
+    """As the classifiers of a cascade's heads, and the tables of relative positions of Swin Transformer V2."""
+
+    def heads(classes, size, width=8):
+        blocks = [nn.ModuleDict(dict(fc=nn.Linear(8, 8), classify=nn.Linear(width, classes))) for _ in range(3)]
+        for block in blocks:
+            block.register_buffer('table', torch.zeros(1, size, size))
+        return nn.Sequential(*blocks)
+
+    plain, shared = heads(80, 15), heads(4, 47)
+    (bank,) = share_layers(shared, ['fc'], TIED, own_blocks=0)
+    before = shared[1]['classify'].weight.clone()
+    load_state_dict(shared, plain.state_dict(), strict=False)
+    torch.testing.assert_close(bank.filters, torch.stack([block['fc'].weight for block in plain]).mean(0))
+    assert torch.equal(shared[1]['classify'].weight, before)
+    refuses(shared, heads(80, 15, 6).state_dict(), 'classify.weight has the shape (80, 6) there and (4, 8) here')
+
+
 def test_an_orthonormal_basis_takes_no_other(mmpretrain):
     models = [backbone(depth=34, bank=BANKS[name]) for name in ('basis', 'orthonormal')]
     for model, other in (models, reversed(models)):
@@ -164,7 +182,7 @@ def test_a_checkpoint_that_is_shared_in_another_way_is_refused(library):
         'shared in another way',
         '(16, 5, 1, 1) there and (16, 9, 1, 1) here',
     )
-    refuses(backbone(), backbone(bank=BASIS).state_dict(), 'shared in another way', 'layer1.1.conv2.bank.filters')
+    refuses(backbone(), backbone(bank=BASIS).state_dict(), 'shared in another way', 'layer1.1.conv2.unique')
     # Where the tensors that are needed are all there, what is too many tells.
     refuses(
         backbone(),

@@ -209,7 +209,7 @@ def test_progress_is_a_line_for_each_epoch_with_its_mean_loss(capsys):
         hub.update_scalar('train/loss', loss)
         hook.after_train_iter(runner, 0)
     hook.after_train_epoch(runner)
-    hook.after_val_epoch(runner, {'coco/bbox_mAP': 0.5, 'coco/bbox_mAP_50': 0.7})
+    hook.after_val_epoch(runner, {'of_classes': [0.4, 0.6], 'coco/bbox_mAP': 0.5, 'coco/bbox_mAP_50': 0.7})
     runner.epoch = 2
     hook.after_train_epoch(runner)
     out, err = capsys.readouterr()

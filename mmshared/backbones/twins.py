@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from mmengine.model import BaseAveragedModel
 from mmengine.registry import Registry
 from torch import nn
 
@@ -43,6 +44,10 @@ class SharingMixin:
         self.sharing = sharing
         for each in sharings:
             share_layers(self, **each)
+        for part in self.modules():
+            if isinstance(part, BaseAveragedModel):  # which holds its parameters by their names
+                named = part.module.requires_grad_(False)
+                part.avg_parameters = named.state_dict() if part.update_buffers else dict(named.named_parameters())
 
     def train(self, mode: bool = True) -> Any:
         """As in the plain network, which may freeze stages here: a bank in them that layers of others use learns."""

@@ -9,7 +9,7 @@ from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ..sharing.bank import SharingError, check_units
+from ..sharing import SharingError
 
 
 class LossHook(Hook):
@@ -44,7 +44,6 @@ class LossHook(Hook):
 
     def before_train(self, runner) -> None:
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        check_units(model)
         self._handles: list[RemovableHandle] = []
         loss = self.forward_loss(model)
 

@@ -41,8 +41,9 @@ class ProgressHook(Hook):
         self._print(f'{unit} {done} of {total}: loss {loss:.3f}{ahead}')
 
     def after_val_epoch(self, runner, metrics=None) -> None:
-        for name, value in list((metrics or {}).items())[:1]:
-            self._print(f'validation: {name} {value:.3f}')
+        for name, value in (metrics or {}).items():
+            if isinstance(value, (int, float)):
+                return self._print(f'validation: {name} {value:.3f}')
 
     @master_only
     def _print(self, line: str) -> None:

@@ -86,8 +86,19 @@ class SharedLayer(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The weight of the plain layer, for code that reads it; made once per forward pass."""
-        return self.bank.once(lambda: self.dense()[0], self)
+        """The weight of the plain layer, for code that reads it; made once per forward pass.
+
+        Raises:
+            SharingError: If the plain layer's bias is not :attr:`bias`: who reads both, as ``switch_to_deploy`` of
+                RepVGG does, would have another layer. In training, whose initialisers look for weights, it does not.
+        """
+        weight, bias = self.bank.once(self.dense, self)
+        if bias is not self.bias and not self.training:
+            raise SharingError(
+                'The weight of this shared layer is not all of it, since its bank adds to the bias: fold the network '
+                'first (fold_layers), or take a bank that adds none, as a FilterBasis with_norm=False.'
+            )
+        return weight
 
     def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """Apply a weight and a bias to an input, with the geometry of this layer."""
@@ -141,7 +152,7 @@ class Bank(nn.Module):
         same_shape (bool): Whether the layers of a group must be alike. If not, a group may consist of one layer, and
             the first blocks of a stage share too.
         orthogonal_start (bool): Whether :meth:`basis` is a parameter that starts orthogonal, also to the bases of the
-            same space in its stage.
+            same space in its stage that are made with it.
         layers (list[SharedLayer]): Its layers, in the order of the network. The first of them is its parent module.
         stage (str | None): The name of the stage in the network that was shared; None for a group of full names.
         group (str): The pattern of the group.

@@ -105,13 +105,9 @@ def share_state_dict(
         SharingError: If the shared stages fit neither way, or if moments do not fit. Then nothing is changed.
     """
     end_passes(module)
-    given = {
-        key[len(prefix) :]: value
-        for key, value in state_dict.items()
-        if isinstance(key, str) and key.startswith(prefix)
-    }
-    if len(given) < len(state_dict) and not all(isinstance(key, str) for key in state_dict):
+    if not all(isinstance(key, str) for key in state_dict):
         raise SharingError(f'The checkpoint has names that are not strings. {_WANTED}')
+    given = {key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)}
     groups, parts = _groups(module)
     for name, plain in parts.items():
         if plain in given:
@@ -130,8 +126,9 @@ def share_state_dict(
         return []
     own, blocks = module.state_dict(), _Blocks(groups)
     _check_values(groups, given)
+    buffers = {name for name, _ in module.named_buffers()}
     for group in groups:
-        _check_stage(group, own, [key for each in groups for key in each.plain], given)
+        _check_stage(group, own, [key for each in groups for key in each.plain], given, buffers)
         _check_layers(group, own, given)
     _check_rest(groups, own, theirs, blocks)
     conversions, added = [], {}
@@ -233,8 +230,12 @@ def is_finite(tensor: Tensor) -> bool:
     return bool((tensor.float() if tensor.dtype.itemsize == 1 else tensor).isfinite().all())
 
 
-def _check_stage(group: _Group, own: dict[str, Tensor], plain: list[str], given: dict[str, Tensor]) -> None:
-    """Raise if a checkpoint's tensors for a group's stage belong to another network."""
+def _check_stage(
+    group: _Group, own: dict[str, Tensor], plain: list[str], given: dict[str, Tensor], buffers: set[str]
+) -> None:
+    """Raise if a checkpoint's tensors for a group's stage belong to another network. Left to the loader, as in plain
+    networks, are parameters of which only the first dimension differs, as in a head for other classes, and buffers,
+    which may be tables for another size of images."""
     if group.stage is None:
         return
     # The blocks of this checkpoint, of a shared one and of a plain one.
@@ -248,7 +249,9 @@ def _check_stage(group: _Group, own: dict[str, Tensor], plain: list[str], given:
             f'there and {len(most)} here. {_WANTED}'
         )
     for key, tensor in given.items():
-        if key.startswith(group.inside) and key in own and own[key].shape != tensor.shape:
+        if not key.startswith(group.inside) or key not in own or key in buffers:
+            continue
+        if own[key].shape[1:] != tensor.shape[1:]:
             _raise_shape(key, given, own[key].shape)
 
 
