@@ -1,6 +1,7 @@
-"""A network with a stage for each bank, of convs and of linears."""
+"""A network with a stage for each bank, of convs and of linears; towers that have convs in common."""
 
 import torch
+from mmcv.cnn import ConvModule
 from torch import Tensor, nn
 
 from helpers import BANKS, evaluating, randomise_norms
@@ -75,3 +76,23 @@ def shared_blocks() -> Blocks:
         if type(each).__name__ == 'RelaxedLayer':
             nn.init.normal_(each.up)
     return evaluating(randomise_norms(shared))
+
+
+def conv_modules(depth=4, bias=False):
+    return nn.Sequential(
+        *[ConvModule(16, 16, 3, padding=1, bias=bias, norm_cfg=dict(type='BN')) for _ in range(depth)]
+    )
+
+
+class Towers(nn.Module):
+    """Towers for three levels, whose convs are the same and whose norms are their own, as in RTMDet's head."""
+
+    def __init__(self):
+        super().__init__()
+        self.towers = nn.ModuleList(conv_modules(3) for _ in range(3))
+        for tower in self.towers[1:]:
+            for block, first in zip(tower, self.towers[0]):
+                block.conv = first.conv
+
+    def forward(self, x):
+        return [tower(x) for tower in self.towers]

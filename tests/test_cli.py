@@ -20,7 +20,7 @@ from helpers import ROOT, Classifier, call
 from mmshared import OrthogonalityLossHook, SharingError
 from mmshared.engine.build import build_model
 from mmshared.engine.checkpoint import load_checkpoint_file, save_checkpoint
-from mmshared.engine.config import check_twins, drop_hooks, load_config, merge_options, moved_root
+from mmshared.engine.config import check_twins, drop_hooks, dump_config, load_config, merge_options, moved_root
 from mmshared_cli import add_shape, errors_in_a_sentence, interrupts_in_a_sentence, own_files
 
 SHARED = ROOT / 'configs/shared_resnet/shared-resnet32-s8u1_b256_cifar10.py'
@@ -388,6 +388,9 @@ def test_a_module_beside_a_config_is_found(monkeypatch, tmp_path):
     for _ in range(2):
         load_config(f'{tmp_path.name}/own.py')
     assert import_module('bank_of_my_own').NAME == 1
+    (tmp_path / 'elsewhere').mkdir()
+    dump_config(load_config(f'{tmp_path.name}/own.py'), tmp_path / 'elsewhere/own.py')
+    assert {path.name for path in (tmp_path / 'elsewhere').iterdir()} == {'own.py', 'bank_of_my_own.py'}
     assert sys.path[-1] == str(tmp_path) and os.environ['PYTHONPATH'] == f'first{os.pathsep}{tmp_path}'
 
 

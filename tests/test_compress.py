@@ -2,8 +2,10 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
@@ -14,7 +16,15 @@ from mmshared import SharingError, banks
 from mmshared.compress.calibration import calibration_loader, within
 from mmshared.compress.files import Files
 from mmshared.compress.fit import fit_model
-from mmshared.compress.pipeline import Budget, Compression, fine_tuning, relative
+from mmshared.compress.pipeline import (
+    Budget,
+    Compression,
+    fine_tuning,
+    main_metric,
+    numbers_in,
+    relative,
+    without_pretrained,
+)
 from mmshared.compress.plan import Plan, size_of
 from mmshared.engine.build import build_model, load_model
 from mmshared.engine.checkpoint import load_checkpoint_file
@@ -158,6 +168,10 @@ class TestChecks:
         assert 'The data set of train_dataloader is expected in no/folder, which is not there' in refusal(change)
         assert refusal(dict(val_dataloader=None)) == 'The config has no val_dataloader, which compression needs.'
 
+    def test_missing_parts_of_the_config_are_named(self, refusal):
+        told = refusal(dict(val_evaluator=None, optim_wrapper=None))
+        assert told.startswith('The config has no val_evaluator and no optim_wrapper, which compression needs')
+
     def test_a_config_without_a_learning_rate_is_refused(self, refusal):
         told = refusal({'optim_wrapper.optimizer': dict(_delete_=True, type='Adam')})
         assert 'has no optim_wrapper.optimizer.lr, of which the fine-tuning takes a share' in told
@@ -258,6 +272,29 @@ def killed(monkeypatch):
     return made
 
 
+def test_metrics_are_single_numbers_and_the_main_one_has_a_usual_name():
+    found = numbers_in({'a': [0.5], 'b': torch.tensor(2.5), 'c': torch.ones(2, 2), 'd': np.float32(0.5), 'e': 3})
+    assert found == dict(b=2.5, d=0.5, e=3)
+    for names, main in (
+        (['coco/rook_precision', 'coco/bbox_mAP', 'coco/bbox_mAP_50', 'coco/segm_mAP'], 'coco/bbox_mAP'),
+        (['aAcc', 'mIoU'], 'mIoU'),
+        (['single-label/f1-score', 'b'], 'single-label/f1-score'),
+        ([], ''),
+    ):
+        assert main_metric(names) == main
+
+
+def test_nothing_is_loaded_into_parts_before_a_fine_tuning():
+    start, kept = dict(type='Pretrained', checkpoint='torchvision://resnet50'), dict(type='Kaiming', layer='Conv2d')
+    heads = [dict(type='Head', init_cfg=[start, kept]), dict(type='Head', pretrained='a.pth', init_cfg=[start])]
+    model = Config(dict(model=dict(backbone=dict(depth=50, init_cfg=start), heads=heads))).model
+    found = without_pretrained(model)
+    assert found.to_dict() == dict(
+        backbone=dict(depth=50, init_cfg=None),
+        heads=[dict(type='Head', init_cfg=[kept]), dict(type='Head', pretrained=None, init_cfg=None)],
+    )
+
+
 @pytest.mark.slow
 class TestPipeline:
     STEPS = [
@@ -336,13 +373,30 @@ class TestPipeline:
         for name, moment in moments[0].items():  # of patches that are drawn from each batch
             torch.testing.assert_close(moments[1][name].diagonal().sum(), moment.diagonal().sum(), rtol=0.1, atol=0)
 
+    def test_a_process_does_not_wait_for_what_the_first_one_could_not_make(self, config, checkpoint, tmp_path):
+        (tmp_path / 'two/options.json').mkdir(parents=True)
+        arguments = ['--keep', '0.5', '--images', '16', '--steps', '0', '--work-dir', tmp_path / 'two']
+        found = in_two_ranks(tmp_path, 'compress.py', config, checkpoint, *arguments)
+        assert [each.returncode for each in found] == [1, 1]
+        assert 'Is a directory' in found[0].stderr
+        assert 'options.json was not made: the first process says why' in found[1].stderr
+
+    def test_an_image_that_cannot_be_read_is_named(self, config, checkpoint, tmp_path, images):
+        shutil.copytree(images, tmp_path / 'images')
+        Path(config).write_text(Path(config).read_text().replace(str(images), str(tmp_path / 'images')))
+        next((tmp_path / 'images/train').rglob('*.png')).write_bytes(b'')
+        with pytest.raises(SharingError, match='The image .*png cannot be read: it is empty, damaged or not an image'):
+            compression(config, checkpoint, tmp_path / 'work', images=1000).run()
+
     def test_a_learning_rate_and_a_budget_measure_nothing_again_and_an_edited_plan_is_taken(
         self, config, checkpoint, tmp_path
     ):
         work_dir, changed = tmp_path / 'work', []
         for budget, rate in ((0.5, 0.1), (0.5, 0.2), (0.7, 0.2)):
             text = Path(config).read_text()
-            Path(config).write_text(text.replace('lr=0.1', f'lr={rate}'))
+            text = text.replace('lr=0.1', f'lr={rate}') + "log_level = 'WARNING'\n" * (rate > 0.1)
+            text = re.sub(r'(train_dataloader = dict\(\s*batch_size)=\d', rf'\1={4 if rate > 0.1 else 8}', text)
+            Path(config).write_text(text)
             before = files_in(work_dir)
             compression(config, checkpoint, work_dir, budget=Budget(budget, 'kept'), epochs=0).run()
             changed.append({name for name, _ in files_in(work_dir) - before})

@@ -279,6 +279,26 @@ def test_the_difference_of_outputs_is_the_largest_and_no_number_is_one():
 
 
 @pytest.mark.slow
+def test_onnx_of_a_classifier_that_takes_one_size_is_for_that_size(tmp_path):
+    pytest.importorskip('onnxruntime')
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Flatten(), nn.Linear(4 * 16**2, 5)).eval()
+    with pytest.warns(UserWarning, match='The ONNX model is only for images of 16x16'):
+        lines = list(export_onnx(network, network, tmp_path / 'model.onnx', (3, 16, 16), False, None))
+    assert lines[1].startswith('ONNX against PyTorch, plain, 3x3x16x16: relative difference')
+
+
+@pytest.mark.slow
+def test_what_onnx_cannot_compute_is_a_sentence(tmp_path):
+    class Eigenvalues(nn.Module):
+        def forward(self, x):
+            return torch.linalg.eigvals(x).real
+
+    with pytest.raises(SharingError, match='Eigenvalues cannot be exported to ONNX: '):
+        list(export_onnx(nn.Identity(), Eigenvalues(), tmp_path / 'model.onnx', (3, 16, 16), False, None))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
 def test_onnx_that_differs_is_not_written(tmp_path, monkeypatch):
     pytest.importorskip('onnxruntime')
     network, other = nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3)

@@ -2,33 +2,13 @@
 
 import pytest
 import torch
-from mmcv.cnn import ConvModule
+from blocks import Towers, conv_modules
 from torch import nn
 
 from helpers import BANKS, BASIS, REPEATED, TIED, evaluating, image, randomise_norms, refuses, state_of
 from mmshared import Bank, SharedLayer, SharingError, banks, fold_layers, share_layers
 from mmshared.engine.build import feature_maps
 from mmshared.sharing.deployment import relative_difference
-
-
-def blocks(depth=4, bias=False):
-    return nn.Sequential(
-        *[ConvModule(16, 16, 3, padding=1, bias=bias, norm_cfg=dict(type='BN')) for _ in range(depth)]
-    )
-
-
-class Towers(nn.Module):
-    """Towers for three levels, whose convs are the same and whose norms are their own, as in RTMDet's head."""
-
-    def __init__(self):
-        super().__init__()
-        self.towers = nn.ModuleList(blocks(3) for _ in range(3))
-        for tower in self.towers[1:]:
-            for block, first in zip(tower, self.towers[0]):
-                block.conv = first.conv
-
-    def forward(self, x):
-        return [tower(x) for tower in self.towers]
 
 
 @pytest.mark.parametrize('bank', [BASIS, BANKS['repeated-swish']])
@@ -60,14 +40,14 @@ def test_a_refused_group_leaves_the_biases_of_another():
 
 
 def test_a_plain_group_without_a_bias_is_refused():
-    network, plain = blocks(bias=True), blocks(bias=True).state_dict()
+    network, plain = conv_modules(bias=True), conv_modules(bias=True).state_dict()
     share_layers(network, layers=r'[1-3]\.conv', bank=TIED)
     del plain['2.conv.bias']
     refuses(network, plain, 'has 2.conv.weight and no 2.conv.bias')
 
 
 def test_a_bank_of_another_size_is_refused_for_layers_named_outright():
-    networks = [blocks(), blocks()]
+    networks = [conv_modules(), conv_modules()]
     for network, templates in zip(networks, (2, 3)):
         share_layers(network, layers=r'[1-3]\.conv', bank=dict(type='TemplateBank', num_templates=templates))
     refuses(networks[0], networks[1].state_dict(), 'has the shape')
@@ -91,10 +71,10 @@ class Frozen(Bank):
 
 
 def test_what_is_trained_stays_so():
-    network = blocks()
+    network = conv_modules()
     (bank,) = share_layers(network, groups=['conv'], bank=dict(type=Frozen))
     assert bank.filters.requires_grad and not bank.offset.requires_grad
-    network = blocks(bias=True)
+    network = conv_modules(bias=True)
     for block in network:
         block.conv.weight.requires_grad_(False)
     share_layers(network, groups=['conv'], bank=TIED)
@@ -105,7 +85,7 @@ def test_what_is_trained_stays_so():
 @pytest.mark.parametrize('bank', [TIED, BASIS], ids=['tied', 'basis'])
 @pytest.mark.parametrize('dtype', [torch.half, torch.bfloat16, torch.double])
 def test_a_network_of_any_precision_shares(bank, dtype):
-    (made,) = share_layers(blocks().to(dtype), groups=['conv'], bank=bank)
+    (made,) = share_layers(conv_modules().to(dtype), groups=['conv'], bank=bank)
     rows = made.basis().detach().double().flatten(1)
     assert made.basis().dtype == dtype
     torch.testing.assert_close(rows @ rows.T, torch.eye(len(rows)).double(), rtol=0, atol=1e-2)
@@ -125,7 +105,7 @@ def test_each_group_of_one_has_to_be_smaller():
 
 
 def test_a_layer_whose_weight_is_computed_is_left_out():
-    network = blocks()
+    network = conv_modules()
     nn.utils.spectral_norm(network[2].conv)
     (bank,) = share_layers(network, groups=['conv'], bank=TIED)
     assert bank.names == ('1.conv', '3.conv')
@@ -141,7 +121,7 @@ def test_a_layer_whose_weight_is_computed_is_left_out():
 )
 def test_an_argument_of_the_wrong_kind_is_one_sentence(bank, words):
     with pytest.raises(SharingError, match=words):
-        share_layers(blocks(), groups=['conv'], bank=bank)
+        share_layers(conv_modules(), groups=['conv'], bank=bank)
 
 
 class Picky(nn.Module):

@@ -9,10 +9,10 @@ import sys
 import numpy as np
 import pytest
 import torch
-from blocks import TurnedFilters, shared_blocks
+from blocks import Towers, TurnedFilters, shared_blocks
 from torch import nn
 
-from helpers import ROOT
+from helpers import BASIS, REPEATED, ROOT, evaluating, randomise_norms
 from mmshared import SharedLayer, SharingError, banks, fold_layers, share_layers
 from mmshared.engine.checkpoint import load_checkpoint_file
 
@@ -69,6 +69,26 @@ def test_each_bank_is_stored_once(shared, packed):
             assert stored[key].element_size() <= width  # signs take a byte
     own = sum(each.numel() for key, each in stored.items() if key not in state and not key.endswith(':scale'))
     assert own < 0.05 * sum(each.numel() for each in state.values())  # the biases that moved
+
+
+@pytest.mark.parametrize('bank', [None, dict(BASIS, shared_rank=8, unique_rank=0, base_channels=16), REPEATED])
+@pytest.mark.parametrize('form', FORMS, ids=str)
+def test_what_has_several_names_is_stored_once(bank, form, tmp_path):
+    network = randomise_norms(Towers())
+    if bank:
+        share_layers(network, groups=['conv'], bank=bank)
+    path = tmp_path / 'towers.safetensors'
+    plain = pack(evaluating(network), path, form)
+    stored = safetensors.load_file(path)
+    assert not [key for key in stored if re.match(r'towers\.[12].*(conv|bank)', key)]
+    loaded = copy.deepcopy(network)
+    loaded.load_state_dict(load_checkpoint_file(str(path)), strict=True)
+    x = torch.randn(1, 16, 8, 8)
+    torch.testing.assert_close(loaded(x), plain(x), rtol=1e-3, atol=1e-4)
+    unpacked = {key: torch.tensor(each) for key, each in unpack(path).items()}
+    folded = fold_layers(Towers()) if not bank else plain
+    folded.load_state_dict(unpacked, strict=True)
+    torch.testing.assert_close(evaluating(folded)(x), plain(x), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.slow

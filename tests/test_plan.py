@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmengine.model import BaseModel
+from mmengine.registry import MODELS
 from torch import nn
 
 from helpers import ROOT, TIED
@@ -356,6 +357,19 @@ class TestOutputs:
         ]
         ratios = [(errors[:, 0] / errors[:, 1]).item() for errors in errors]
         assert ratios[0] == pytest.approx(ratios[1], rel=1e-4)
+
+    @pytest.mark.parametrize('classes', [1, 6])
+    @pytest.mark.parametrize('head', ['LinearClsHead', 'MultiLabelLinearClsHead'])
+    def test_all_logits_may_rise_where_their_classes_exclude_each_other(self, mmpretrain, head, classes):
+        head = dict(type=head, num_classes=classes, in_channels=3)
+        network = MODELS.build(dict(type='ImageClassifier', backbone=nn.Flatten(), head=head)).eval()
+        network.extract_feat = lambda inputs: (network.backbone(inputs),)
+        batch = dict(inputs=torch.randn(5, 3, 1, 1))
+        plain = outputs_of(network, batch)
+        with torch.no_grad():
+            network.head.fc.bias += 5
+        error = difference(outputs_of(network, batch), plain)[0, 0]
+        assert (error < 1e-6) == (head['type'] == 'LinearClsHead' and classes > 1)
 
     @pytest.mark.slow
     def test_the_second_stage_sees_the_proposals_of_the_plain_network(self, mmdet):

@@ -5,11 +5,12 @@ import json
 import pytest
 from mmengine.config import Config
 from torch import nn
+from torchvision.ops import DeformConv2d
 
 from helpers import ROOT, call
 from mmshared import banks, share_layers
 from mmshared.analysis.complexity import complexity, count_multiply_adds, sharing_groups
-from mmshared.engine.build import build_model
+from mmshared.engine.build import build_empty, build_model
 from mmshared.engine.config import load_config
 
 pytestmark = pytest.mark.slow  # a tool
@@ -107,6 +108,27 @@ def test_multiply_adds_of_projections_count_for_their_attention():
         row['group']: (row['multiply_adds'], row['plain_multiply_adds']) for row in sharing_groups(network, (1, 4, 4))
     }
     assert found == {'self_attn.out_proj': (None, None), 'linear1': (2 * tokens * 16 * width,) * 2}
+
+
+def test_multiply_adds_of_a_deformable_conv_are_those_of_the_conv():
+    class Deformable(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.offsets, self.conv = nn.Conv2d(3, 18, 3, padding=1), DeformConv2d(3, 8, 3, padding=1)
+
+        def forward(self, x):
+            return self.conv(x, self.offsets(x))
+
+    counts = count_multiply_adds(Deformable(), (16, 16))
+    assert counts['conv'] == 16**2 * 8 * 27 and counts[''] == 16**2 * (8 + 18) * 27
+
+
+def test_multiply_adds_of_a_list_of_necks_count_for_the_neck():
+    cfg = load_config('mmdet::libra_rcnn/libra-faster-rcnn_r50_fpn_1x_coco.py')
+    counts = count_multiply_adds(build_empty(cfg), (64, 64))
+    assert counts['neck'] > counts['neck.0'] > 0
+    assert counts['backbone.layer1.0.downsample'] == 16**2 * 64 * 256
+    assert counts[''] == counts['backbone'] + counts['neck']
 
 
 def test_multiply_adds_are_counted_for_images_of_one_channel():

@@ -1,10 +1,13 @@
 """Counts parameters and multiply-adds, shared against plain."""
 
 import copy
+import math
 from contextlib import ExitStack
+from typing import Any
 from unittest.mock import patch
 
 import torch
+import torchvision  # noqa: F401, which has deformable convs
 from mmengine.config import Config
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -14,6 +17,14 @@ from ..sharing import SharedLayer, fold_layers, named_banks
 from ..sharing.attention import plain_attention
 from ..sharing.bank import generate_once, stage_of
 from ..sharing.filter_basis import BasisLayer
+
+
+def _deformable(x: tuple, weight: tuple, *args: Any, out_shape: tuple, **kwargs: Any) -> int:
+    """The operations of a deformable conv: those of the conv, without the offsets' interpolation."""
+    return 2 * math.prod(out_shape) * math.prod(weight[1:])
+
+
+_DEFORMABLE = {torch.ops.torchvision.deform_conv2d: _deformable}
 
 
 def parameter_count(model: nn.Module) -> int:
@@ -41,11 +52,13 @@ def count_multiply_adds(model: nn.Module, size: tuple[int, ...]) -> dict[str, in
         for layer in model.modules():
             if isinstance(layer, SharedLayer):
                 made.enter_context(patch.object(layer, 'dense', return_value=layer.dense()))
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False, custom_mapping=_DEFORMABLE) as counter:
             feature_maps(model, image)
     # The counter names the outermost modules by their class: the model, or backbone and neck of a detector, which may
     # be in its teacher.
-    roots = {type(module).__name__: name for name, module in reversed(list(model.named_modules()))} | {'Global': ''}
+    named = list(model.named_modules())
+    parts = [each for each in named if each[0].rpartition('.')[2] in ('backbone', 'neck')]
+    roots = {type(module).__name__: name for name, module in [*reversed(named), *reversed(parts)]} | {'Global': ''}
     counts = {}
     for path, flops in counter.get_flop_counts().items():
         root, _, rest = path.partition('.')

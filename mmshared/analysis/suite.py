@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
 import statistics
 from dataclasses import MISSING, dataclass, field, fields
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hint
 import yaml
 
 from ..engine.build import build_empty
+from ..engine.checkpoint import write_text
 from ..engine.config import load_config, reason_in
 from ..sharing import SharingError
 from .complexity import count_multiply_adds, parameter_count
@@ -235,21 +235,14 @@ def collect(run: Run, suite: Suite, resident_bytes: int) -> None:
     scalars, records = read_scalars(run.work_dir), read_records(run.work_dir)
     metric = _last_metric(run, suite.metric)
     checkpoint = Path((run.work_dir / 'last_checkpoint').read_text().strip())
-    partial = run.work_dir / 'result.json.partial'
-    partial.write_text(
-        json.dumps(
-            dict(
-                metric_name=suite.metric,
-                metric=metric,
-                checkpoint_bytes=(run.work_dir / checkpoint.name).stat().st_size,
-                seconds_per_iteration=statistics.median(record['time'] for record in records if 'loss' in record),
-                memory_bytes=max(
-                    (int(value * 2**20) for _, value in scalars.get('memory', [])), default=resident_bytes
-                ),
-            )
-        )
+    result = dict(
+        metric_name=suite.metric,
+        metric=metric,
+        checkpoint_bytes=(run.work_dir / checkpoint.name).stat().st_size,
+        seconds_per_iteration=statistics.median(record['time'] for record in records if 'loss' in record),
+        memory_bytes=max((int(value * 2**20) for _, value in scalars.get('memory', [])), default=resident_bytes),
     )
-    os.replace(partial, run.work_dir / 'result.json')
+    write_text(run.work_dir / 'result.json', json.dumps(result))
 
 
 def _last_metric(run: Run, metric: str) -> float:

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.dist import barrier, is_main_process, master_only
+from mmengine.dist import barrier, get_world_size, is_main_process, master_only
 from torch import Tensor
 
 from ..engine.checkpoint import write_text
+from ..sharing import SharingError
 
 
 class Files:
@@ -43,20 +44,32 @@ class Files:
 
         Returns:
             Path: The file.
+
+        Raises:
+            SharingError: In the other processes, if the first one could not make it.
         """
         path, digest = self.folder / name, digest_of(sources)
-        there = self._is_there(path, digest)
+        there, failed = self._is_there(path, digest), self.folder / f'{name}.failed'
+        if is_main_process():
+            failed.unlink(missing_ok=True)
         barrier()  # all processes have looked
         if there:
             say(f'{path}: there already')
             return path
         start = time.time()
         if together or is_main_process():
-            make(path)
+            try:
+                make(path)
+            except BaseException:
+                if is_main_process() and get_world_size() > 1:
+                    failed.touch()
+                raise
         if is_main_process():
             write_text(self._note, json.dumps({**self._digests(), name: digest}, indent=1))
             say(f'{path}: made in {time.time() - start:.0f} s')
         while not self._is_there(path, digest):  # a barrier would not wait for hours
+            if failed.exists():
+                raise SharingError(f'{path} was not made: the first process says why.')
             time.sleep(1)
         return path
 

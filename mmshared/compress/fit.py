@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..convert.dense import share_checkpoint
 from ..engine.build import build_model, build_plain, load_whole
+from ..engine.data import images_named
 from ..sharing import SharingError
 from ..sharing.state_dict import Conversion
 from .calibration import Batches, calibration_loader
@@ -74,5 +75,6 @@ def fit_checkpoint(
     if hasattr(model, 'backbone') and not any(key.startswith('backbone.') for key in state_dict):
         raise SharingError(f'{name} is of a backbone, and images run through the whole network: give all of it.')
     load_whole(plain, state_dict, name, 'the plain network of the config')
-    moments = collect_moments(plain.to(get_device()).eval(), loader, shared_names(model))
-    return model, fit_model(model, plain, name, moments, loader, steps)
+    with images_named(lambda: [loader.dataset]):
+        moments = collect_moments(plain.to(get_device()).eval(), loader, shared_names(model))
+        return model, fit_model(model, plain, name, moments, loader, steps)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..engine.build import is_detector, tensors_in
+from ..engine.build import has_softmax, is_detector, tensors_in
 
 # Of each kind of output for a batch, so many values are compared.
 _VALUES = 2**18
@@ -20,8 +20,8 @@ class Outputs(NamedTuple):
     """The outputs of a network for a batch.
 
     Attributes:
-        kinds (list[Tensor]): The logits of a classifier, (N, classes). Of other networks, the values of each kind of
-            output (scores, boxes, masks), (values, ).
+        kinds (list[Tensor]): The logits of a classifier's softmax, (N, classes). Of other networks, the values of each
+            kind of output (scores, boxes, masks), (values, ).
         chosen (list): The proposals or queries that the network chose among its own outputs on the way.
     """
 
@@ -45,7 +45,8 @@ def outputs_of(model: Any, batch: Any, chosen: list[Any] | None = None) -> Outpu
     with choices:
         output = model(**inputs, mode='tensor')
     kinds = [*_kinds(choices.outputs), *_kinds(output)]
-    is_logits = len(kinds) == 1 and [each.dim() for each in kinds[0]] == [2] and not is_detector(model)
+    is_logits = len(kinds) == 1 and [each.dim() for each in kinds[0]] == [2] and kinds[0][0].shape[1] > 1
+    is_logits = is_logits and has_softmax(model) and not is_detector(model)
     return Outputs([kinds[0][0]] if is_logits else [_drawn(kind) for kind in kinds], choices.chosen)
 
 

@@ -6,9 +6,10 @@ import copy
 import json
 import math
 import os.path as osp
+import re
 import shlex
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
@@ -30,7 +31,8 @@ from ..analysis.plots import detections_in
 from ..convert.fold import fold_model
 from ..engine.build import build_model, is_detector, load_model
 from ..engine.checkpoint import converted, load_checkpoint_file, save_checkpoint, state_dict_of, write_text
-from ..engine.config import check_twins, in_work_dir, load_config, shared_type, shares
+from ..engine.config import check_twins, dump_config, in_work_dir, load_config, shared_type, shares
+from ..engine.data import images_named
 from ..engine.runner import check_config, has_begun, join_group
 from ..sharing import SharingError
 from .calibration import calibration_loader, within
@@ -58,6 +60,8 @@ _PIXELS = 4.3e6
 # The fine-tuning starts at this share of the learning rate that the network was trained at. By it, three epochs took a
 # ResNet-56 with 0.4 of its parameters from 85.7 to 86.9 %; by a third of it to 86.7, and by three times it to 85.3.
 _LR = 0.03
+# Settings of what is logged and saved: no result depends on them.
+_LOGGING = ('default_hooks', 'log_level', 'log_processor', 'visualizer', 'vis_backends')
 # Settings that only training reads: what is measured before it does not depend on them.
 _TRAINING = ('optim_wrapper', 'param_scheduler', 'train_cfg', 'auto_scale_lr', 'randomness', 'compile', 'runner_type')
 # The search for the smallest network ends when its size is known to this share of the parameters.
@@ -126,8 +130,8 @@ class Compression:
             it was changed after loading: then it is written beside that one, as ``plain.py``.
         checkpoint (str): The checkpoint of the plain network.
         budget (Budget | None): How large the network may be.
-        max_drop (float | None): How many points of a hundred the first metric may drop before any training: the
-            smallest such network is searched for.
+        max_drop (float | None): How many points of a hundred the main metric (mAP, mIoU, PQ, top-1, or else the first)
+            may drop before any training: the smallest such network is searched for.
         plan (Path | None): The file of a plan.
         images (int): Number of training images for the statistics.
         steps (int): Number of steps that each block learns for on these images before any training, without labels; 0
@@ -173,7 +177,7 @@ class Compression:
         """
         join_group(self.cfg.get('launcher', 'none'), self.cfg.get('env_cfg', {}))  # which says where models are
         self.check()
-        with self.alone():
+        with self.alone(), images_named(lambda: [calibration_loader(self.bare, self.images).dataset]):
             return self.run_steps()
 
     @contextmanager
@@ -217,7 +221,7 @@ class Compression:
 
     def check(self) -> None:
         """Raise a :class:`SharingError` for what can be known to be wrong before anything has run."""
-        needed = ['train_dataloader', 'val_dataloader', *(['optim_wrapper'] if self.epochs else [])]
+        needed = ['train_dataloader', 'val_dataloader', 'val_evaluator', *(['optim_wrapper'] if self.epochs else [])]
         missing = [part for part in needed if not self.cfg.get(part)]
         if missing:
             raise SharingError(f'The config has no {" and no ".join(missing)}, which compression needs.')
@@ -285,7 +289,7 @@ class Compression:
         def make(path: Path) -> None:
             metrics = self.runner(cfg, path.with_suffix(''), load_from=str(checkpoint)).val()
             if is_main_process():
-                write_text(path, json.dumps(metrics, indent=1, default=float))
+                write_text(path, json.dumps(numbers_in(metrics), indent=1))
 
         return json.loads(
             files.make(f'{name}.json', [without_training(cfg), Path(checkpoint)], make, together=True).read_text()
@@ -356,13 +360,14 @@ class Compression:
         return check_plan(Plan.from_json(path.read_text(), str(path)), self.model, str(path))
 
     def search(self, plain: dict[str, float]) -> Files:
-        """The folder of the smallest network whose first metric drops by no more than ``max_drop``, by bisection."""
+        """The folder of the smallest network whose main metric drops by no more than ``max_drop``, by bisection."""
         if not plain:
             raise SharingError(
                 'The plain network detects nothing in the validation images, so it has no metric that may drop: check '
                 'the checkpoint, or give a budget.'
             )
-        metric, score = next(iter(plain.items()))
+        metric = main_metric(plain)
+        score = plain[metric]
         most = float(self.max_drop or 0)
         points = 100 if abs(score) <= 1 else 1  # accuracies are given in percent, average precisions from 0 to 1
         low, high, best = smallest(self.groups, self.size).parameters / self.size.parameters, 1.0, None
@@ -388,7 +393,7 @@ class Compression:
 
         def write_config(path: Path) -> None:
             if self.base is None:
-                self.bare.dump(base)
+                dump_config(self.bare, base)
             write_text(path, text)
 
         def write_checkpoint(path: Path) -> None:
@@ -407,6 +412,8 @@ class Compression:
         """Fine-tune the shared network with the plain one as the teacher; returns its checkpoint and the work dir of
         the training."""
         without_path = fine_tuning(cfg, self.epochs, '').to_dict()
+        for key in _LOGGING:
+            without_path.pop(key, None)
         cfg = fine_tuning(cfg, self.epochs, self.checkpoint)
         sources = [without_path, Path(self.checkpoint), checkpoint]
         folder = files.folder / f'finetuned-{digest_of(sources)[:8]}'
@@ -425,7 +432,7 @@ class Compression:
         shared: Any = load_model(cfg, str(checkpoint))
         batch = next(iter(calibration_loader(self.bare, 2)))
         folded = fold_model(cfg, shared, shared.data_preprocessor(batch, False)['inputs'])
-        folded.config.dump(path.with_suffix('.py'))
+        dump_config(folded.config, path.with_suffix('.py'))
         save_checkpoint(converted(folded.plain.state_dict(), str(checkpoint), folded.config), path)
 
     def write_report(self, networks: dict[str, Network], plan: Plan, training: Path | None, path: Path) -> None:
@@ -440,7 +447,7 @@ class Compression:
             Results(
                 Path(self.cfg.filename or 'network').stem,
                 {name: dict(measured[name], metrics=each.metrics) for name, each in networks.items()},
-                next(iter(networks['plain'].metrics), ''),  # a detector that finds nothing has none
+                main_metric(networks['plain'].metrics),  # a detector that finds nothing has none
                 [dict(asdict(row), bank=row.bank['type'] if row.bank else '', rank=row.rank) for row in plan.rows],
                 read_scalars(training) if training else {},
                 self.detections(networks) if is_detector(self.model) else {},
@@ -463,9 +470,31 @@ class Compression:
         return found
 
 
+def numbers_in(metrics: dict[str, Any]) -> dict[str, float]:
+    """The metrics that are single numbers: others are lists for each class, for example."""
+    found = {}
+    for name, value in metrics.items():
+        if isinstance(value, (Tensor, np.ndarray, np.generic)) and math.prod(value.shape) == 1:
+            value = value.item()
+        if isinstance(value, (int, float)):
+            found[name] = value
+    return found
+
+
+def main_metric(metrics: Iterable[str]) -> str:
+    """The metric that counts, by its usual names: COCO's AP comes after those of classes if these are wanted too. The
+    first one if it has none of these names, '' if there is none."""
+    names = list(metrics)
+    usual = [name for name in names if re.search('(^|[/_])(mAP|mIoU|PQ|top1)$', name)]
+    return next(iter([*usual, *names]), '')
+
+
 def without_training(cfg: Config) -> dict:
-    """What of a config the metrics and the statistics of a network depend on."""
-    return {key: value for key, value in cfg.to_dict().items() if key not in _TRAINING}
+    """What of a config the metrics and the statistics of a network depend on; of the training data, the images."""
+    found = {key: value for key, value in cfg.to_dict().items() if key not in (*_TRAINING, *_LOGGING)}
+    if found.get('val_dataloader') and found.get('train_dataloader'):
+        found['train_dataloader'] = found['train_dataloader'].get('dataset')
+    return found
 
 
 def learning_rate(cfg: Config) -> float | None:
@@ -478,6 +507,7 @@ def fine_tuning(cfg: Config, epochs: int, teacher: str) -> Config:
     """The config of a short fine-tuning: a small part of the learning rate with a cosine schedule, distillation from
     the checkpoint of the plain network, no validation."""
     cfg = copy.deepcopy(cfg)
+    cfg.model = without_pretrained(cfg.model)  # the weights are there already
     cfg.train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=epochs)
     cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     cfg.optim_wrapper.optimizer.lr = learning_rate(cfg)
@@ -490,6 +520,21 @@ def fine_tuning(cfg: Config, epochs: int, teacher: str) -> Config:
     if sampler and 'Infinite' in sampler.type:  # it has no epochs
         cfg.train_dataloader.sampler = dict(type='DefaultSampler', shuffle=True)
     return cfg
+
+
+def without_pretrained(model: Any) -> Any:
+    """The config of a model without the checkpoints that its parts start from."""
+    if isinstance(model, dict):
+        kept = {key: without_pretrained(value) for key, value in model.items()}
+        start = kept.get('init_cfg')
+        if isinstance(start, dict) and start.get('type') == 'Pretrained':
+            kept['init_cfg'] = None
+        elif isinstance(start, list):
+            kept['init_cfg'] = [each for each in start if each.get('type') != 'Pretrained'] or None
+        if isinstance(kept.get('pretrained'), str):
+            kept['pretrained'] = None
+        return type(model)(kept)
+    return [without_pretrained(each) for each in model] if isinstance(model, list) else model
 
 
 def relative(path: str, folder: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from ..analysis.speed import time_in_turn
 from ..engine.build import is_detector
 from ..engine.checkpoint import written_whole
+from ..engine.config import first_line
 from ..sharing import SharingError
 from ..sharing.deployment import relative_difference
 
@@ -26,7 +28,7 @@ OUTPUTS = ['boxes', 'scores', 'labels']
 def export_onnx(
     shared: nn.Module, plain: nn.Module, out: Path, shape: Sequence[int], keep_shared: bool, bits: int | None
 ) -> Iterator[str]:
-    """Write a network as ONNX with dynamic image size, and compare onnxruntime with PyTorch.
+    """Write a network as ONNX, for images of any size if it takes them, and compare onnxruntime with PyTorch.
 
     Args:
         shared (nn.Module): The shared network. A detector is written as a whole: its input is one image, normalised,
@@ -67,10 +69,34 @@ class Exported:
         self.network: Any = network
 
     def export(self, shape: Sequence[int], opset: int | None) -> Any:
-        """Make the ONNX model, a ``ModelProto``, for images of a shape, (C, H, W), and others where that can be."""
+        """Make the ONNX model, a ``ModelProto``, for images of a shape, (C, H, W), and others where that can be.
+
+        Raises:
+            SharingError: If ONNX cannot compute the network.
+        """
+        try:
+            try:
+                with torch.no_grad():
+                    self.outputs(torch.randn(1, shape[0], shape[1] + 32, shape[2] + 64))
+                return self.model(shape, opset, True)
+            except Exception as error:  # of many kinds: it takes one size
+                model = self.model(shape, opset, False)
+                size = 'x'.join(map(str, shape[1:]))
+                warnings.warn(f'The ONNX model is only for images of {size}: {first_line(error)}')
+                return model
+        except SharingError:
+            raise
+        except Exception as error:
+            kind = type(self.network).__name__
+            raise SharingError(f'{kind} cannot be exported to ONNX: {first_line(error)}') from error
+
+    def model(self, shape: Sequence[int], opset: int | None, any_size: bool) -> Any:
+        """Make the ONNX model for images of a shape, or of any size."""
         from .onnx_shared import to_onnx
 
-        axes = {0: torch.export.Dim('batch'), 2: torch.export.Dim('height'), 3: torch.export.Dim('width')}
+        axes = {0: torch.export.Dim('batch')}
+        if any_size:
+            axes |= {2: torch.export.Dim('height'), 3: torch.export.Dim('width')}
         images = torch.randn(2, *shape)
         return to_onnx(self.network, (images,), input_names=['images'], dynamic_shapes=(axes,), opset_version=opset)
 

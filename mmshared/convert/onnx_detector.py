@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from types import FunctionType, SimpleNamespace
@@ -31,7 +30,6 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.nn import functional as F
 
-from ..engine.config import first_line
 from ..sharing import SharingError
 from .onnx import OUTPUTS, Exported
 from .onnx_shared import to_onnx
@@ -89,23 +87,11 @@ class WholeDetector(nn.Module):
 class ExportedDetector(Exported):
     """A whole detector: ``images``, (1, C, H, W), in; ``boxes``, (N, 4), ``scores`` and ``labels``, (N,), out."""
 
-    def export(self, shape: Sequence[int], opset: int | None) -> ModelProto:
+    def model(self, shape: Sequence[int], opset: int | None, any_size: bool) -> ModelProto:
         whole = WholeDetector(self.network)
         whole.eval()
-        try:
-            try:
-                self.outputs(torch.randn(1, shape[0], shape[1] + 32, shape[2] + 64))
-                program = traced(whole, shape, {2: Dim.DYNAMIC, 3: Dim.DYNAMIC})
-            except Exception as error:  # of many kinds: it takes one size
-                program = traced(whole, shape, {})
-                size = 'x'.join(map(str, shape[1:]))
-                warnings.warn(f'The ONNX model is only for images of {size}: {first_line(error)}')
-            model = to_onnx(program, (), input_names=['images'], output_names=OUTPUTS, opset_version=opset)
-        except SharingError:
-            raise
-        except Exception as error:
-            kind = type(self.network).__name__
-            raise SharingError(f'{kind} cannot be exported to ONNX as a whole: {first_line(error)}') from error
+        program = traced(whole, shape, {2: Dim.DYNAMIC, 3: Dim.DYNAMIC} if any_size else {})
+        model = to_onnx(program, (), input_names=['images'], output_names=OUTPUTS, opset_version=opset)
         onnx.helper.set_model_props(model, {'classes': str(number_of_classes(self.network))})
         return model
 

@@ -70,7 +70,8 @@ def program_of(network: nn.Module) -> Program:
     if not banks(network):
         return Program([], [], {})
     weights = _Weights(network)
-    state = {f'network.{key}': value for key, value in network.state_dict().items()}
+    aliases = _aliases(network)
+    state = {f'network.{key}': value for key, value in network.state_dict().items() if key not in aliases}
 
     def compute(*values: Tensor) -> Any:
         return torch.func.functional_call(weights, dict(zip(state, values)))
@@ -145,6 +146,13 @@ def _signs(program: Program) -> set[str]:
     return signs - values - {sources.get(name, name) for name in program.weights}
 
 
+def _aliases(network: nn.Module) -> dict[str, str]:
+    """The further names of tensors that have several, each with the first one."""
+    first: dict[int, str] = {}
+    state = network.state_dict(keep_vars=True)
+    return {key: name for key, each in state.items() if (name := first.setdefault(id(each), key)) != key}
+
+
 def _stored(key: str, tensor: Tensor, form: str | None) -> dict[str, Tensor]:
     """What a file holds of a tensor."""
     if form is None or not tensor.is_floating_point() or tensor.dim() < 2 or tensor.numel() < SMALL:
@@ -180,10 +188,11 @@ def pack(network: nn.Module, out: Path, form: str | None = None) -> nn.Module:
 
     network = copy.deepcopy(network)
     program = program_of(network)
-    signs, stored = _signs(program), {}
+    signs, aliases, stored = _signs(program), _aliases(network), {}
     for key, tensor in network.state_dict().items():
-        stored |= {key: tensor.sign().to(torch.int8)} if key in signs and form else _stored(key, tensor, form)
-    network.load_state_dict(as_stored(stored), strict=True)
+        if key not in aliases:
+            stored |= {key: tensor.sign().to(torch.int8)} if key in signs and form else _stored(key, tensor, form)
+    network.load_state_dict(as_stored(stored, aliases), strict=True)
     plain = fold_layers(copy.deepcopy(network))
     state, folded = network.state_dict(), plain.state_dict()
     weights = list(zip(program.weights, dense_weights(network).values()))
@@ -192,11 +201,14 @@ def pack(network: nn.Module, out: Path, form: str | None = None) -> nn.Module:
         made = [name for name, weight in weights if weight.shape == tensor.shape and weight.equal(tensor)]
         if made:
             steps.append([key, 'reshape', made[0], list(tensor.shape)])
+        elif key in aliases and state[key].equal(tensor):
+            steps.append([key, 'reshape', aliases[key], list(tensor.shape)])
         elif key not in state or not state[key].equal(tensor):
             stored[PLAIN + key] = tensor  # a bias that moved into a batch norm, for example
             dropped += [key] * (key in state)
     stored |= program.constants
-    content = safetensors(stored, plain=json.dumps(dict(steps=steps, dropped=dropped), separators=(',', ':')))
+    program_text = json.dumps(dict(steps=steps, dropped=dropped), separators=(',', ':'))
+    content = safetensors(stored, plain=program_text, aliases=json.dumps(aliases))
     with written_whole(out) as partial:
         partial.write_bytes(content)
         found = {key: torch.tensor(each) for key, each in unpack(partial).items()}

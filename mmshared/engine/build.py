@@ -106,6 +106,14 @@ def is_detector(model: nn.Module) -> TypeGuard[Any]:
     return detectors is not None and isinstance(model, detectors.BaseDetector)
 
 
+def has_softmax(model: nn.Module) -> bool:
+    """Whether the logits of a classifier are of classes that exclude each other: not those of several labels, nor of a
+    loss with a sigmoid."""
+    head, heads = getattr(model, 'head', None), sys.modules.get('mmpretrain.models.heads')
+    several = heads is not None and isinstance(head, heads.MultiLabelClsHead)
+    return not several and not getattr(getattr(head, 'loss_module', None), 'use_sigmoid', False)
+
+
 def feature_maps(model: nn.Module, images: Tensor) -> tuple[Tensor, ...]:
     """The output of a model for images, (N, 3, H, W): the logits of a classifier, or the neck's feature maps of a
     detector.

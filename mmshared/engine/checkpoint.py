@@ -1,5 +1,6 @@
 """Checkpoint files: read without running any code in them, written completely or not at all."""
 
+import json
 import os
 import os.path as osp
 import re
@@ -61,7 +62,10 @@ def load_checkpoint_file(filename: str, map_location: Any = 'cpu', mmap: bool = 
         raise SharingError(f"{filename} needs a package that is not installed: pip install 'mmshared[export]'")
     try:
         if is_safetensors:
-            checkpoint = as_stored(import_module('safetensors.torch').load_file(filename))
+            with import_module('safetensors').safe_open(filename, 'pt') as file:
+                aliases = json.loads((file.metadata() or {}).get('aliases', '{}'))
+                names = file.keys()
+                checkpoint = as_stored({name: file.get_tensor(name) for name in names}, aliases)
         else:
             _check_archive(filename)
             checkpoint = torch.load(filename, map_location=map_location, weights_only=True, mmap=mmap)
@@ -81,13 +85,15 @@ def load_checkpoint_file(filename: str, map_location: Any = 'cpu', mmap: bool = 
     return checkpoint
 
 
-def as_stored(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of a network from what a safetensors file holds of it, integers times their scales."""
-    return {
+def as_stored(tensors: dict[str, Tensor], aliases: dict[str, str]) -> dict[str, Tensor]:
+    """The state dict of a network from what a safetensors file holds of it: integers times their scales, and tensors
+    that have several names under all of them."""
+    found = {
         key: tensor if f'{key}{SCALE}' not in tensors else tensor * tensors[f'{key}{SCALE}']
         for key, tensor in tensors.items()
         if not key.endswith(SCALE) and not key.startswith((PLAIN, '%'))
     }
+    return found | {alias: found[first] for alias, first in aliases.items()}
 
 
 def _is_state_dict(checkpoint: dict) -> bool:

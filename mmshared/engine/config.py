@@ -7,6 +7,7 @@ import inspect
 import os
 import os.path as osp
 import re
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,8 @@ from mmengine.utils import import_modules_from_strings
 
 from ..sharing import SharingError
 
+#: Folders of configs whose modules are found nowhere else.
+_BESIDE: set[str] = set()
 LIBRARIES = ('mmdet', 'mmpretrain', *filter(find_spec, ['mmseg']))
 
 
@@ -96,9 +99,24 @@ def _find_modules_beside(path: str, names: str | list[str]) -> None:
     tops = {name.partition('.')[0] for name in ([names] if isinstance(names, str) else names)}
     there = (top for top in tops if osp.exists(osp.join(folder, f'{top}.py')) or osp.isdir(osp.join(folder, top)))
     if any(find_spec(top) is None for top in there):
+        _BESIDE.add(folder)
         sys.path.append(folder)
         inherited = os.environ.get('PYTHONPATH')
         os.environ['PYTHONPATH'] = f'{inherited}{os.pathsep}{folder}' if inherited else folder
+
+
+def dump_config(cfg: Config, file: str | Path) -> None:
+    """Write a config to a file, and beside it the modules of its ``custom_imports`` that lie only beside the config
+    that was loaded."""
+    path = Path(file)
+    cfg.dump(path)
+    names = (cfg.get('custom_imports') or {}).get('imports', [])
+    for top in {name.partition('.')[0] for name in ([names] if isinstance(names, str) else names)}:
+        for folder in _BESIDE - {str(path.parent.resolve())}:
+            if osp.isdir(osp.join(folder, top)):
+                shutil.copytree(osp.join(folder, top), path.parent / top, dirs_exist_ok=True)
+            elif osp.exists(osp.join(folder, f'{top}.py')):
+                shutil.copyfile(osp.join(folder, f'{top}.py'), path.parent / f'{top}.py')
 
 
 def dotted(cfg: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:

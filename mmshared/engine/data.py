@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os.path as osp
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 from xml.etree import ElementTree
 
@@ -89,21 +90,41 @@ def _own_classes(dataset: BaseDataset, images: list[dict]) -> Iterable[str]:
     return []
 
 
-def unreadable_image(error: Exception, datasets: Iterable[Any]) -> str | None:
+def unreadable_image(error: Exception, datasets: Callable[[], Iterable[Any]]) -> str | None:
     """The image whose content an error of a data loader is about, if it is about one.
 
     Args:
         error (Exception): The error, also one that a worker of the data loader passed on.
-        datasets (Iterable): The data sets that the image may be of.
+        datasets (Callable): Gives the data sets that the image may be of.
     """
     named = re.findall('failed to load image: (.*)', str(error))
     if named:
         return named[-1]  # a worker's error begins with its traceback
     if '!buf.empty()' in str(error):  # OpenCV's, of a file without content, does not name it
-        return next((path for dataset in datasets for path in _image_files(dataset) if osp.getsize(path) == 0), None)
+        return next((path for dataset in datasets() for path in _image_files(dataset) if osp.getsize(path) == 0), None)
     return None
 
 
+@contextmanager
+def images_named(datasets: Callable[[], Iterable[Any]]) -> Iterator[None]:
+    """Turn the error of an image that cannot be decoded into a sentence with its name.
+
+    Args:
+        datasets (Callable): Gives the data sets that the image may be of.
+    """
+    try:
+        yield
+    except Exception as error:
+        image = unreadable_image(error, datasets)
+        if image is None:
+            raise
+        raise SharingError(f'The image {image} cannot be read: it is empty, damaged or not an image.') from error
+
+
 def _image_files(dataset: Any) -> Iterator[str]:
-    for i in range(len(dataset)):
-        yield dataset.get_data_info(i)['img_path']
+    inner = getattr(dataset, 'datasets', None) or filter(None, [getattr(dataset, 'dataset', None)])
+    for each in inner:
+        yield from _image_files(each)
+    if hasattr(dataset, 'get_data_info'):
+        for i in range(len(dataset)):
+            yield dataset.get_data_info(i)['img_path']

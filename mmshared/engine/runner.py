@@ -2,8 +2,7 @@
 
 import atexit
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from ..sharing import SharingError, banks
 from .build import check_sharing
 from .checkpoint import load_checkpoint_file
 from .config import check_data, check_twins
-from .data import check_classes, explain_failure, unreadable_image
+from .data import check_classes, explain_failure, images_named
 
 DDP = 'MMDistributedDataParallel'
 
@@ -102,30 +101,22 @@ class SharingRunner(Runner):
         return loader
 
     def train(self) -> nn.Module:
-        with self._images_named():
+        with images_named(self._datasets):
             return super().train()
 
     def val(self) -> dict:
         self._needs_whole = True
-        with self._images_named():
+        with images_named(self._datasets):
             return super().val()
 
     def test(self) -> dict:
         self._needs_whole = True
-        with self._images_named():
+        with images_named(self._datasets):
             return super().test()
 
-    @contextmanager
-    def _images_named(self) -> Iterator[None]:
-        """Turn the error of an image that cannot be decoded into a sentence with its name."""
-        try:
-            yield
-        except Exception as error:
-            loops = (self._train_loop, self._val_loop, self._test_loop)
-            image = unreadable_image(error, [loop.dataloader.dataset for loop in loops if isinstance(loop, BaseLoop)])
-            if image is None:
-                raise
-            raise SharingError(f'The image {image} cannot be read: it is empty, damaged or not an image.') from error
+    def _datasets(self) -> list[Any]:
+        loops = (self._train_loop, self._val_loop, self._test_loop)
+        return [loop.dataloader.dataset for loop in loops if isinstance(loop, BaseLoop)]
 
     def resume(self, filename: str, *args: Any, **kwargs: Any) -> None:
         self._needs_whole = True

@@ -14,7 +14,7 @@ from mmengine.registry import HOOKS
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ..engine.build import is_detector, load_model, tensors_in
+from ..engine.build import has_softmax, is_detector, load_model, tensors_in
 from ..engine.config import load_config, plain_twin
 from ..sharing import SharingError
 from ..sharing.bank import in_float
@@ -74,8 +74,9 @@ DISTANCES = dict(logits=logits_distance, features=features_distance, outputs=out
 def compared_modules(model: nn.Module) -> dict[str, str]:
     """The modules whose outputs are compared by default, each with one of :data:`DISTANCES`.
 
-    They are the head of a classifier (logits); the neck of a detector, or its backbone if it has none (features), and
-    its dense heads (outputs). RoI heads and the decoders of DETRs are left out: the teacher's look at other boxes.
+    They are the head of a classifier (logits, or outputs if it has no softmax); the neck of a detector, or its
+    backbone if it has none (features), and its dense heads (outputs). RoI heads and the decoders of DETRs are left
+    out: the teacher's look at other boxes.
 
     Raises:
         SharingError: If the model has none of these.
@@ -86,7 +87,11 @@ def compared_modules(model: nn.Module) -> dict[str, str]:
 
         heads = {name: 'outputs' for name, child in there.items() if isinstance(child, BaseDenseHead)}
         return {'neck' if 'neck' in there else 'backbone': 'features', **heads}
-    for name, kind in (('head', 'logits'), ('neck', 'features'), ('backbone', 'features')):
+    for name, kind in (
+        ('head', 'logits' if has_softmax(model) else 'outputs'),
+        ('neck', 'features'),
+        ('backbone', 'features'),
+    ):
         if name in there:
             return {name: kind}
     raise SharingError(

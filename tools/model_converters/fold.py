@@ -86,7 +86,7 @@ def main() -> None:
     from mmshared.convert.packing import pack
     from mmshared.engine.build import feature_maps, inner, load_model
     from mmshared.engine.checkpoint import converted, save_checkpoint
-    from mmshared.engine.config import load_config
+    from mmshared.engine.config import dump_config, load_config
     from mmshared.sharing.deployment import relative_difference
 
     cfg = load_config(args.config, args.cfg_options)
@@ -109,7 +109,7 @@ def main() -> None:
         save_checkpoint(state_dict if args.torchvision else converted(state_dict, args.checkpoint, stock), args.out)
     print(f'wrote {args.out} ({args.out.stat().st_size / 1e6:.1f} MB)')
     if not args.torchvision:
-        stock.dump(args.out_config)
+        dump_config(stock, args.out_config)
         own = 'mmshared' in stock.get('custom_imports', {}).get('imports', [])
         print(f'wrote {args.out_config}' + (', whose network is one of mmshared' if own else ''))
 

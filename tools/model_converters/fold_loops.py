@@ -70,7 +70,7 @@ def main() -> None:
     from mmshared.convert.loops import evaluate, fold_loops, recalibrate, stage_programs
     from mmshared.engine.build import load_model
     from mmshared.engine.checkpoint import converted, save_checkpoint
-    from mmshared.engine.config import check_data, load_config
+    from mmshared.engine.config import check_data, dump_config, load_config
 
     cfg = load_config(args.config, args.cfg_options)
     if args.recalibrate:
@@ -97,7 +97,7 @@ def main() -> None:
         networks['after, recalibrated'] = folded_cfg, folded
     save_checkpoint(converted(folded.state_dict(), args.checkpoint, folded_cfg), args.out)
     with own_files():
-        folded_cfg.dump(args.out_config)
+        dump_config(folded_cfg, args.out_config)
     print(f'wrote {args.out} and {args.out_config}')
     if not args.no_test and can_test(cfg):
         metrics = {name: evaluate(*network) for name, network in networks.items()}
