@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from mmshared_cli import (
     add_cfg_options,
     add_launcher,
+    add_loader_switch,
     end_run,
     errors_in_a_sentence,
     interrupts_in_a_sentence,
@@ -58,13 +59,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--wait-time', type=float, default=2, metavar='SECONDS', help='how long to show an image')
     parser.add_argument('--interval', type=int, default=1, metavar='N', help='for a classifier, show every N-th image')
     parser.add_argument('--tta', action='store_true', help='average over flipped images, or according to tta_pipeline')
-    parser.add_argument(
-        '--no-pin-memory',
-        dest='loaders_without',
-        action='append_const',
-        const='pin_memory',
-        help='do not pin the memory of the data loaders',
-    )
+    add_loader_switch(parser, 'pin_memory', 'do not pin the memory of the data loaders')
     add_cfg_options(parser)
     add_launcher(parser)
     args = parser.parse_args()

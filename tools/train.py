@@ -8,6 +8,7 @@ import argparse
 from mmshared_cli import (
     add_cfg_options,
     add_launcher,
+    add_loader_switch,
     end_run,
     errors_in_a_sentence,
     interrupts_in_a_sentence,
@@ -34,20 +35,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size of all processes'
     )
-    parser.add_argument(
-        '--no-pin-memory',
-        dest='loaders_without',
-        action='append_const',
-        const='pin_memory',
-        help='do not pin the memory of the data loaders',
-    )
-    parser.add_argument(
-        '--no-persistent-workers',
-        dest='loaders_without',
-        action='append_const',
-        const='persistent_workers',
-        help='restart the workers of the data loaders in each epoch',
-    )
+    add_loader_switch(parser, 'pin_memory', 'do not pin the memory of the data loaders')
+    add_loader_switch(parser, 'persistent_workers', 'restart the workers of the data loaders in each epoch')
     parser.add_argument(
         '--quiet', action='store_true', help='print a line for each epoch; the log goes into the work dir only'
     )

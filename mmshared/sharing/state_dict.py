@@ -133,23 +133,10 @@ def share_state_dict(
     _check_rest(groups, own, theirs, blocks)
     conversions, added = [], {}
     for group in plain_groups:
-        kernels = [in_float(given[key]).cpu() for key in group.plain]
-        inputs = None
-        if moments is not None and all(name in moments for name in group.layers):
-            inputs = [moments[name] for name in group.layers]
-        fitted, error, of_outputs = _fit(group.bank, kernels, inputs)
-        added.update(
-            {
-                f'{name}.{key}': value
-                for name, layer in zip(group.layers, fitted.layers)
-                for key, value in layer.state_dict().items()
-                if key != 'bias'
-            }
-        )
-        for alias, (first, _) in group.aliases.items():
-            added.update({f'{alias}.{k[len(first) + 1 :]}': v for k, v in added.items() if k.startswith(f'{first}.')})
-        names = [name.removeprefix(group.inside) for name in group.layers]
-        conversions.append(Conversion(group.stage or group.bank.group, names, fitted, kernels, error, of_outputs))
+        conversion, tensors = _convert(group, given, moments or {})
+        conversions.append(conversion)
+        added.update(tensors)
+    # From here on nothing is refused.
     for group in groups:
         group.bank.loaded = True
     for group in plain_groups:
@@ -302,6 +289,26 @@ def _raise_shape(key: str, given: dict[str, Tensor], here: tuple) -> None:
         f'The checkpoint is of another network, or shared in another way: {key} has the shape '
         f'{tuple(given[key].shape)} there and {tuple(here)} here. {_WANTED}'
     )
+
+
+def _convert(
+    group: _Group, given: dict[str, Tensor], moments: Mapping[str, Tensor]
+) -> tuple[Conversion, dict[str, Tensor]]:
+    """Fit the bank of a group to the weights of a checkpoint, or to outputs if there are moments of all its layers.
+    Also returns the tensors that the shared layers load."""
+    kernels = [in_float(given[key]).cpu() for key in group.plain]
+    inputs = [moments[name] for name in group.layers] if all(name in moments for name in group.layers) else None
+    fitted, error, of_outputs = _fit(group.bank, kernels, inputs)
+    tensors = {
+        f'{name}.{key}': value
+        for name, layer in zip(group.layers, fitted.layers)
+        for key, value in layer.state_dict().items()
+        if key != 'bias'
+    }
+    for alias, (first, _) in group.aliases.items():
+        tensors.update({f'{alias}.{k[len(first) + 1 :]}': v for k, v in tensors.items() if k.startswith(f'{first}.')})
+    names = [name.removeprefix(group.inside) for name in group.layers]
+    return Conversion(group.stage or group.bank.group, names, fitted, kernels, error, of_outputs), tensors
 
 
 def _fit(bank: Bank, kernels: list[Tensor], moments: list[Tensor] | None) -> tuple[Bank, float, float | None]:

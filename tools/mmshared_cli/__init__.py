@@ -247,6 +247,12 @@ def add_launcher(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(loaders_without=None)  # unless the tool has options for that
 
 
+def add_loader_switch(parser: argparse.ArgumentParser, setting: str, help: str) -> None:
+    """Add an option that turns a setting of the data loaders off, for :func:`load_run`."""
+    name = f'--no-{setting.replace("_", "-")}'
+    parser.add_argument(name, dest='loaders_without', action='append_const', const=setting, help=help)
+
+
 def add_threshold(parser: argparse.ArgumentParser) -> None:
     """Add the option ``--threshold``, for :func:`mmshared.convert.loops.similar_layers`."""
 
