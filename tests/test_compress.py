@@ -21,7 +21,6 @@ from mmshared.compress.pipeline import (
     Compression,
     fine_tuning,
     main_metric,
-    numbers_in,
     relative,
     without_pretrained,
 )
@@ -29,6 +28,7 @@ from mmshared.compress.plan import Plan, size_of
 from mmshared.engine.build import build_model, load_model
 from mmshared.engine.checkpoint import load_checkpoint_file
 from mmshared.engine.config import load_config, merge_options
+from mmshared.engine.runner import numbers_in
 
 CLASSIFIER = """
 _base_ = 'mmpretrain::_base_/default_runtime.py'
@@ -287,11 +287,11 @@ def test_metrics_are_single_numbers_and_the_main_one_has_a_usual_name():
 def test_nothing_is_loaded_into_parts_before_a_fine_tuning():
     start, kept = dict(type='Pretrained', checkpoint='torchvision://resnet50'), dict(type='Kaiming', layer='Conv2d')
     heads = [dict(type='Head', init_cfg=[start, kept]), dict(type='Head', pretrained='a.pth', init_cfg=[start])]
-    model = Config(dict(model=dict(backbone=dict(depth=50, init_cfg=start), heads=heads))).model
+    model = Config(dict(model=dict(backbone=dict(depth=50, init_cfg=start), heads=tuple(heads)))).model
     found = without_pretrained(model)
     assert found.to_dict() == dict(
         backbone=dict(depth=50, init_cfg=None),
-        heads=[dict(type='Head', init_cfg=[kept]), dict(type='Head', pretrained=None, init_cfg=None)],
+        heads=(dict(type='Head', init_cfg=[kept]), dict(type='Head', pretrained=None, init_cfg=None)),
     )
 
 

@@ -271,6 +271,9 @@ def test_what_is_compared_depends_on_the_kind_of_model(cfg):
     assert compared_modules(build_plain(cfg)) == dict(head='logits')
     cfg.model.head = dict(type='MultiLabelLinearClsHead', num_classes=10, in_channels=64)
     assert compared_modules(build_plain(cfg)) == dict(head='outputs')
+    loss = dict(type='LabelSmoothLoss', label_smooth_val=0.1, mode='original', use_sigmoid=True)
+    cfg.model.head = dict(type='LinearClsHead', num_classes=10, in_channels=64, loss=loss)
+    assert compared_modules(build_plain(cfg)) == dict(head='outputs')
     assert compared_modules(torch.nn.ModuleDict(dict(backbone=torch.nn.Identity()))) == dict(backbone='features')
     with pytest.raises(SharingError, match='no default for a Linear'):
         compared_modules(torch.nn.Linear(1, 1))

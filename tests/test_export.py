@@ -293,7 +293,7 @@ def test_what_onnx_cannot_compute_is_a_sentence(tmp_path):
         def forward(self, x):
             return torch.linalg.eigvals(x).real
 
-    with pytest.raises(SharingError, match='Eigenvalues cannot be exported to ONNX: '):
+    with pytest.raises(SharingError, match='Eigenvalues cannot be exported to ONNX: .*linalg_eig'):
         list(export_onnx(nn.Identity(), Eigenvalues(), tmp_path / 'model.onnx', (3, 16, 16), False, None))
     assert not list(tmp_path.iterdir())
 

@@ -182,7 +182,7 @@ def test_a_checkpoint_that_is_shared_in_another_way_is_refused(library):
         'shared in another way',
         '(16, 5, 1, 1) there and (16, 9, 1, 1) here',
     )
-    refuses(backbone(), backbone(bank=BASIS).state_dict(), 'shared in another way', 'layer1.1.conv2.unique')
+    refuses(backbone(), backbone(bank=BASIS).state_dict(), 'shared in another way', 'layer1.1.conv2.bank.filters')
     # Where the tensors that are needed are all there, what is too many tells.
     refuses(
         backbone(),

@@ -11,7 +11,8 @@ from helpers import ROOT
 # From the ground up: a room imports what is below it, and what stands beside it.
 ROOMS = [
     {'sharing', 'version'},
-    {'backbones', 'datasets', 'compat'},
+    {'compat'},
+    {'backbones', 'datasets'},
     {'engine'},
     {'hooks'},
     {'analysis'},

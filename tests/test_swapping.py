@@ -31,6 +31,7 @@ from helpers import (
 from mmshared import (
     OrthogonalityLossHook,
     SharedLayer,
+    SharingError,
     TiedFilters,
     banks,
     named_banks,
@@ -224,19 +225,21 @@ class Head(BaseModule):
         return nn.Sequential(*self.convs)(x)
 
 
-def test_a_momentum_encoder_follows_a_shared_network(mmpretrain):
+def test_a_momentum_encoder_follows_a_shared_backbone_and_a_whole_model_is_refused(mmpretrain):
     neck = dict(type='NonLinearNeck', in_channels=512, hid_channels=8, out_channels=8, with_avg_pool=True)
     predictor = dict(neck, in_channels=8, with_avg_pool=False)
     head = dict(type='LatentPredictHead', loss=dict(type='CosineSimilarityLoss'), predictor=predictor)
     sharing = dict(groups=['conv2'], bank=TIED, own_blocks=0)
-    config = dict(type='SharedBYOL', backbone=dict(type='ResNet', depth=18), neck=neck, head=head, sharing=sharing)
-    model = MODELS.build(config)
+    plain = dict(type='ResNet', depth=18)
+    with pytest.raises(SharingError, match='SharedBYOL keeps a moving average .* share its backbone instead'):
+        MODELS.build(dict(type='SharedBYOL', backbone=plain, neck=neck, head=head, sharing=sharing))
+    shared = dict(plain, type='SharedResNet', sharing=sharing)
+    model = MODELS.build(dict(type='BYOL', backbone=shared, neck=neck, head=head))
     model([image(32, 2), image(32, 2)], [DataSample()] * 2, mode='loss')['loss'].backward()
     online = nn.Sequential(model.backbone, model.neck).state_dict()
-    followed = model.target_net.module.state_dict()
-    assert any(key.endswith('bank.filters') for key in followed)
-    assert all(torch.equal(online[key], followed[key]) for key in model.target_net.avg_parameters)
-    assert not any(parameter.requires_grad for parameter in model.target_net.parameters())
+    followed = model.target_net.avg_parameters
+    assert sum(key.endswith('bank.filters') for key in followed) == 4
+    assert all(torch.equal(online[key], tensor) for key, tensor in followed.items())
 
 
 def test_a_head_generates_once_in_what_is_called_of_it(monkeypatch):

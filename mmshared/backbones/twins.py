@@ -42,12 +42,13 @@ class SharingMixin:
                 )
         super().__init__(*args, **kwargs)
         self.sharing = sharing
+        if any(isinstance(part, BaseAveragedModel) for part in self.modules()):  # which has parameters by name
+            raise SharingError(
+                f'{type(self).__name__} keeps a moving average of parts of itself, which would not follow what is '
+                'shared: share its backbone instead, by backbone=dict(type="Shared...", sharing=...).'
+            )
         for each in sharings:
             share_layers(self, **each)
-        for part in self.modules():
-            if isinstance(part, BaseAveragedModel):  # which holds its parameters by their names
-                named = part.module.requires_grad_(False)
-                part.avg_parameters = named.state_dict() if part.update_buffers else dict(named.named_parameters())
 
     def train(self, mode: bool = True) -> Any:
         """As in the plain network, which may freeze stages here: a bank in them that layers of others use learns."""

@@ -8,6 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +61,14 @@ class Files:
         if together or is_main_process():
             try:
                 make(path)
+                if is_main_process():
+                    write_text(self._note, json.dumps({**self._digests(), name: digest}, indent=1))
             except BaseException:
                 if is_main_process() and get_world_size() > 1:
-                    failed.touch()
+                    with suppress(OSError):
+                        failed.touch()
                 raise
         if is_main_process():
-            write_text(self._note, json.dumps({**self._digests(), name: digest}, indent=1))
             say(f'{path}: made in {time.time() - start:.0f} s')
         while not self._is_there(path, digest):  # a barrier would not wait for hours
             if failed.exists():

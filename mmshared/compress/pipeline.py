@@ -33,7 +33,7 @@ from ..engine.build import build_model, is_detector, load_model
 from ..engine.checkpoint import converted, load_checkpoint_file, save_checkpoint, state_dict_of, write_text
 from ..engine.config import check_twins, dump_config, in_work_dir, load_config, shared_type, shares
 from ..engine.data import images_named
-from ..engine.runner import check_config, has_begun, join_group
+from ..engine.runner import check_config, has_begun, join_group, numbers_in
 from ..sharing import SharingError
 from .calibration import calibration_loader, within
 from .costs import CostMeter
@@ -470,17 +470,6 @@ class Compression:
         return found
 
 
-def numbers_in(metrics: dict[str, Any]) -> dict[str, float]:
-    """The metrics that are single numbers: others are lists for each class, for example."""
-    found = {}
-    for name, value in metrics.items():
-        if isinstance(value, (Tensor, np.ndarray, np.generic)) and math.prod(value.shape) == 1:
-            value = value.item()
-        if isinstance(value, (int, float)):
-            found[name] = value
-    return found
-
-
 def main_metric(metrics: Iterable[str]) -> str:
     """The metric that counts, by its usual names: COCO's AP comes after those of classes if these are wanted too. The
     first one if it has none of these names, '' if there is none."""
@@ -529,12 +518,12 @@ def without_pretrained(model: Any) -> Any:
         start = kept.get('init_cfg')
         if isinstance(start, dict) and start.get('type') == 'Pretrained':
             kept['init_cfg'] = None
-        elif isinstance(start, list):
+        elif isinstance(start, (list, tuple)):
             kept['init_cfg'] = [each for each in start if each.get('type') != 'Pretrained'] or None
-        if isinstance(kept.get('pretrained'), str):
+        if kept.get('pretrained'):
             kept['pretrained'] = None
         return type(model)(kept)
-    return [without_pretrained(each) for each in model] if isinstance(model, list) else model
+    return type(model)(map(without_pretrained, model)) if isinstance(model, (list, tuple)) else model
 
 
 def relative(path: str, folder: Path) -> str:

@@ -78,17 +78,21 @@ class Exported:
             try:
                 with torch.no_grad():
                     self.outputs(torch.randn(1, shape[0], shape[1] + 32, shape[2] + 64))
-                return self.model(shape, opset, True)
-            except Exception as error:  # of many kinds: it takes one size
+                model = self.model(shape, opset, True)
+            except Exception:  # of many kinds: it takes one size
                 model = self.model(shape, opset, False)
-                size = 'x'.join(map(str, shape[1:]))
-                warnings.warn(f'The ONNX model is only for images of {size}: {first_line(error)}')
-                return model
         except SharingError:
             raise
         except Exception as error:
+            reason: BaseException = error
+            while reason.__cause__:  # the exporter's own text is the same for all
+                reason = reason.__cause__
             kind = type(self.network).__name__
-            raise SharingError(f'{kind} cannot be exported to ONNX: {first_line(error)}') from error
+            raise SharingError(f'{kind} cannot be exported to ONNX: {first_line(reason)}') from error
+        # The exporter may fix a size by itself.
+        if any(side.HasField('dim_value') for side in model.graph.input[0].type.tensor_type.shape.dim[2:]):
+            warnings.warn(f'The ONNX model is only for images of {"x".join(map(str, shape[1:]))}.')
+        return model
 
     def model(self, shape: Sequence[int], opset: int | None, any_size: bool) -> Any:
         """Make the ONNX model for images of a shape, or of any size."""

@@ -188,7 +188,7 @@ def pack(network: nn.Module, out: Path, form: str | None = None) -> nn.Module:
 
     network = copy.deepcopy(network)
     program = program_of(network)
-    signs, aliases, stored = _signs(program), _aliases(network), {}
+    signs, aliases, stored = _signs(program), _aliases(network) if banks(network) else {}, {}
     for key, tensor in network.state_dict().items():
         if key not in aliases:
             stored |= {key: tensor.sign().to(torch.int8)} if key in signs and form else _stored(key, tensor, form)

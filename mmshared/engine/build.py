@@ -111,7 +111,8 @@ def has_softmax(model: nn.Module) -> bool:
     loss with a sigmoid."""
     head, heads = getattr(model, 'head', None), sys.modules.get('mmpretrain.models.heads')
     several = heads is not None and isinstance(head, heads.MultiLabelClsHead)
-    return not several and not getattr(getattr(head, 'loss_module', None), 'use_sigmoid', False)
+    losses = head.modules() if isinstance(head, nn.Module) else ()
+    return not several and not any(getattr(each, 'use_sigmoid', False) for each in losses)
 
 
 def feature_maps(model: nn.Module, images: Tensor) -> tuple[Tensor, ...]:

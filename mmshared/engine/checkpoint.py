@@ -63,8 +63,8 @@ def load_checkpoint_file(filename: str, map_location: Any = 'cpu', mmap: bool = 
     try:
         if is_safetensors:
             with import_module('safetensors').safe_open(filename, 'pt') as file:
-                aliases = json.loads((file.metadata() or {}).get('aliases', '{}'))
-                names = file.keys()
+                metadata, names = file.metadata() or {}, file.keys()
+                aliases = json.loads(metadata['aliases']) if {'plain', 'aliases'} <= set(metadata) else {}  # ours
                 checkpoint = as_stored({name: file.get_tensor(name) for name in names}, aliases)
         else:
             _check_archive(filename)

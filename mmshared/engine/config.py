@@ -23,8 +23,8 @@ from mmengine.utils import import_modules_from_strings
 
 from ..sharing import SharingError
 
-#: Folders of configs whose modules are found nowhere else.
-_BESIDE: set[str] = set()
+#: The folders of modules that are found only beside a config.
+_BESIDE: dict[str, str] = {}
 LIBRARIES = ('mmdet', 'mmpretrain', *filter(find_spec, ['mmseg']))
 
 
@@ -96,27 +96,31 @@ def _with_bases(path: str) -> Iterator[str]:
 def _find_modules_beside(path: str, names: str | list[str]) -> None:
     """Let this process, and those that it starts, import modules that lie beside a config and nowhere else."""
     folder = osp.dirname(osp.abspath(path))
-    tops = {name.partition('.')[0] for name in ([names] if isinstance(names, str) else names)}
-    there = (top for top in tops if osp.exists(osp.join(folder, f'{top}.py')) or osp.isdir(osp.join(folder, top)))
-    if any(find_spec(top) is None for top in there):
-        _BESIDE.add(folder)
+    there = (top for top in _tops(names) if Path(folder, f'{top}.py').is_file() or Path(folder, top).is_dir())
+    missing = [top for top in there if find_spec(top) is None]
+    if missing:
+        _BESIDE.update(dict.fromkeys(missing, folder))
         sys.path.append(folder)
         inherited = os.environ.get('PYTHONPATH')
         os.environ['PYTHONPATH'] = f'{inherited}{os.pathsep}{folder}' if inherited else folder
 
 
 def dump_config(cfg: Config, file: str | Path) -> None:
-    """Write a config to a file, and beside it the modules of its ``custom_imports`` that lie only beside the config
-    that was loaded."""
+    """Write a config to a file, and beside it the modules of its ``custom_imports`` that lie beside the loaded config.
+    What is there already stays, and other modules that they import from their folder are not followed."""
     path = Path(file)
     cfg.dump(path)
-    names = (cfg.get('custom_imports') or {}).get('imports', [])
-    for top in {name.partition('.')[0] for name in ([names] if isinstance(names, str) else names)}:
-        for folder in _BESIDE - {str(path.parent.resolve())}:
-            if osp.isdir(osp.join(folder, top)):
-                shutil.copytree(osp.join(folder, top), path.parent / top, dirs_exist_ok=True)
-            elif osp.exists(osp.join(folder, f'{top}.py')):
-                shutil.copyfile(osp.join(folder, f'{top}.py'), path.parent / f'{top}.py')
+    for top in _tops((cfg.get('custom_imports') or {}).get('imports', [])) & set(_BESIDE):
+        package, module = Path(_BESIDE[top], top), Path(_BESIDE[top], f'{top}.py')
+        if package.is_dir() and not (path.parent / top).exists():
+            shutil.copytree(package, path.parent / top, ignore=shutil.ignore_patterns('__pycache__'))
+        elif module.is_file() and not (path.parent / module.name).exists():
+            shutil.copyfile(module, path.parent / module.name)
+
+
+def _tops(names: str | list[str]) -> set[str]:
+    """The modules or packages that hold the modules of these names."""
+    return {name.partition('.')[0] for name in ([names] if isinstance(names, str) else names)}
 
 
 def dotted(cfg: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:

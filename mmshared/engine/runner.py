@@ -1,6 +1,7 @@
 """mmengine's Runner with the checks that mmshared promises, whichever tool runs it."""
 
 import atexit
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -219,3 +220,14 @@ def _can_be_read(checkpoint: Path) -> bool:
     except SharingError:
         return False
     return True
+
+
+def numbers_in(metrics: dict[str, Any]) -> dict[str, float]:
+    """The metrics that are single numbers: others are lists for each class, for example."""
+    found = {}
+    for name, value in metrics.items():
+        if hasattr(value, 'shape') and math.prod(value.shape) == 1:
+            value = value.item()
+        if isinstance(value, (int, float)):
+            found[name] = value
+    return found

@@ -9,6 +9,8 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import IterBasedTrainLoop
 
+from ..engine.runner import numbers_in
+
 
 @HOOKS.register_module()
 class ProgressHook(Hook):
@@ -41,9 +43,8 @@ class ProgressHook(Hook):
         self._print(f'{unit} {done} of {total}: loss {loss:.3f}{ahead}')
 
     def after_val_epoch(self, runner, metrics=None) -> None:
-        for name, value in (metrics or {}).items():
-            if isinstance(value, (int, float)):
-                return self._print(f'validation: {name} {value:.3f}')
+        for name, value in list(numbers_in(metrics or {}).items())[:1]:
+            self._print(f'validation: {name} {value:.3f}')
 
     @master_only
     def _print(self, line: str) -> None:

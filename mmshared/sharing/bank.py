@@ -20,6 +20,10 @@ class SharingError(ValueError):
     tools print in place of a traceback."""
 
 
+class _NoWeight(SharingError, AttributeError):
+    """What code that only looks for a weight takes as its lack."""
+
+
 class SharedLayer(nn.Module):
     """One layer of a group, a conv or a linear, made of the group's bank and its own parameters.
 
@@ -90,15 +94,20 @@ class SharedLayer(nn.Module):
 
         Raises:
             SharingError: If the plain layer's bias is not :attr:`bias`: who reads both, as ``switch_to_deploy`` of
-                RepVGG does, would have another layer. In training, whose initialisers look for weights, it does not.
+                RepVGG does, would have another layer. It is an ``AttributeError`` too: there is no such attribute.
         """
         weight, bias = self.bank.once(self.dense, self)
-        if bias is not self.bias and not self.training:
-            raise SharingError(
+        if bias is not self.bias:
+            raise AttributeError
+        return weight
+
+    def __getattr__(self, name: str) -> Any:
+        if name == 'weight':
+            raise _NoWeight(
                 'The weight of this shared layer is not all of it, since its bank adds to the bias: fold the network '
                 'first (fold_layers), or take a bank that adds none, as a FilterBasis with_norm=False.'
             )
-        return weight
+        return super().__getattr__(name)
 
     def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """Apply a weight and a bias to an input, with the geometry of this layer."""

@@ -114,7 +114,7 @@ def _deployed(model: nn.Module, images: Tensor, fuse: bool) -> tuple[nn.Module, 
 
 def relative_difference(found: Iterable[Tensor], expected: Iterable[Tensor]) -> float:
     """The largest difference between tensors, relative to the largest value of each; NaN if one holds NaN."""
-    pairs = [((a - b).abs().max().double(), b.abs().max().double()) for a, b in zip(found, expected)]
+    pairs = [((a - b).abs().max().cpu().double(), b.abs().max().cpu().double()) for a, b in zip(found, expected)]
     return torch.stack([most / size.clamp(min=1e-300) for most, size in pairs]).max().item()
 
 

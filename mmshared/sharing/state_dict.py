@@ -126,9 +126,9 @@ def share_state_dict(
         return []
     own, blocks = module.state_dict(), _Blocks(groups)
     _check_values(groups, given)
-    buffers = {name for name, _ in module.named_buffers()}
+    free, every = _free(module), [key for each in groups for key in each.plain]
     for group in groups:
-        _check_stage(group, own, [key for each in groups for key in each.plain], given, buffers)
+        _check_stage(group, own, every, given, free)
         _check_layers(group, own, given)
     _check_rest(groups, own, theirs, blocks)
     conversions, added = [], {}
@@ -217,12 +217,21 @@ def is_finite(tensor: Tensor) -> bool:
     return bool((tensor.float() if tensor.dtype.itemsize == 1 else tensor).isfinite().all())
 
 
+def _free(module: nn.Module) -> dict[str, int]:
+    """How many of the first dimensions of tensors may differ in a checkpoint, which is left to the loader, as in plain
+    networks: the outputs of a conv or linear, which may be classes, and all of a buffer, which may be a table for
+    another size of images. (The norm behind a conv tells its width.)"""
+    free = {name: tensor.dim() for name, tensor in module.named_buffers()}
+    for name, layer in module.named_modules():
+        if isinstance(layer, (nn.Linear, nn.Conv2d)) and getattr(layer, 'groups', 1) == 1:
+            free.update({f'{name}.{key}': 1 for key, _ in layer.named_parameters(recurse=False)})
+    return free
+
+
 def _check_stage(
-    group: _Group, own: dict[str, Tensor], plain: list[str], given: dict[str, Tensor], buffers: set[str]
+    group: _Group, own: dict[str, Tensor], plain: list[str], given: dict[str, Tensor], free: dict[str, int]
 ) -> None:
-    """Raise if a checkpoint's tensors for a group's stage belong to another network. Left to the loader, as in plain
-    networks, are parameters of which only the first dimension differs, as in a head for other classes, and buffers,
-    which may be tables for another size of images."""
+    """Raise if a checkpoint's tensors for a group's stage belong to another network."""
     if group.stage is None:
         return
     # The blocks of this checkpoint, of a shared one and of a plain one.
@@ -236,9 +245,10 @@ def _check_stage(
             f'there and {len(most)} here. {_WANTED}'
         )
     for key, tensor in given.items():
-        if not key.startswith(group.inside) or key not in own or key in buffers:
+        if not key.startswith(group.inside) or key not in own:
             continue
-        if own[key].shape[1:] != tensor.shape[1:]:
+        fixed = free.get(key, 0)
+        if own[key].dim() != tensor.dim() or own[key].shape[fixed:] != tensor.shape[fixed:]:
             _raise_shape(key, given, own[key].shape)
 
 
