@@ -8,6 +8,7 @@ from argparse import ArgumentParser
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from subprocess import PIPE, Popen
 from unittest.mock import Mock, patch
 
 import pytest
@@ -375,6 +376,12 @@ def test_only_whole_folders_move_to_another_root():
         'train_dataloader.dataset.data_root': 'NEW/',
         'train_dataloader.dataset.ann_file': 'NEW/a.json',
     }
+
+
+def test_a_list_ends_in_silence_where_its_reader_has_enough():
+    tool = Popen([sys.executable, ROOT / 'tools/misc/configs.py'], stdout=PIPE, stderr=PIPE)
+    tool.stdout.close()
+    assert tool.stderr.read() == b''
 
 
 def test_a_module_beside_a_config_is_found(monkeypatch, tmp_path):

@@ -4,7 +4,9 @@ Every tool takes these names. Where mmshared is imported, `_base_`, Config.fromf
 """
 
 import argparse
+import os
 import re
+import sys
 from pathlib import Path
 
 from mmshared_cli import errors_in_a_sentence
@@ -21,10 +23,14 @@ def main() -> None:
         pattern = re.compile(args.pattern)
     except re.error as error:
         parser.error(f'{args.pattern}: {error}')
-    for path in sorted(FOLDER.rglob('*')):
-        name = f'mmshared::{path.relative_to(FOLDER).as_posix()}'
-        if path.suffix in ('.py', '.yaml') and '_base_' not in path.parts and pattern.search(name):
-            print(name)
+    paths = [
+        path for path in sorted(FOLDER.rglob('*')) if path.suffix in ('.py', '.yaml') and '_base_' not in path.parts
+    ]
+    names = [f'mmshared::{path.relative_to(FOLDER).as_posix()}' for path in paths]
+    try:
+        print(''.join(f'{name}\n' for name in names if pattern.search(name)), end='', flush=True)
+    except BrokenPipeError:  # who reads them has enough, as in `mmshared configs | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == '__main__':
