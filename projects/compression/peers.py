@@ -80,11 +80,12 @@ def pruned(model: nn.Module, share: float, batch: dict, importance: str) -> nn.M
     blocks = [block for stage in stages_of(model) for block in model.get_submodule(stage)]
     inside = {layer for block in blocks for layer in inner_layers(block)}
     layers = {each for each in model.modules() if isinstance(each, (nn.Conv2d, nn.Linear))}
-    measures = dict(magnitude=tp.importance.MagnitudeImportance, group=tp.importance.GroupMagnitudeImportance)
+    # In Torch-Pruning 1.6.1 MagnitudeImportance is another name of GroupMagnitudeImportance.
+    reduction = dict(magnitude='first', group='mean')[importance]
     tp.pruner.BasePruner(
         Forward(model),
         batch,
-        measures[importance](p=2),
+        tp.importance.GroupMagnitudeImportance(p=2, group_reduction=reduction),
         global_pruning=True,
         pruning_ratio=1 - share,
         max_pruning_ratio=0.95,
