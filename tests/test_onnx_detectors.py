@@ -234,7 +234,7 @@ def test_so_many_detections_have_to_be_the_same(integers, same, fits):
 def test_a_detector_that_cannot_be_traced_is_refused():
     cfg = config(RETINANET)
     cfg.model.backbone.type = 'Undecided'
-    with pytest.raises(SharingError, match='RetinaNet cannot be exported to ONNX as a whole: Could not guard on data'):
+    with pytest.raises(SharingError, match='RetinaNet cannot be exported to ONNX: Could not guard on data'):
         exported(detector(cfg)).export((3, 96, 64), None)
 
 

@@ -126,7 +126,7 @@ def share_state_dict(
         return []
     own, blocks = module.state_dict(), _Blocks(groups)
     _check_values(groups, given)
-    free, every = _free(module), [key for each in groups for key in each.plain]
+    free, every = _free(module, given), [key for each in groups for key in each.plain]
     for group in groups:
         _check_stage(group, own, every, given, free)
         _check_layers(group, own, given)
@@ -217,14 +217,16 @@ def is_finite(tensor: Tensor) -> bool:
     return bool((tensor.float() if tensor.dtype.itemsize == 1 else tensor).isfinite().all())
 
 
-def _free(module: nn.Module) -> dict[str, int]:
+def _free(module: nn.Module, given: dict[str, Tensor]) -> dict[str, int]:
     """How many of the first dimensions of tensors may differ in a checkpoint, which is left to the loader, as in plain
-    networks: the outputs of a conv or linear, which may be classes, and all of a buffer, which may be a table for
-    another size of images. (The norm behind a conv tells its width.)"""
-    free = {name: tensor.dim() for name, tensor in module.named_buffers()}
+    networks: the outputs of a linear or conv with a bias, which may be classes, if the checkpoint has as many of both,
+    and all of a buffer that may be a table for another size of images."""
+    free = {name: tensor.dim() for name, tensor in module.named_buffers() if tensor.dim() > 1}
     for name, layer in module.named_modules():
-        if isinstance(layer, (nn.Linear, nn.Conv2d)) and getattr(layer, 'groups', 1) == 1:
-            free.update({f'{name}.{key}': 1 for key, _ in layer.named_parameters(recurse=False)})
+        keys = f'{name}.weight', f'{name}.bias'
+        if isinstance(layer, (nn.Linear, nn.Conv2d)) and layer.bias is not None and given.keys() >= set(keys):
+            outputs = {given[key].shape[:1] for key in keys}
+            free.update(dict.fromkeys(keys if len(outputs) == 1 else (), 1))
     return free
 
 
