@@ -57,7 +57,9 @@ def count_multiply_adds(model: nn.Module, size: tuple[int, ...]) -> dict[str, in
     # The counter names the outermost modules by their class: the model, or backbone and neck of a detector, which may
     # be in its teacher.
     named = list(model.named_modules())
-    parts = [each for each in named if is_detector(model) and each[0].rpartition('.')[2] in ('backbone', 'neck')]
+    parts = (
+        [each for each in named if each[0].rpartition('.')[2] in ('backbone', 'neck')] if is_detector(model) else []
+    )
     roots = {type(module).__name__: name for name, module in [*reversed(named), *reversed(parts)]} | {'Global': ''}
     counts = {}
     for path, flops in counter.get_flop_counts().items():

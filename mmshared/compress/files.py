@@ -68,8 +68,7 @@ class Files:
                     with suppress(OSError):
                         failed.touch()
                 raise
-        if is_main_process():
-            say(f'{path}: made in {time.time() - start:.0f} s')
+        say(f'{path}: made in {time.time() - start:.0f} s')
         while not self._is_there(path, digest):  # a barrier would not wait for hours
             if failed.exists():
                 raise SharingError(f'{path} was not made: the first process says why.')

@@ -471,8 +471,8 @@ class Compression:
 
 
 def main_metric(metrics: Iterable[str]) -> str:
-    """The metric that counts, by its usual names: COCO's AP comes after those of classes if these are wanted too. The
-    first one if it has none of these names, '' if there is none."""
+    """The name of the main metric: the first that ends in mAP, mIoU, PQ or top1, since COCO's AP follows those of its
+    classes if they are evaluated too; otherwise the first of all. It is '' if there are no metrics."""
     names = list(metrics)
     usual = [name for name in names if re.search('(^|[/_])(mAP|mIoU|PQ|top1)$', name)]
     return next(iter([*usual, *names]), '')

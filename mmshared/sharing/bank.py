@@ -98,7 +98,7 @@ class SharedLayer(nn.Module):
         """
         weight, bias = self.bank.once(self.dense, self)
         if bias is not self.bias:
-            raise AttributeError
+            raise AttributeError  # after which Python asks __getattr__
         return weight
 
     def __getattr__(self, name: str) -> Any:

@@ -404,7 +404,7 @@ def _no_group(
     return (
         f'The pattern {pattern!r} forms no group: a group is {"two" if same_shape else "one"} or more plain convs '
         f'or linears {where}whose whole name within the block matches. The layers there are: '
-        f'{first_names(list(filter(None, there))) or "none"}{reason}.'
+        f'{first_names(filter(None, there)) or "none"}{reason}.'
     )
 
 
