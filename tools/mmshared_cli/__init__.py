@@ -72,7 +72,7 @@ def print_table(title: str, text: list[str], numbers: list[str], rows: list[list
 
     Args:
         title (str): What is above it.
-        text (list[str]): The heads of the first columns, which hold text. The last of them may have several lines.
+        text (list[str]): The heads of the first columns, which hold text. Only words go into several lines.
         numbers (list[str]): Those of the other columns.
         rows (list[list[str]]): The cells.
         caption (str): What is below it.
@@ -81,8 +81,8 @@ def print_table(title: str, text: list[str], numbers: list[str], rows: list[list
     from rich.table import Table
 
     table = Table(title=title, caption=caption)
-    for name in text:
-        table.add_column(name, overflow='fold', no_wrap=name != text[-1])
+    for column, name in enumerate(text):
+        table.add_column(name, overflow='fold', no_wrap=not any(' ' in row[column] for row in rows))
     for name in numbers:
         table.add_column(name, justify='right')
     for row in rows:
