@@ -398,4 +398,4 @@ def draw_tradeoff(panels: dict[str, Tradeoff], out: Path) -> None:
         axis.legend(handles=named, fontsize=8, frameon=False, **below)
     handles = [Line2D([], [], color='grey', label=form, **look) for form, look in looks.items()]
     figure.legend(handles=handles, loc='outside right upper', fontsize=8)
-    figure.savefig(out, dpi=120)
+    figure.savefig(out, dpi=120, bbox_inches='tight')  # a legend may be wider than its panel
