@@ -4,11 +4,16 @@ import pickle
 import subprocess
 import sys
 from contextlib import suppress
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mmengine.runner import CheckpointLoader
 from torch import nn
 
 from helpers import ROOT
@@ -245,6 +250,28 @@ def test_torch_load_itself_refuses_a_payload_once_pickles_are_refused(tmp_path, 
     assert torch.load(tmp_path / 'good.pth', **arguments)['weight'].eq(1).all()
 
 
+def test_what_is_downloaded_is_checked_as_local_files_are(tmp_path, monkeypatch, saved):
+    state_dict, path = saved
+    content = bytearray(path.read_bytes())
+    place = content.index(state_dict['0.weight'].numpy().tobytes())
+    content[place] ^= 1
+    (tmp_path / 'there').mkdir()
+    (tmp_path / 'there' / 'whole.pth').write_bytes(path.read_bytes())
+    (tmp_path / 'there' / 'damaged.pth').write_bytes(content)
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path / 'there')
+    with ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        address = f'http://127.0.0.1:{server.server_port}'
+        for _ in range(2):  # the second from the folder of downloads
+            loaded = CheckpointLoader.load_checkpoint(f'{address}/whole.pth?version=1')['state_dict']
+            assert all(torch.equal(loaded[key], tensor) for key, tensor in state_dict.items())
+            with pytest.raises(SharingError, match='the checksum of .* is wrong'):
+                CheckpointLoader.load_checkpoint(f'{address}/damaged.pth')
+        server.shutdown()
+    assert sorted(each.name for each in (tmp_path / 'hub' / 'checkpoints').iterdir()) == ['damaged.pth', 'whole.pth']
+
+
 @pytest.mark.slow
 def test_no_checkpoint_is_unpickled_where_mmshared_is_imported(tmp_path, monkeypatch):
     contents = [_Payload, _NamedByMMEngine]
@@ -273,3 +300,16 @@ def test_what_mmengine_saves_is_loaded_from_anywhere(tmp_path):
     for load in (load_checkpoint_file, _safe_torch_load, torch.load):
         for _ in range(2):  # what is allowed is not taken away by the first
             assert load(str(tmp_path / 'model.pth'))['message_hub']['loss'].mean() == 1.5
+
+
+@pytest.mark.parametrize('kind', [np.float32, np.float16, np.int32, np.uint8, np.bool_, np.complex64, np.str_])
+def test_numbers_of_numpy_are_loaded_whatever_their_type_and_whichever_version_saved_them(kind, tmp_path):
+    numbers = dict(state_dict={}, best_score=kind(1), scores=np.ones(2, kind))
+    torch.save(numbers, tmp_path / 'new.pth', _use_new_zipfile_serialization=False)
+    content = (tmp_path / 'new.pth').read_bytes()
+    assert b'numpy._core.' in content
+    (tmp_path / 'old.pth').write_bytes(content.replace(b'numpy._core.', b'numpy.core.'))
+    for path in (tmp_path / 'new.pth', tmp_path / 'old.pth'):
+        loaded = load_checkpoint_file(str(path))
+        assert loaded['best_score'] == kind(1) and (loaded['scores'] == numbers['scores']).all()
+        assert loaded['scores'].dtype == numbers['scores'].dtype

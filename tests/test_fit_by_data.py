@@ -181,6 +181,23 @@ def test_moments_that_do_not_fit_are_refused(moments, words):
         assert all(torch.equal(tensor, before[key]) for key, tensor in bank.layers[0].state_dict().items())
 
 
+@pytest.mark.parametrize(
+    'spoil, words',
+    [
+        (lambda kernels: kernels[:-1], 'give one for each layer'),
+        (lambda kernels: [kernel[:, :-1] for kernel in kernels], r'\(16, 15, 1, 1\).*give one for each layer'),
+        (lambda kernels: [torch.full_like(kernel, torch.nan) for kernel in kernels], 'not finite'),
+    ],
+)
+def test_kernels_that_do_not_fit_are_refused(spoil, words):
+    for kind in FITTED:
+        bank, kernels = group(FITTED[kind])
+        before = copy.deepcopy(bank.layers[0].state_dict())
+        with pytest.raises(SharingError, match=words):
+            bank.fit(spoil(kernels))
+        assert all(torch.equal(tensor, before[key]) for key, tensor in bank.layers[0].state_dict().items())
+
+
 def test_a_grouped_conv_needs_the_moments_of_its_groups():
     bank, kernels = group(KINDS['tied'], lambda: nn.Conv2d(16, 16, 3, groups=4))
     with pytest.raises(SharingError, match=r'have the shape \(36, 36\): give \(4, 36, 36\)'):

@@ -3,9 +3,11 @@
 import pytest
 import torch
 from mmengine.config import Config
+from mmpretrain.registry import MODELS
 
 from helpers import SHARING_CONFIGS, evaluating, randomise_norms
-from mmshared import banks
+from mmshared import SharingError, banks, share_layers
+from mmshared.backbones.cifar import ResNetA_CIFAR
 from mmshared.convert.fold import fold_model
 from mmshared.engine.build import build_model
 
@@ -42,3 +44,16 @@ def test_the_network_of_a_config_folds_into_its_stock_one(path):
     folded = fold_model(cfg, shared, torch.randn(2, *size))
     assert banks(shared) and not banks(folded.plain)
     assert 'sharing' not in folded.config.pretty_text
+
+
+def test_a_network_that_shares_by_its_own_code_needs_a_twin():
+    @MODELS.register_module(force=True)
+    class SharingByItself(ResNetA_CIFAR):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            share_layers(self, groups=['conv1'], bank=dict(type='TiedFilters'))
+
+    cfg = Config(dict(default_scope='mmpretrain', model=dict(type='SharingByItself', depth=20)))
+    shared = evaluating(build_model(cfg))
+    with pytest.raises(SharingError, match='by its own code.*give its class a twin'):
+        fold_model(cfg, shared, torch.randn(2, 3, 32, 32))

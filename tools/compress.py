@@ -36,8 +36,8 @@ def parse_args() -> argparse.Namespace:
         '--max-drop',
         type=float,
         metavar='POINTS',
-        help='find the smallest network whose metric (mAP, mIoU, PQ, top-1, or the first) drops by no more than so '
-        'many points of 100 before fine-tuning',
+        help='find the smallest network whose metric (mAP, mIoU, PQ, top-1, or else the first, of which more has to '
+        'be better) drops by no more than so many points of 100 before fine-tuning',
     )
     goal.add_argument('--plan', type=Path, metavar='FILE', help='take this plan, for example plan.json after an edit')
     parser.add_argument('--images', type=int, default=512, help='training images for the statistics (default: 512)')

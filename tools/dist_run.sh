@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One of this folder's tools on GPUS processes of each of NNODES machines: dist_run.sh TOOL GPUS ARGUMENTS...
+# One of this folder's tools on GPUS processes of each of NNODES machines: dist_run.sh TOOL GPUS CONFIG ARGUMENTS...
 set -e
 : "${2:?give a config and the number of processes}" "${3:?give a config}"
 exec torchrun \

@@ -22,6 +22,8 @@ INPUT_SIZE = {
 def measure(metafile: dict, root: Path) -> None:
     """Set the counts of each model of a metafile to those of its built config and of its plain twin."""
     for model in metafile['Models']:
+        if model['Dataset'] not in INPUT_SIZE:
+            raise SharingError(f'How large are the images of {model["Dataset"]}? Add it to INPUT_SIZE in {__file__}.')
         counts = complexity(Config.fromfile(root / model['Config']), INPUT_SIZE[model['Dataset']])
         model.setdefault('Metadata', {}).update(
             {

@@ -22,7 +22,7 @@ _ENTRIES = ('loss', 'predict')
 
 
 class SharingMixin:
-    """Shares layers of a library's network after it is built.
+    """Shares layers of a network after it is built: ``class SharedNet(SharingMixin, Net)``.
 
     Args:
         sharing (dict | list[dict]): The arguments of :func:`mmshared.share_layers`, or a list of such dicts, which are
@@ -70,7 +70,8 @@ class SharingMixin:
         starts = [(bank, parameter, parameter.detach().clone()) for bank in found for parameter in _shared(bank)]
         for bank in found:
             bank.loaded = False
-        super().init_weights()
+        if hasattr(super(), 'init_weights'):  # which networks that are no mmengine's modules lack
+            super().init_weights()
         with torch.no_grad():
             for bank, parameter, start in starts:
                 if not bank.loaded:

@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import broadcast_object_list, is_main_process
+from mmengine.hooks import EMAHook
 from mmengine.registry import DATASETS, RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 from rich.console import Console
@@ -31,7 +32,7 @@ from ..analysis.plots import detections_in
 from ..convert.fold import fold_model
 from ..engine.build import build_model, is_detector, load_model
 from ..engine.checkpoint import converted, load_checkpoint_file, save_checkpoint, state_dict_of, write_text
-from ..engine.config import check_twins, dump_config, in_work_dir, load_config, shared_type, shares
+from ..engine.config import check_twins, class_of_hook, dump_config, in_work_dir, load_config, shared_type, shares
 from ..engine.data import images_named
 from ..engine.runner import check_config, has_begun, join_group, numbers_in
 from ..sharing import SharingError
@@ -494,7 +495,7 @@ def learning_rate(cfg: Config) -> float | None:
 
 def fine_tuning(cfg: Config, epochs: int, teacher: str) -> Config:
     """The config of a short fine-tuning: a small part of the learning rate with a cosine schedule, distillation from
-    the checkpoint of the plain network, no validation."""
+    the checkpoint of the plain network, no moving average of the weights, no validation."""
     cfg = copy.deepcopy(cfg)
     cfg.model = without_pretrained(cfg.model)  # the weights are there already
     cfg.train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=epochs)
@@ -504,7 +505,9 @@ def fine_tuning(cfg: Config, epochs: int, teacher: str) -> Config:
     cfg.setdefault('default_hooks', {})
     # Of two checkpoints one is whole while the other is written.
     cfg.default_hooks.checkpoint = dict(type='CheckpointHook', interval=1, max_keep_ckpts=2)
-    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type='DistillationHook', checkpoint=teacher)]
+    # A slow average would be saved in place of what a short training has learnt.
+    hooks = [hook for hook in cfg.get('custom_hooks') or [] if not issubclass(class_of_hook(hook), EMAHook)]
+    cfg.custom_hooks = [*hooks, dict(type='DistillationHook', checkpoint=teacher)]
     sampler = cfg.train_dataloader.get('sampler')
     if sampler and 'Infinite' in sampler.type:  # it has no epochs
         cfg.train_dataloader.sampler = dict(type='DefaultSampler', shuffle=True)

@@ -53,6 +53,11 @@ def fold_model(cfg: Config, shared: nn.Module, images: Tensor) -> Folded:
         raise SharingError('The network of this config shares nothing: there is nothing to fold.')
     stock = stock_config(cfg)
     plain = build_model(stock)
+    if banks(plain):
+        raise SharingError(
+            'The network shares layers by its own code, also without sharing in its config: give its class a twin '
+            '(docs/en/choosing_groups_and_banks.md), or use fold_layers(model) in Python.'
+        )
     state_dict = fold_layers(copy.deepcopy(shared)).state_dict()
     added = sorted(state_dict.keys() - plain.state_dict().keys())
     if added:

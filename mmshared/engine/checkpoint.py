@@ -11,8 +11,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
+from urllib.parse import urlparse
 from zipfile import BadZipFile, ZipFile
 
+import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
@@ -70,10 +72,11 @@ def load_checkpoint_file(filename: str, map_location: Any = 'cpu', mmap: bool = 
             _check_archive(filename)
             checkpoint = torch.load(filename, map_location=map_location, weights_only=True, mmap=mmap)
     except Exception as error:  # torch.load and zipfile raise many types
-        reason = re.split(r'[.\n]\s', str(error).strip())[0] or type(error).__name__
+        said = str(error).strip().rpartition('WeightsUnpickler error: ')[2]  # after what torch says of any file
+        reason = re.split(r'[.\n]\s', said)[0] or type(error).__name__
         raise SharingError(
             f'The checkpoint {filename} cannot be loaded: it is damaged or cut off, or it holds more '
-            f'than weights ({reason}). Copy or download it again.'
+            f'than weights ({reason}). Copy or download it again, or save only its weights (see troubleshooting).'
         ) from None
     if not isinstance(checkpoint, dict):
         raise SharingError(f'The checkpoint {filename} holds a {type(checkpoint).__name__} and no state dict.')
@@ -83,6 +86,24 @@ def load_checkpoint_file(filename: str, map_location: Any = 'cpu', mmap: bool = 
     if _is_state_dict(checkpoint):
         check_state_dict(checkpoint, f'The checkpoint {filename}')
     return checkpoint
+
+
+def load_from_url(url: str, model_dir: str | None = None, map_location: Any = 'cpu', progress: bool = True) -> dict:
+    """Load a checkpoint with :func:`load_checkpoint_file` from the folder of downloads, into which it is downloaded if
+    it is not there yet: a stand-in for ``torch.hub.load_state_dict_from_url``.
+
+    Args:
+        url (str): Its address.
+        model_dir (str, optional): The folder. Defaults to ``checkpoints`` in that of ``torch.hub``.
+        map_location (Any): Where its tensors go.
+        progress (bool): Whether to show the progress of the download.
+    """
+    folder = Path(model_dir or Path(torch.hub.get_dir(), 'checkpoints'))
+    file = folder / Path(urlparse(url).path).name
+    if not file.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(file), progress=progress)
+    return load_checkpoint_file(str(file), map_location)
 
 
 def as_stored(tensors: dict[str, Tensor], aliases: dict[str, str]) -> dict[str, Tensor]:
@@ -199,6 +220,15 @@ def save_checkpoint(checkpoint: dict, path: Path) -> None:
         torch.save(checkpoint, partial)
 
 
+def _numbers() -> list:
+    """What arrays and scalars of NumPy are made of in a checkpoint, except those of objects. NumPy 2 has moved the
+    functions."""
+    makers = [number.__reduce__()[0] for number in (np.empty(0), np.float64())]
+    names = [(maker, f'numpy.{core}.multiarray.{maker.__name__}') for core in ('core', '_core') for maker in makers]
+    types = [each for each in vars(np.dtypes).values() if isinstance(each, type) and each is not np.dtypes.ObjectDType]
+    return [*names, *types]
+
+
 def refuse_pickles() -> None:
     """Make sure that no checkpoint is unpickled in this process or in one that it starts.
 
@@ -207,15 +237,17 @@ def refuse_pickles() -> None:
     - ``torch.load`` loads only weights and plain data, whoever calls it: also with ``weights_only=False``, which
       mmengine falls back to, and whatever the environment said before.
     - A checkpoint may name what mmengine lets it name, wherever it is loaded, except ``getattr``: that gives it only
-      the few functions that mmengine itself saves.
-    - mmengine loads local files with :func:`load_checkpoint_file`.
+      the few functions that mmengine itself saves. It may also hold NumPy's numbers of any type, of any of its
+      versions, as the best score of a training.
+    - mmengine loads files with :func:`load_checkpoint_file`, also those that it downloads.
 
     This is about ``torch.load``. Code that reads a pickle with ``pickle.load``, as some data sets do, is not affected.
     """
     os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
     os.environ.pop('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', None)  # torch.load refuses to load if both are set
     named = [each for each in mmengine_checkpoint.get_torch_safe_globals() if each is not getattr]
-    torch.serialization.add_safe_globals([*named, *_FUNCTIONS, (_function_of, 'builtins.getattr')])
+    torch.serialization.add_safe_globals([*named, *_numbers(), *_FUNCTIONS, (_function_of, 'builtins.getattr')])
     # mmengine's own list has getattr, and would be removed again after each checkpoint with all that it holds.
     mmengine_checkpoint.get_torch_safe_globals = list
     CheckpointLoader.register_scheme('', load_checkpoint_file, force=True)
+    mmengine_checkpoint.load_url = load_from_url

@@ -206,13 +206,16 @@ def shares(model: Any) -> bool:
     return any('.sharing.' in f'.{key}.' for key, _ in dotted(model))
 
 
+def class_of_hook(hook: dict) -> type:
+    """The class of a hook by its config; ``object`` if it is not known."""
+    kind = hook['type']
+    return (HOOKS.get(kind) if isinstance(kind, str) else kind) or object
+
+
 def drop_hooks(cfg: Config) -> Config:
     """Remove the hooks of mmshared from a config, in place, and return it."""
-    hooks = []
-    for hook in cfg.pop('custom_hooks', None) or []:
-        kind = hook['type']
-        if not ((HOOKS.get(kind) if isinstance(kind, str) else kind) or object).__module__.startswith('mmshared'):
-            hooks.append(hook)
+    hooks = cfg.pop('custom_hooks', None) or []
+    hooks = [hook for hook in hooks if not class_of_hook(hook).__module__.startswith('mmshared')]
     if hooks:
         cfg.custom_hooks = hooks
     return cfg

@@ -238,12 +238,20 @@ class Bank(nn.Module):
                 no effect.
 
         Raises:
-            SharingError: If the bank cannot be fitted, or if the moments do not fit the layers.
+            SharingError: If the bank cannot be fitted, or if the kernels or the moments do not fit the layers.
         """
         raise SharingError(
             f'{type(self).__name__} cannot be started from the weights of a plain network: load a '
             'checkpoint that was shared in the same way, or train from random weights.'
         )
+
+    def check_kernels(self, kernels: Sequence[Tensor]) -> None:
+        """Raise a :class:`SharingError` if the layers cannot be fitted to these weights."""
+        shapes, wanted = [tuple(each.shape) for each in kernels], [tuple(layer.shape) for layer in self.layers]
+        if shapes != wanted:
+            raise SharingError(f'The kernels to fit have the shapes {shapes}: give one for each layer, {wanted}.')
+        if not all(kernel.isfinite().all() for kernel in kernels):
+            raise SharingError('The kernels to fit hold numbers that are not finite: give finite ones.')
 
     def basis(self) -> Tensor | None:
         """The filters that should be orthogonal to each other, (N, ...), or None if the method has none."""

@@ -217,6 +217,7 @@ class FilterBasis(Bank):
         its batch norms in eval mode (``norm_eval=True``, the rule in mmdet) starts from these kernels; one that
         trains them starts from the same filters with their responses normalised.
         """
+        self.check_kernels(kernels)
         if moments is None:
             shared, own = self._fit_weights([kernel.flatten(1) for kernel in kernels])
         else:

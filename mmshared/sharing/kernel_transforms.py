@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .bank import SharingError
 
+#: The registry of the transforms that ``RepeatedKernel(transform=dict(type=...))`` takes.
 KERNEL_TRANSFORMS = Registry('kernel transform')
 
 

@@ -83,6 +83,7 @@ class LoopedTemplates(Bank):
         """For all convs of one kernel, take the best rank-one fit to their weights: the leading right singular vector
         is the direction of the kernel, and the projections on it give its size and the scales. If there are more
         kernels than templates, fit the templates to the kernels as :meth:`TemplateBank.fit` does."""
+        self.check_kernels(kernels)
         found = None if moments is None else metrics(self.layers, kernels, moments)
         commons, weights, sizes = [], [], []
         for index in range(max(self.kernels) + 1):

@@ -64,6 +64,7 @@ class RelaxedTie(Bank):
         """Take the mean of the weights as the shared one, and the truncated singular value decomposition of each
         residual as the layer's own, with the square roots of the singular values in both factors. With moments both
         are weighted and fitted in turn."""
+        self.check_kernels(kernels)
         shared = mean_weight(kernels)
         own = [kernel - shared for kernel in kernels]
         if moments is not None:

@@ -209,6 +209,7 @@ class RepeatedKernel(Bank):
         is the mean of the tiles. With moments it is the start of conjugate gradients."""
         if not all(layer.transform.affine for layer in self.layers):
             return super().fit(kernels, moments)
+        self.check_kernels(kernels)
         found = None if moments is None else metrics(self.layers, kernels, moments)
         for bias in (layer.added_bias for layer in self.layers):
             if bias is not None:

@@ -370,7 +370,7 @@ def _no_layer(pattern: str, places: dict[str, Place]) -> str:
     nearest = difflib.get_close_matches(pattern, places, n=5, cutoff=0)
     return (
         f'The pattern {pattern!r} in layers matches the whole name of no layer that can share (or only those of '
-        f'another pattern): there are {first_names(nearest)}.'
+        f'another pattern): there are {first_names(nearest) or "none"}.'
     )
 
 

@@ -80,6 +80,7 @@ class TemplateBank(Bank):
         """Take the leading right singular vectors of the kernels, a row each, as templates, and the projections on
         them as coefficients: the least squares fit among all linear combinations of K templates. With moments
         templates and coefficients are fitted in turn."""
+        self.check_kernels(kernels)
         rows = torch.stack([kernel.flatten() for kernel in kernels])  # (convs, O I k k)
         number = min(len(self.templates), len(rows))
         if moments is None:

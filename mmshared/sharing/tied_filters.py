@@ -44,6 +44,7 @@ class TiedFilters(Bank):
     @torch.no_grad()
     def fit(self, kernels: Sequence[Tensor], moments: Sequence[Tensor] | None = None) -> None:
         """Take the mean of the weights, or with moments the weight that solves their normal equations."""
+        self.check_kernels(kernels)
         self.filters.copy_(mean_weight(kernels, None if moments is None else metrics(self.layers, kernels, moments)))
 
     def basis(self) -> Tensor:
