@@ -25,6 +25,7 @@ from mmshared.compress.plan import (
     choose,
     find_groups,
     make_plan,
+    make_plans,
     predict_costs,
     size_of,
     smallest,
@@ -291,6 +292,19 @@ class TestPlan:
             share_layers(network, **sharing)
         assert size_of(network).parameters == plan.parameters <= 0.5 * plain.parameters
         assert Plan.from_json(plan.to_json(), 'plan.json') == plan == check_plan(plan, Network(), 'plan.json')
+
+    @pytest.mark.parametrize('factor, names', [(1000, ['apart', 'whole']), (0.001, ['apart'])])
+    def test_there_are_two_plans_if_groups_would_be_taken_apart(self, factor, names):
+        groups, plain = groups_of(), size_of(Network())
+
+        def cost(layers, bank):
+            return rank_cost(layers, bank) * (factor if len(layers) > 1 else 1)
+
+        plans = make_plans(groups, predict_costs(groups, cost), plain, 0.5 * plain.parameters)
+        assert [*plans] == names and all(plan.parameters <= 0.5 * plain.parameters for plan in plans.values())
+        whole = {each.layers for each in whole_groups(groups)}
+        assert {tuple(row.layers) for row in plans[names[-1]].rows} == whole
+        assert ({tuple(row.layers) for row in plans['apart'].rows} == whole) == (len(names) == 1)
 
     def test_it_reads_what_it_writes(self):
         plan = planned(0.5)

@@ -48,7 +48,7 @@ from .plan import (
     check_budget,
     check_plan,
     find_groups,
-    make_plan,
+    make_plans,
     predict_costs,
     size_of,
     smallest,
@@ -108,7 +108,8 @@ class Compression:
     ``moments.pth``           second moments of its layers' inputs
     ``costs.json``            the costs of the options that were measured
     ``options.json``          all options of each group, with their sizes and costs, measured or interpolated
-    ``plan.json``             which layers share what
+    ``plan.json``             which layers share what; of two plans, whose networks are in ``apart`` and ``whole``, the
+                              one with the better metric
     ``compressed.py``         the config of the shared network
     ``converted.pth, .json``  its checkpoint and metrics before any training
     ``finetuned.pth, .json``  the same after fine-tuning, with the plain network as the teacher
@@ -210,7 +211,7 @@ class Compression:
             console = Console(stderr=True)
             console.width = max(110, console.width)
             console.print(plan.table())
-        cfg, last = self.convert(files)
+        cfg, last = self.convert(files, self.steps)
         networks = dict(plain=plain, converted=Network(cfg, last, self.evaluate(files, 'converted', cfg, last)))
         training = None
         if self.epochs:
@@ -336,7 +337,7 @@ class Compression:
             write_text(note, goal)
         files = Files(self.folder if goal == first else self.folder / goal)
         if self.budget:
-            return self.plan_for(self.budget, files)
+            return self.plan_for(self.budget, files, main_metric(plain))
         if self.max_drop is not None:
             best = self.search(plain)
             text = self.plan_in(best).to_json()
@@ -344,16 +345,29 @@ class Compression:
         files.make('plan.json', [text], partial(write_text, text=text))
         return files
 
-    def plan_for(self, budget: Budget, files: Files) -> Files:
+    def plan_for(self, budget: Budget, files: Files, metric: str) -> Files:
         """A folder with the plan for a budget."""
-        files.make('plan.json', [budget, self.folder / 'options.json'], partial(self.write_plan, budget))
+        sources = [budget, self.folder / 'options.json']
+        files.make('plan.json', sources, partial(self.write_plan, budget, files, metric), together=True)
         return files
 
-    def write_plan(self, budget: Budget, path: Path) -> None:
-        """The plan for a budget, from the options that were measured."""
+    def write_plan(self, budget: Budget, files: Files, metric: str, path: Path) -> None:
+        """The plan for a budget, from the options that were measured. Of two plans, it is that of the network with the
+        better metric, only fitted."""
         read = json.loads((self.folder / 'options.json').read_text())
         options = [[Option(bank, Size(*size), cost) for bank, size, cost in each] for each in read]
-        write_text(path, make_plan(self.groups, options, self.size, *budget.limit(self.size)).to_json())
+        plans = make_plans(self.groups, options, self.size, *budget.limit(self.size))
+        best, found = next(iter(plans)), {}
+        if len(plans) > 1 and metric:
+            for name, plan in plans.items():
+                tried, text = Files(files.folder / name), plan.to_json()
+                tried.make('plan.json', [text], partial(write_text, text=text))
+                found[name] = self.evaluate(tried, 'converted', *self.convert(tried, 0)).get(metric, 0.0)
+            say(f'{metric} with groups taken apart: {found["apart"]:.4g}, with whole ones: {found["whole"]:.4g}')
+            best = max(found, key=lambda name: found[name])
+            files.adopt(Files(files.folder / best), 'converted.pth', 'converted.json')
+        if is_main_process():
+            write_text(path, plans[best].to_json())
 
     def plan_in(self, files: Files) -> Plan:
         """The plan in a folder, which may have been edited there."""
@@ -375,8 +389,8 @@ class Compression:
         while high - low > _PRECISION:
             kept = round((low + high) / 2, 4)
             budget = Budget(kept, 'kept')
-            files = self.plan_for(budget, Files(self.folder / str(budget)))
-            found = self.evaluate(files, 'converted', *self.convert(files)).get(metric, 0)
+            files = self.plan_for(budget, Files(self.folder / str(budget)), metric)
+            found = self.evaluate(files, 'converted', *self.convert(files, self.steps)).get(metric, 0)
             drop = points * (score - found)
             say(f'{kept:.1%} of the parameters: {metric} {found:.4g}, {drop:.2f} points less')
             low, high, best = (low, kept, files) if drop <= most else (kept, high, best)
@@ -387,8 +401,9 @@ class Compression:
             )
         return best
 
-    def convert(self, files: Files) -> tuple[Config, Path]:
-        """The config of the shared network of the plan in a folder, and its checkpoint before any training."""
+    def convert(self, files: Files, steps: int) -> tuple[Config, Path]:
+        """The config of the shared network of the plan in a folder, and its checkpoint before any training, after so
+        many steps of each block."""
         base = self.base or str(files.folder / 'plain.py')
         text = self.plan_in(files).config(base if '::' in base else relative(base, files.folder), self.bare)
 
@@ -399,14 +414,14 @@ class Compression:
 
         def write_checkpoint(path: Path) -> None:
             model, loader = build_model(cfg), calibration_loader(self.bare, self.images)
-            fit_model(model, self.model, self.checkpoint, self.moments, loader, self.steps)
+            fit_model(model, self.model, self.checkpoint, self.moments, loader, steps)
             if is_main_process():
                 save_checkpoint(converted(model.cpu().state_dict(), self.checkpoint, cfg), path)
 
         config = files.make('compressed.py', [text, self.bare.to_dict()], write_config)
         cfg, shared = copy.deepcopy(self.bare), load_config(str(config))
         cfg.update({key: shared[key] for key in ('custom_imports', 'runner_type', 'model')})
-        sources = [without_training(cfg), *self.sources, self.folder / 'moments.pth', self.steps]
+        sources = [without_training(cfg), *self.sources, self.folder / 'moments.pth', steps]
         return cfg, files.make('converted.pth', sources, write_checkpoint, together=True)
 
     def fine_tune(self, files: Files, cfg: Config, checkpoint: Path) -> tuple[Path, Path]:

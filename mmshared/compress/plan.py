@@ -11,6 +11,7 @@ import copy
 import json
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
@@ -504,6 +505,27 @@ def make_plan(
         for each, option in choose(groups, options, plain, limit, unit)
     ]
     return Plan(plain, rows)
+
+
+def make_plans(
+    groups: Sequence[Group], options: Sequence[Sequence[Option]], plain: Size, limit: float, unit: str = 'parameters'
+) -> dict[str, Plan]:
+    """The plan in which groups may be taken apart, ``'apart'``, and the one in which none is, ``'whole'``. If they are
+    the same, or if no plan of whole groups keeps the limit, only the first.
+
+    Costs of the parts of a group are measured one by one, and may be lower in sum than what they cost together. So
+    which of the plans is better has to be seen.
+
+    Args and errors are those of :func:`make_plan`.
+    """
+    plans = dict(apart=make_plan(groups, options, plain, limit, unit))
+    layers = {group.layers for group in whole_groups(groups)}
+    whole = [(group, each) for group, each in zip(groups, options) if group.layers in layers]
+    if any(row.layers not in map(list, layers) for row in plans['apart'].rows):
+        with suppress(SharingError):
+            found, some = [group for group, _ in whole], [each for _, each in whole]
+            plans['whole'] = make_plan(found, some, plain, limit, unit)
+    return plans
 
 
 def check_plan(plan: Plan, model: nn.Module, source: str) -> Plan:
