@@ -1,4 +1,8 @@
-import mmshared  # noqa: I001  (before mmdet: it supplies mmcv's operators)
+import os
+
+os.environ.setdefault('CUDA_VISIBLE_DEVICES', '')  # tests need no GPU, and two processes would not share one
+
+import mmshared  # noqa: F401, I001  (before mmdet: it supplies mmcv's operators)
 
 import copy
 import gc
@@ -17,13 +21,14 @@ from PIL import Image
 
 # For each base that is a library's, mmengine reads all metafiles of that library: here once.
 config_utils.load = cache(config_utils.load)
-_ROOTS = tuple(str(Path(module.__file__).parents[1]) for module in (mmshared, mmengine))
+_ROOT = Path(__file__).parents[1]
+_FOLDERS = (_ROOT / 'configs', _ROOT / 'projects', Path(mmengine.__file__).parents[1])
 _read = cache(Config._file2dict)
 
 
 def _read_once(filename, *options, **named):
     """A config and its bases, of this clone or of a library, are read once: that takes a tenth of a second."""
-    if not str(filename).startswith(_ROOTS):
+    if not any(map(Path(filename).is_relative_to, _FOLDERS)):
         return _read.__wrapped__(filename, *options, **named)
     return copy.deepcopy(_read(str(filename), *options, **named))
 

@@ -6,15 +6,17 @@ import multiprocessing.forkserver
 import os
 import re
 import runpy
+import shlex
 import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import cache
 from importlib.util import find_spec
 from io import StringIO
+from itertools import zip_longest
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,8 +24,10 @@ from unittest.mock import patch
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.multiprocessing
 from mmcv.cnn.bricks.wrappers import Conv2d, Linear
+from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
@@ -33,7 +37,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
-from mmshared import Bank, SharingError, named_banks
+from mmshared import Bank, SharingError, named_banks, share_layers
 from mmshared.sharing.bank import stage_of
 
 ROOT = Path(__file__).parents[1]
@@ -46,6 +50,7 @@ CONFIGS = sorted(
 )
 SHARING_CONFIGS = [path for path in CONFIGS if any(word in path.stem for word in ('shared', 'swrn', 'repeat'))]
 WITHOUT_ESCNN = '' if find_spec('escnn') else 'the steerable networks need escnn: pip install --no-deps escnn'
+TWO_STAGES = dict(num_stages=2, strides=(1, 2), dilations=(1, 1), out_indices=(1,))
 TIED = dict(type='TiedFilters')
 BASIS = dict(type='FilterBasis', shared_rank=32, unique_rank=4)
 TEMPLATES = dict(type='TemplateBank', num_templates=2)
@@ -122,6 +127,27 @@ def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
     return {key: tensor.clone() for key, tensor in model.state_dict().items()}
 
 
+@contextmanager
+def refused(network: nn.Module, words: str) -> Iterator[None]:
+    """Check that what is done in this context is refused with these words, and that the network is left as it was."""
+    modules, state, hooks = [*network.modules()], state_of(network), _hooks_of(network)
+    with pytest.raises(SharingError, match=words):
+        yield
+    assert all(old is new for old, new in zip_longest(modules, network.modules())) and _hooks_of(network) == hooks
+    assert state.keys() == network.state_dict().keys()
+    assert all(torch.equal(state[key], tensor) for key, tensor in network.state_dict().items())
+
+
+def _hooks_of(network: nn.Module) -> list[list[int]]:
+    kinds = ('_forward_pre_hooks', '_forward_hooks', '_load_state_dict_pre_hooks')
+    return [list(getattr(module, kind)) for module in network.modules() for kind in kinds]
+
+
+def refuses_to_share(network: nn.Module, words: str, **arguments) -> None:
+    with refused(network, words):
+        share_layers(network, **arguments)
+
+
 def refuses(model: nn.Module, state: dict, *words: str) -> None:
     """Check that a model refuses a state dict, whether torch or mmengine loads it, and is left as it was."""
     before = state_of(model)
@@ -152,6 +178,20 @@ class Classifier(BaseModel):
         return dict(loss=nn.functional.cross_entropy(logits, labels)) if mode == 'loss' else logits
 
 
+def classifier_config(network: dict, width: int, classes: int = 10, **kwargs) -> Config:
+    """The config of a classifier of mmpretrain on a backbone whose last maps have so many channels."""
+    head = dict(type='LinearClsHead', num_classes=classes, in_channels=width)
+    neck = dict(type='GlobalAveragePooling')
+    model = dict(type='ImageClassifier', backbone=network, neck=neck, head=head, **kwargs)
+    return Config(dict(model=model, default_scope='mmpretrain'))
+
+
+def loader_options(*splits: str) -> list[str]:
+    """Options for loaders without processes of their own."""
+    options = 'num_workers=0', 'persistent_workers=False'
+    return [f'{split}_dataloader.{option}' for split in splits for option in options]
+
+
 def call(tool: str, *arguments) -> SimpleNamespace:
     """Call a tool of the folder tools/ within this process; returns its returncode, stdout and stderr."""
     out, err, code = StringIO(), StringIO(), 0
@@ -162,6 +202,20 @@ def call(tool: str, *arguments) -> SimpleNamespace:
             code = int(bool(stop.code))
             print(stop.code if isinstance(stop.code, str) else '', file=err)
     return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
+
+
+@cache
+def options_of(tool: str | Path) -> set[str]:
+    """The options in the help of a tool of the folder tools/."""
+    return {*re.findall(r'--[\w-]+', call(str(tool), '--help').stdout), '--traceback'}
+
+
+def unknown_options(command: str) -> set[str]:
+    """The options of a command of ``mmshared`` that it does not have."""
+    program, name, *words = shlex.split(command)
+    (tool,) = (ROOT / 'tools').rglob(f'{name}.py')
+    assert program == 'mmshared'
+    return {word for word in words if word.startswith('--')} - options_of(tool)
 
 
 @cache
@@ -179,6 +233,24 @@ def in_two_processes(worker: Callable, *arguments) -> None:
     """Call a function with the rank and arguments in each of two processes."""
     forks()
     torch.multiprocessing.start_processes(worker, arguments, nprocs=2, start_method='forkserver')
+
+
+def join(rank: int, folder: str | Path) -> None:
+    """Join the group of :func:`in_two_processes`, which meet in a folder."""
+    torch.set_num_threads(1)
+    dist.init_process_group('gloo', init_method=f'file://{folder}/meet', rank=rank, world_size=2)
+
+
+def leave() -> None:
+    """End a process whose results are written: gloo's threads may abort one that ends as others do."""
+    dist.destroy_process_group()
+    os._exit(0)
+
+
+def free_port() -> str:
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        return str(free.getsockname()[1])
 
 
 class Forked:
@@ -218,9 +290,7 @@ class Forked:
 
 def in_two_ranks(folder: Path, tool: str, *arguments) -> list[SimpleNamespace]:
     """The results of a tool that PyTorch's launcher runs in two processes."""
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        meet = dict(WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(free.getsockname()[1]))
+    meet = dict(WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=free_port())
     launched = [*arguments, '--launcher', 'pytorch']
     ranks = [dict(meet, RANK=rank, LOCAL_RANK=rank) for rank in '01']
     job = [Forked(folder / rank['RANK'], tool, *launched, environment=rank) for rank in ranks]
@@ -243,16 +313,7 @@ def _run(command: list[str], files: list[Path], environment: dict[str, str]) -> 
 
 def small(bank: dict | None = BASIS, **kwargs) -> nn.Module:
     """A backbone of two stages, for :class:`Classifier`."""
-    return backbone(
-        depth=18,
-        groups=['conv[12]'],
-        bank=bank,
-        num_stages=2,
-        strides=(1, 2),
-        dilations=(1, 1),
-        out_indices=(1,),
-        **kwargs,
-    )
+    return backbone(depth=18, groups=['conv[12]'], bank=bank, **TWO_STAGES, **kwargs)
 
 
 def train(

@@ -1,5 +1,6 @@
 """Compression: steps that are made once, and the whole tool on tiny networks."""
 
+import html
 import json
 import re
 import shutil
@@ -11,7 +12,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS
 
-from helpers import ROOT, call, in_two_ranks, randomise_norms
+from helpers import ROOT, call, in_two_ranks, randomise_norms, unknown_options
 from mmshared import SharingError, banks
 from mmshared.compress.calibration import calibration_loader, within
 from mmshared.compress.files import Files
@@ -24,11 +25,11 @@ from mmshared.compress.pipeline import (
     relative,
     without_pretrained,
 )
-from mmshared.compress.plan import Plan, size_of
+from mmshared.compress.plan import Plan, predict_costs, size_of
 from mmshared.engine.build import build_model, load_model
 from mmshared.engine.checkpoint import load_checkpoint_file
 from mmshared.engine.config import load_config, merge_options
-from mmshared.engine.runner import numbers_in
+from mmshared.engine.runner import SharingRunner, numbers_in
 
 CLASSIFIER = """
 _base_ = 'mmpretrain::_base_/default_runtime.py'
@@ -125,6 +126,11 @@ def config(images, tmp_path):
     path = tmp_path / 'classifier.py'
     path.write_text(CLASSIFIER.replace('{images}', str(images)))
     return str(path)
+
+
+def sum_of(model):
+    """The sum of a model's weights, which tells one from another."""
+    return sum(tensor.double().sum().item() for tensor in model.state_dict().values())
 
 
 @pytest.fixture
@@ -238,13 +244,15 @@ def files_in(folder):
     return {(str(path.relative_to(folder)), path.stat().st_mtime_ns) for path in found}
 
 
-def test_fine_tuning_takes_a_part_of_the_learning_rate_and_the_plain_network_as_the_teacher(config):
+def test_fine_tuning_takes_a_part_of_the_learning_rate_no_average_and_the_plain_network_as_the_teacher(config):
     cfg = load_config(config)
     cfg.train_dataloader.sampler.type = 'InfiniteSampler'
+    kept = dict(type='ProgressHook')
+    cfg.custom_hooks = [dict(type='EMAHook', momentum=1e-4), kept]
     tuned = fine_tuning(cfg, 3, 'plain.pth')
     assert tuned.optim_wrapper.optimizer == dict(cfg.optim_wrapper.optimizer, lr=pytest.approx(0.003))
     assert tuned.param_scheduler.type == 'CosineAnnealingLR' and tuned.param_scheduler.T_max == 3
-    assert tuned.custom_hooks == [dict(type='DistillationHook', checkpoint='plain.pth')]
+    assert tuned.custom_hooks == [kept, dict(type='DistillationHook', checkpoint='plain.pth')]
     assert tuned.train_dataloader.sampler == dict(type='DefaultSampler', shuffle=True)
     assert cfg.optim_wrapper.optimizer.lr == 0.1
 
@@ -297,14 +305,14 @@ def test_nothing_is_loaded_into_parts_before_a_fine_tuning():
 
 @pytest.mark.slow
 class TestPipeline:
+    NETWORK = ['compressed.py', 'converted.pth', 'converted.json']
     STEPS = [
         'plain.json',
         'moments.pth',
         'options.json',
+        *(2 * ['plan.json', *NETWORK]),  # of which one is taken
         'plan.json',
-        'compressed.py',
-        'converted.pth',
-        'converted.json',
+        *NETWORK,
         'finetuned.pth',
         'finetuned.json',
         'folded.pth',
@@ -321,10 +329,12 @@ class TestPipeline:
                 break
             except Killed:
                 continue
-        assert killed[:-1] == self.STEPS and runs == len(self.STEPS)
+        assert killed[:-1] == self.STEPS and runs == len(self.STEPS) - 1  # the last of two networks and the plan
         assert list(json.loads(report.with_suffix('.json').read_text())) == ['plain', 'converted', 'finetuned', 'plan']
 
-    def test_a_classifier_by_the_tool(self, config, checkpoint, tmp_path):
+    def test_a_classifier_by_the_tool(self, config, checkpoint, tmp_path, monkeypatch):
+        val = SharingRunner.val
+        monkeypatch.setattr(SharingRunner, 'val', lambda runner: {**val(runner), 'sum': sum_of(runner.model)})
         work_dir = tmp_path / 'work'
         arguments = [config, checkpoint, '--keep', '0.5', '--images', '16', '--steps', '2', '--work-dir', work_dir]
         result = call('compress.py', *arguments)
@@ -338,9 +348,16 @@ class TestPipeline:
         cfg = load_config(str(work_dir / 'compressed.py'))
         noted = Config.fromstring(load_checkpoint_file(str(work_dir / 'finetuned.pth'))['meta']['cfg'], '.py')
         assert noted.custom_imports == cfg.custom_imports and noted.runner_type == cfg.runner_type == 'SharingRunner'
-        assert 'optim_wrapper.optimizer.lr=0.003' in (work_dir / 'report.html').read_text()
+        report = (work_dir / 'report.html').read_text(encoding='utf-8')
+        assert 'optim_wrapper.optimizer.lr=0.003' in report
+        commands = [html.unescape(each) for each in re.findall('<pre>(mmshared .*?)</pre>', report, re.S)]
+        assert len(commands) == 4 and not any(map(unknown_options, commands))
         shared = load_model(cfg, str(work_dir / 'finetuned.pth')).eval()
         assert size_of(shared).parameters == plan.parameters and len(banks(shared)) == len(plan.sharing())
+        networks = dict(plain=load_model(load_config(config), checkpoint), finetuned=shared)
+        networks['converted'] = load_model(cfg, str(work_dir / 'converted.pth'))
+        for name, network in networks.items():
+            assert json.loads((work_dir / f'{name}.json').read_text())['sum'] == pytest.approx(sum_of(network))
         folded = load_model(load_config(str(work_dir / 'folded.py')), str(work_dir / 'folded.pth'))
         batch = next(iter(calibration_loader(cfg, 4)))
         outputs = [model.test_step(batch) for model in (shared, folded)]
@@ -459,7 +476,7 @@ class TestPipeline:
         files = [report.with_name('compressed.py'), report.with_name('converted.pth')]
         kept = size_of(load_model(load_config(str(files[0])), str(files[1])))
         assert 0.7 <= kept.parameters / found.size.parameters < 0.75
-        assert len(fits) == len(list((tmp_path / 'work').glob('kept-*/converted.pth')))  # the best only once
+        assert len(fits) == len(list((tmp_path / 'work').glob('kept-*/**/converted.pth')))  # the best only once
         before = files_in(tmp_path / 'work')
         compression(config, checkpoint, tmp_path / 'work', **goal).run()
         assert files_in(tmp_path / 'work') == before
@@ -472,6 +489,25 @@ class TestPipeline:
         monkeypatch.setattr(Compression, 'evaluate', lambda *args: {})
         with pytest.raises(SharingError, match='The plain network detects nothing in the validation images'):
             again.run()
+
+    @pytest.mark.parametrize('best', ['apart', 'whole'])
+    def test_of_two_plans_that_of_the_better_network_is_taken(self, best, config, checkpoint, tmp_path, monkeypatch):
+        def predict(groups, meter):
+            options = predict_costs(groups, meter)
+            return [
+                [each._replace(cost=each.cost * len(group.layers) ** 8) for each in some]
+                for group, some in zip(groups, options)
+            ]
+
+        monkeypatch.setattr('mmshared.compress.pipeline.predict_costs', predict)
+        monkeypatch.setattr(Compression, 'evaluate', lambda self, files, *_: {'top1': files.folder.name == best})
+        work = tmp_path / 'work'
+        compression(config, checkpoint, work, epochs=0).run()
+        texts = {name: (work / name / 'plan.json').read_text() for name in ('apart', 'whole')}
+        assert texts['apart'] != texts['whole'] and (work / 'plan.json').read_text() == texts[best]
+        before = files_in(work)
+        compression(config, checkpoint, work, epochs=0).run()
+        assert files_in(work) == before
 
     def test_a_detector_that_finds_nothing_has_a_report(self, config, checkpoint, tmp_path, monkeypatch):
         monkeypatch.setattr(Compression, 'evaluate', lambda *args: {})

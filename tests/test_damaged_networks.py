@@ -5,10 +5,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mmengine.config import Config
 from mmengine.runner.checkpoint import load_checkpoint
 
-from helpers import evaluating, randomise_norms
+from helpers import classifier_config, evaluating, randomise_norms
 from mmshared import SharingError
 from mmshared.engine.build import build_model, load_whole
 from mmshared.engine.checkpoint import load_checkpoint_file, state_dict_of
@@ -25,23 +24,7 @@ DAMAGES = ('not finite', 'name', 'no tensor', 'sparse', 'renamed', 'dropped', 's
 def classifier(shared: bool) -> torch.nn.Module:
     torch.manual_seed(0)
     backbone = BACKBONE if shared else dict(type='ResNetA_CIFAR', depth=20)
-    return evaluating(
-        randomise_norms(
-            build_model(
-                Config(
-                    dict(
-                        default_scope='mmpretrain',
-                        model=dict(
-                            type='ImageClassifier',
-                            backbone=backbone,
-                            neck=dict(type='GlobalAveragePooling'),
-                            head=dict(type='LinearClsHead', num_classes=10, in_channels=64),
-                        ),
-                    )
-                )
-            )
-        )
-    )
+    return evaluating(randomise_norms(build_model(classifier_config(backbone, 64))))
 
 
 def write_damaged(state, path, kind, place, other):

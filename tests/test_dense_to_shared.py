@@ -6,16 +6,12 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from helpers import (
-    ROOT,
-    call,
-    randomise_norms,
-)
+from helpers import ROOT, call, randomise_norms
 from mmshared import SharingError
 from mmshared.compress.calibration import calibration_loader
 from mmshared.compress.fit import fit_checkpoint
 from mmshared.convert.dense import rank_for_energy
-from mmshared.engine.build import build_model, build_plain
+from mmshared.engine.build import build_model, build_plain, load_model
 from mmshared.engine.checkpoint import load_checkpoint_file
 from mmshared.engine.config import load_config
 from mmshared.sharing.state_dict import Conversion
@@ -102,17 +98,20 @@ def resnet(tmp_path, images):
     return cfg, plain.eval(), x
 
 
-def test_images_lower_the_error_of_the_outputs(resnet, tmp_path):
+def test_images_lower_the_error_of_the_outputs_and_steps_on_them_lower_it_further(resnet, tmp_path):
     cfg, plain, x = resnet
-    out = tmp_path / 'shared.pth'
-    result = call(TOOL, cfg.filename, tmp_path / 'plain.pth', out, '--images', 40)
-    assert 'of the' in result.stdout, result.stderr
-    by_outputs, by_weights = build_model(cfg).eval(), build_model(cfg).eval()
-    by_outputs.load_state_dict(load_checkpoint_file(str(out))['state_dict'], strict=True)
+    by_weights = build_model(cfg)
     by_weights.load_state_dict(plain.state_dict())
+    models, out = [by_weights.eval()], tmp_path / 'shared.pth'
+    for options in (['--steps', 0], []):
+        result = call(TOOL, cfg.filename, tmp_path / 'plain.pth', out, '--images', 40, *options)
+        assert 'of the' in result.stdout, result.stderr
+        models.append(load_model(cfg, str(out)).eval())
     expected = plain.backbone(x)[-1]
-    errors = [(model.backbone(x)[-1] - expected).norm() for model in (by_outputs, by_weights)]
-    assert errors[0] < errors[1]
+    errors = [(model.backbone(x)[-1] - expected).norm() for model in models]
+    assert errors[0] > errors[1] > errors[2]
+    means = [model.backbone.layer3[2].norm2.running_mean for model in models]
+    assert not torch.allclose(means[1], means[0]) and torch.equal(means[1], means[2])
 
 
 def test_a_bank_that_cannot_be_fitted_is_refused_before_any_image_is_read(resnet, monkeypatch):
@@ -136,13 +135,11 @@ def test_images_need_training_data_and_the_whole_network(resnet, tmp_path):
     assert not arguments[0].exists()
 
 
-@pytest.mark.slow
 def test_the_command_writes_what_loading_makes(tmp_path):
     config = ROOT / 'configs/shared_resnet/shared-resnet32-s8u1_b256_cifar10.py'
     plain = build_model(Config.fromfile(config.with_name('resnet32_b256_cifar10.py')))
     torch.save(dict(state_dict=plain.state_dict()), tmp_path / 'plain.pth')
-    tool = 'model_converters/dense_to_shared.py'
-    result = call(tool, config, tmp_path / 'plain.pth', tmp_path / 'shared.pth', '--rank-for-energy', '0.9')
+    result = call(TOOL, config, tmp_path / 'plain.pth', tmp_path / 'shared.pth', '--rank-for-energy', '0.9')
     assert result.returncode == 0, result.stderr
     shared = build_model(Config.fromfile(config))
     shared.load_state_dict(plain.state_dict())
@@ -155,7 +152,7 @@ def test_the_command_writes_what_loading_makes(tmp_path):
     shares = torch.linalg.svdvals(rows).square().cumsum(0) / rows.square().sum()
     assert shares[int(rank) - 1] >= 0.9 > shares[int(rank) - 2]
     assert shares[31].item() < float(kept) / 100 < 1  # 32 shared filters, and four of each conv's own
-    again = call(tool, config, tmp_path / 'shared.pth', tmp_path / 'no.pth')
+    again = call(TOOL, config, tmp_path / 'shared.pth', tmp_path / 'no.pth')
     assert again.returncode == 1 and 'is shared already' in again.stderr and not (tmp_path / 'no.pth').exists()
 
 

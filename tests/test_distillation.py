@@ -2,14 +2,12 @@
 
 import copy
 import json
-import os
 import weakref
 from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest
 import torch
-import torch.distributed as dist
 from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
@@ -20,7 +18,7 @@ from mmpretrain.structures import DataSample
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
-from helpers import BASIS, ROOT, TIED, in_two_processes, randomise_norms
+from helpers import BASIS, ROOT, TIED, TWO_STAGES, classifier_config, in_two_processes, join, leave, randomise_norms
 from mmshared import DistillationHook, SharingError
 from mmshared.engine.build import build_model, build_plain
 from mmshared.engine.config import load_config
@@ -93,20 +91,9 @@ def test_the_unit_of_outputs_does_not_matter():
 
 def config(bank=BASIS):
     """The config of a small classifier whose batch norms stay in eval mode."""
-    network = dict(depth=18, base_channels=16, stem_channels=16, num_stages=2, strides=(1, 2), dilations=(1, 1))
-    network |= dict(out_indices=(1,), norm_eval=True, sharing=dict(groups=['conv[12]'], bank=bank))
-    return Config(
-        dict(
-            model=dict(
-                type='ImageClassifier',
-                backbone=dict(type='SharedResNet', **network),
-                neck=dict(type='GlobalAveragePooling'),
-                head=dict(type='LinearClsHead', num_classes=3, in_channels=32),
-                data_preprocessor=dict(num_classes=3),
-            ),
-            default_scope='mmpretrain',
-        )
-    )
+    network = dict(type='SharedResNet', depth=18, base_channels=16, stem_channels=16, norm_eval=True, **TWO_STAGES)
+    network['sharing'] = dict(groups=['conv[12]'], bank=bank)
+    return classifier_config(network, 32, 3, data_preprocessor=dict(num_classes=3))
 
 
 @pytest.fixture
@@ -424,14 +411,12 @@ def gradients(model, part, cfg, checkpoint):
 
 
 def worker(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group('gloo', init_method=f'file://{folder}/meet', rank=rank, world_size=2)
+    join(rank, folder)
     init_default_scope('mmpretrain')
     cfg, checkpoint = config(TIED), f'{folder}/plain.pth'
     model = MMDistributedDataParallel(student_of(cfg, checkpoint))
     torch.save(gradients(model, slice(2 * rank, 2 * rank + 2), cfg, checkpoint), f'{folder}/{rank}.pth')
-    dist.destroy_process_group()
-    os._exit(0)  # gloo's threads may abort a process that ends as others do
+    leave()
 
 
 @pytest.mark.slow

@@ -1,9 +1,9 @@
 """Two processes with half of the batch each take the step of one process with the whole."""
 
+import copy
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,7 +14,6 @@ from unittest.mock import patch
 
 import pytest
 import torch
-import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.model import MMDistributedDataParallel, MMFullyShardedDataParallel
@@ -30,8 +29,12 @@ from helpers import (
     Classifier,
     Forked,
     backbone,
+    free_port,
     in_two_processes,
     in_two_ranks,
+    join,
+    leave,
+    loader_options,
     randomise_norms,
     stage_banks,
 )
@@ -65,17 +68,10 @@ def gradients(model, inputs, labels):
 
 
 def start(rank, bank, folder, with_cp=False):
-    torch.set_num_threads(1)
-    dist.init_process_group('gloo', init_method=f'file://{folder}/meet', rank=rank, world_size=2)
+    join(rank, folder)
     model = network(bank, with_cp)
     model.load_state_dict(torch.load(f'{folder}/start.pth', weights_only=True))  # QR differs with the threads
     return model
-
-
-def leave():
-    """End a process whose results are written: gloo's threads may abort one that ends as others do."""
-    dist.destroy_process_group()
-    os._exit(0)
 
 
 def worker(rank, bank, with_cp, folder):
@@ -182,15 +178,17 @@ def test_units_that_part_what_is_shared_are_refused(tmp_path):
 
 def loading_worker(rank, folder):
     runner = SharingRunner.__new__(SharingRunner)
-    runner.model, runner._hooks = start(rank, BASIS, folder), []
+    runner.model = start(rank, BASIS, folder)
+    average = copy.deepcopy(runner.model)
+    runner._hooks = [SimpleNamespace(ema_model=average)]
 
     def fit(self, *args, **kwargs):
-        for tensor in self.model.parameters():
+        for tensor in (*self.model.parameters(), *average.parameters()):
             tensor.data.add_(rank)
 
     with patch.object(Runner, 'load_checkpoint', fit):
         runner.load_checkpoint('plain.pth')
-    torch.save(runner.model.state_dict(), f'{folder}/{rank}.pth')
+    torch.save([network.state_dict() for network in (runner.model, average)], f'{folder}/{rank}.pth')
     leave()
 
 
@@ -200,8 +198,8 @@ def test_processes_that_fit_a_checkpoint_have_the_same_weights(tmp_path):
     torch.save(before, tmp_path / 'start.pth')
     in_two_processes(loading_worker, str(tmp_path))
     for rank in range(2):
-        after = torch.load(tmp_path / f'{rank}.pth', weights_only=True)
-        assert all(torch.equal(after[key], tensor) for key, tensor in before.items())
+        for after in torch.load(tmp_path / f'{rank}.pth', weights_only=True):  # the network and its average
+            assert all(torch.equal(after[key], tensor) for key, tensor in before.items())
 
 
 def test_a_runner_that_would_save_one_process_of_fsdp_is_refused():
@@ -215,11 +213,6 @@ def test_a_runner_that_would_save_one_process_of_fsdp_is_refused():
 
 
 def train_command(images, work_dir, *options):
-    loading = [
-        f'{split}_dataloader.{option}'
-        for split in ('train', 'val')
-        for option in ('num_workers=0', 'persistent_workers=False', 'batch_size=5')
-    ]
     return [
         'projects/dsfb/configs/shared-resnet32-s8u1_4e_cifar10-jpeg.py',
         '--work-dir',
@@ -227,7 +220,9 @@ def train_command(images, work_dir, *options):
         '--cfg-options',
         f'data_root={images}',
         'default_hooks.logger.interval=1',
-        *loading,
+        'train_dataloader.batch_size=5',
+        'val_dataloader.batch_size=5',
+        *loader_options('train', 'val'),
         *options,
     ]
 
@@ -253,10 +248,7 @@ def test_a_resumed_run_ends_in_the_same_weights(images, tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_process_ends_the_job_and_it_can_be_resumed(images, tmp_path):
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = str(free.getsockname()[1])
-    environment = dict(os.environ, PATH=f'{Path(sys.executable).parent}:{os.environ["PATH"]}', PORT=port)
+    environment = dict(os.environ, PATH=f'{Path(sys.executable).parent}:{os.environ["PATH"]}', PORT=free_port())
     config, *rest = train_command(images, tmp_path)
     command = ['tools/dist_train.sh', config, '2', *rest]
     job = subprocess.Popen(
@@ -269,7 +261,7 @@ def test_a_killed_process_ends_the_job_and_it_can_be_resumed(images, tmp_path):
     )
     try:
         assert any(re.search(r'Epoch\(train\) +\[3\]', line) for line in job.stdout)
-        workers = subprocess.run(['pgrep', '-P', str(job.pid)], capture_output=True, text=True).stdout.split()
+        workers = Path(f'/proc/{job.pid}/task/{job.pid}/children').read_text().split()
         assert len(workers) == 2
         os.kill(int(workers[-1]), signal.SIGKILL)
         killed = time.monotonic()

@@ -3,7 +3,6 @@
 import copy
 import re
 import sys
-from functools import cache
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from mmengine.registry import HOOKS, MODELS
 from torch import nn
 
 import mmshared
-from helpers import ROOT, call, evaluating, image, randomise_norms
+from helpers import ROOT, evaluating, image, options_of, randomise_norms
 from mmshared import banks, fold_layers
 from mmshared.engine.build import build_model
 from mmshared.engine.config import load_config
@@ -30,25 +29,20 @@ pages = pytest.mark.parametrize('page', PAGES, ids=lambda page: str(page.relativ
 
 
 def blocks(page, language):
-    return [code for kind, _, code in BLOCK.findall(page.read_text()) if kind == language]
+    return [code for kind, _, code in BLOCK.findall(page.read_text(encoding='utf-8')) if kind == language]
 
 
 @pages
 def test_what_a_page_links_to_exists(page):
-    links = re.findall(r'\]\((?!\w+:)([^()\s#]+)', page.read_text())
+    links = re.findall(r'\]\((?!\w+:)([^()\s#]+)', page.read_text(encoding='utf-8'))
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
 @pages
 def test_the_files_that_a_page_names_exist(page):
-    names = re.findall(r'(?<![\w./(])(?:tools|configs|projects|mmshared)/[\w./-]+\.(?:py|sh|yaml)\b', page.read_text())
+    text = page.read_text(encoding='utf-8')
+    names = re.findall(r'(?<![\w./(])(?:tools|configs|projects|mmshared)/[\w./-]+\.(?:py|sh|yaml)\b', text)
     assert [name for name in names if not (ROOT / name).exists()] == []
-
-
-@cache
-def options_of(tool):
-    """The options in the help of a tool of the folder tools/."""
-    return {*re.findall(r'--[\w-]+', call(tool, '--help').stdout), '--traceback'}
 
 
 def commands_on(page):
@@ -79,14 +73,14 @@ def test_the_python_on_a_page_is_python(page):
 
 
 def test_every_public_name_is_in_the_api_reference():
-    pages = '\n'.join(path.read_text() for path in (ROOT / 'docs/en/api').glob('*.md'))
+    pages = '\n'.join(path.read_text(encoding='utf-8') for path in (ROOT / 'docs/en/api').glob('*.md'))
     shown = {name.rpartition('.')[2] for name in re.findall(r'^::: (mmshared\S+)$', pages, re.M)}
     assert {*mmshared.__all__} - shown == {'__version__'}
 
 
 def test_the_messages_of_troubleshooting_are_ours():
-    page = (ROOT / 'docs/en/troubleshooting.md').read_text().partition('## Of other libraries')[0]
-    source = ''.join(path.read_text() for path in (ROOT / 'mmshared').rglob('*.py'))
+    page = (ROOT / 'docs/en/troubleshooting.md').read_text(encoding='utf-8').partition('## Of other libraries')[0]
+    source = ''.join(path.read_text(encoding='utf-8') for path in (ROOT / 'mmshared').rglob('*.py'))
     source = re.sub(r"""['"]\s*f?['"]""", '', source)  # messages are written over several lines
     parts = [part.strip() for line in page.splitlines() if '**`' in line for part in re.split('`|…', line)]
     assert len(parts) > 60
@@ -96,9 +90,9 @@ def test_the_messages_of_troubleshooting_are_ours():
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A folder with the files of the page about adding a bank, from which Python imports."""
-    for _, title, code in BLOCK.findall(ADDING.read_text()):
+    for _, title, code in BLOCK.findall(ADDING.read_text(encoding='utf-8')):
         if title:
-            (tmp_path / title).write_text(code)
+            (tmp_path / title).write_text(code, encoding='utf-8')
     monkeypatch.syspath_prepend(tmp_path)
     yield tmp_path
     MODELS.module_dict.pop('ScaledFilters', None)

@@ -16,6 +16,7 @@ from helpers import BASIS, ROOT, TEMPLATES, call, image, randomise_norms, small,
 from mmshared import SharingError
 from mmshared.convert.fold import fold_model, stock_config, to_torchvision
 from mmshared.convert.onnx import export_onnx, onnx_forms
+from mmshared.convert.unpack import unpack
 from mmshared.engine.build import build_model, feature_maps, inner
 from mmshared.engine.checkpoint import load_checkpoint_file
 from mmshared.engine.config import config_path
@@ -33,6 +34,7 @@ CONFIGS = {
     'mobilenet': ('shared_mobilenet_v2/shared-mobilenet-v2-pp_8xb32_in1k.py', ''),
     'detector': ('small/faster-rcnn_r50-narrow-shared_6e_digits.py', ''),
 }
+SMALL = ('shared_resnet/shared-resnet32-s8u1_b256_cifar10.py', 'model = dict(backbone=dict(depth=20))')
 # What a user without mmshared does with the networks in some folders; mmcv's operators come from its file, since this
 # test has none compiled.
 STOCK = """
@@ -65,7 +67,7 @@ def fold(*arguments):
 
 def trained(name, folder):
     """Write a config and its checkpoint into a folder. Returns both, and the model."""
-    base, text = CONFIGS[name]
+    base, text = SMALL if name == 'small' else CONFIGS[name]
     config, checkpoint = folder / 'shared.py', folder / 'shared.pth'
     folder.mkdir(exist_ok=True)
     config.write_text(f"_base_ = '{ROOT}/configs/{base}'\n{text}")
@@ -137,10 +139,7 @@ def test_a_folded_detector_runs_in_a_fresh_process_by_its_config_or_its_checkpoi
 def test_what_is_written_is_for_whom_the_umask_says(tmp_path, monkeypatch):
     pytest.importorskip('safetensors')
     pytest.importorskip('onnxruntime')
-    config = tmp_path / 'shared.py'
-    name = 'shared_resnet/shared-resnet32-s8u1_b256_cifar10.py'
-    config.write_text(f"_base_ = '{ROOT}/configs/{name}'\nmodel = dict(backbone=dict(depth=20))")
-    torch.save(dict(state_dict=build_model(Config.fromfile(config)).state_dict()), tmp_path / 'shared.pth')
+    config, checkpoint, _ = trained('small', tmp_path)
     made = []  # it is the same network each time: it is made once, and written each time
     monkeypatch.setattr(
         'mmshared.convert.onnx.onnx_forms',
@@ -150,8 +149,8 @@ def test_what_is_written_is_for_whom_the_umask_says(tmp_path, monkeypatch):
         out = tmp_path / f'{umask:o}'
         before = os.umask(umask)
         try:
-            fold(config, tmp_path / 'shared.pth', out / 'plain.pth', '--onnx', out / 'plain.onnx')
-            fold(config, tmp_path / 'shared.pth', out / 'other.safetensors')
+            fold(config, checkpoint, out / 'plain.pth', '--onnx', out / 'plain.onnx')
+            fold(config, checkpoint, out / 'other.safetensors')
             call('model_converters/publish_model.py', out / 'plain.pth', out / 'published.pth')
         finally:
             os.umask(before)
@@ -205,6 +204,43 @@ def test_shared_filters_are_stored_once_in_onnx(name, text, most, part, tmp_path
     # With a factor for each channel in place of the batch norms, and the graph.
     assert 1e6 * shared < 4.2 * sum(tensor.numel() for tensor in inner(model).state_dict().values())
     assert ('one of mmshared' in result.stdout) == ("'mmshared'," in (tmp_path / 'plain.py').read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    'options, part, error',
+    [
+        ('--keep-shared', 0.7, 1e-4),
+        ('--half', 0.6, 1e-2),
+        ('--int8', 0.4, 0.2),
+        ('--keep-shared --int8', 0.3, 0.2),
+    ],
+)
+def test_safetensors_are_as_small_as_asked_and_unpack_into_the_plain_network(options, part, error, tmp_path):
+    pytest.importorskip('safetensors')
+    config, checkpoint, model = trained('small', tmp_path)
+    out, x = tmp_path / 'plain.safetensors', image(32)
+    result = fold(config, checkpoint, out, *options.split())
+    assert result.returncode == 0, result.stderr
+    plain = build_model(Config.fromfile(tmp_path / 'plain.py')).eval()
+    plain.load_state_dict({key: torch.tensor(each) for key, each in unpack(out).items()}, strict=True)
+    with torch.no_grad():
+        assert relative_difference(plain(x), model(x)) < error
+    assert out.stat().st_size < part * sum(each.nbytes for each in plain.state_dict().values())
+    loaded = load_checkpoint_file(str(out))
+    (model if '--keep-shared' in options else plain).load_state_dict(loaded, strict=True)
+
+
+@pytest.mark.slow
+def test_weights_of_four_bits_are_stored_as_such_in_onnx(tmp_path):
+    onnx = pytest.importorskip('onnx')
+    pytest.importorskip('onnxruntime')
+    config, checkpoint, _ = trained('small', tmp_path)
+    result = fold(config, checkpoint, tmp_path / 'plain.pth', '--onnx', tmp_path / 'small.onnx', '--int4')
+    assert result.returncode == 0, result.stderr
+    model = onnx.load(tmp_path / 'small.onnx')
+    assert onnx.TensorProto.INT4 in {each.data_type for each in model.graph.initializer}
+    onnx.checker.check_model(model, full_check=True)
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from helpers import (
     BASIS,
     REPEATED,
     TIED,
+    TWO_STAGES,
     backbone,
     evaluating,
     image,
@@ -47,13 +48,12 @@ def test_a_shared_checkpoint_loads_as_it_is(library, bank):
 def test_a_folded_network_loads_back_without_loss(library, bank):
     # What was shared once lies in the span of a basis of its rank, its tied kernels and its plain copies agree.
     torch.manual_seed(0)
-    two_stages = dict(num_stages=2, strides=(1, 2), dilations=(1, 1), out_indices=(1,))
-    shared = evaluating(randomise_norms(backbone(depth=34, bank=bank, **two_stages)))
+    shared = evaluating(randomise_norms(backbone(depth=34, bank=bank, **TWO_STAGES)))
     x = image(32)
     before = shared(x)
     fold_layers(shared)
     torch.manual_seed(0)  # what is dropped and what is random is drawn as it was
-    again = backbone(depth=34, bank=bank, **two_stages)
+    again = backbone(depth=34, bank=bank, **TWO_STAGES)
     for name, parameter in again.named_parameters():
         if '.transform.' not in name:
             torch.nn.init.normal_(parameter)

@@ -1,6 +1,7 @@
 """Laws of template banks as loops: similarity, the loss that rewards it, programs, folding."""
 
 import re
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -12,7 +13,19 @@ from PIL import Image
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from helpers import BANKS, backbone, call, evaluating, image, randomise_norms, small, stage_banks, train
+from helpers import (
+    BANKS,
+    TWO_STAGES,
+    backbone,
+    call,
+    classifier_config,
+    evaluating,
+    image,
+    randomise_norms,
+    small,
+    stage_banks,
+    train,
+)
 from mmshared import (
     LayerSimilarityHook,
     LoopedTemplates,
@@ -50,16 +63,8 @@ def config(bank=TEMPLATES, data_root=None, network=None, width=64):
     network = network or dict(
         type='SharedWideResNet_CIFAR', depth=28, widen_factor=1, sharing=dict(groups=['conv[12]'], bank=bank)
     )
-    cfg = dict(
-        model=dict(
-            type='ImageClassifier',
-            backbone=network,
-            neck=dict(type='GlobalAveragePooling'),
-            head=dict(type='LinearClsHead', num_classes=10, in_channels=width),
-        ),
-        default_scope='mmpretrain',
-        custom_imports=dict(imports=['mmshared'], allow_failed_imports=False),
-    )
+    cfg = classifier_config(network, width)
+    cfg.custom_imports = dict(imports=['mmshared'], allow_failed_imports=False)
     if data_root is not None:
         for split in ('train', 'test'):
             pipeline = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]
@@ -78,7 +83,7 @@ def config(bank=TEMPLATES, data_root=None, network=None, width=64):
             optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
             custom_hooks=[dict(type='LayerSimilarityHook'), dict(type='EmptyCacheHook')],
         )
-    return Config(cfg)
+    return cfg
 
 
 def make_alike(model, noise=0.0):
@@ -164,9 +169,7 @@ def test_the_recurrence_loss_equals_its_formula_and_its_gradient_raises_similari
 
 @pytest.mark.slow
 def test_the_hooks_add_the_loss_and_write_the_similarity(mmpretrain, tmp_path):
-    network = backbone(
-        depth=34, groups=['conv[12]'], bank=TEMPLATES, num_stages=2, strides=(1, 2), dilations=(1, 1), out_indices=(1,)
-    )
+    network = backbone(depth=34, groups=['conv[12]'], bank=TEMPLATES, **TWO_STAGES)
     start = recurrence_loss(template_banks(network)).item()
     model, seen = train(network, tmp_path, [RecurrenceLossHook(0.5), LayerSimilarityHook(2)], iterations=4)
     assert seen[0]['loss_recurrence'].item() == pytest.approx(0.5 * start)
@@ -441,12 +444,29 @@ def test_banks_that_fit_no_network_are_refused(bank, words):
 # The tools
 
 
+@contextmanager
+def batches_of_training():
+    """The batches that wide ResNets in training mode get within this context."""
+    seen = []
+
+    def see(module, args):
+        if isinstance(module, WideResNet_CIFAR) and module.training:
+            seen.append(args[0])
+
+    handle = register_module_forward_pre_hook(see)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
 @pytest.mark.slow
 def test_the_tool_writes_a_network_of_loops_that_loads_and_tells_what_it_costs(images, tmp_path):
     cfg = config(data_root=images)
     model = make_alike(build_model(cfg), noise=0.02)
     out = tmp_path / 'out/loops.pth'
-    result = call(FOLD, *write(tmp_path, cfg, model), out, '--threshold', '0.9', '--recalibrate', '2')
+    with batches_of_training() as seen:
+        result = call(FOLD, *write(tmp_path, cfg, model), out, '--threshold', '0.9', '--recalibrate', '2')
     assert result.returncode == 0, result.stderr
     said = result.stdout
     assert 'backbone.layer1: 0.conv1 0.conv2; loop 3 x [1.conv1 1.conv2]' in said
@@ -471,25 +491,21 @@ def test_the_tool_writes_a_network_of_loops_that_loads_and_tells_what_it_costs(i
     ]
     assert relative_difference(kernels[18:], kernels[:18]) < 0.2
     # The first batch norm has the mean of two batches of the training set, not the numbers that it was given.
-    means = [network.backbone.layer1[0].norm1.running_mean for network in (folded, model)]
-    assert not torch.allclose(*means)
+    norm, means = folded.backbone.layer1[0].norm1, []
+    norm.register_forward_pre_hook(lambda module, args: means.append(args[0].mean((0, 2, 3))))
+    for batch in seen:
+        folded.backbone(batch)
+    assert len(means) == 2
+    torch.testing.assert_close(norm.running_mean, torch.stack(means).mean(0), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
 def test_recalibration_takes_exactly_the_batches_asked_for(images, tmp_path):
-    cfg, seen = config(data_root=images), []
-
-    def see(module, args):
-        if isinstance(module, WideResNet_CIFAR):
-            seen.append(len(args[0]))
-
-    handle = register_module_forward_pre_hook(see)
-    try:
-        files = write(tmp_path, cfg, make_alike(build_model(cfg)))
+    cfg = config(data_root=images)
+    files = write(tmp_path, cfg, make_alike(build_model(cfg)))
+    with batches_of_training() as seen:
         call(FOLD, *files, tmp_path / 'out.pth', '--recalibrate', '3', '--no-test')
-    finally:
-        handle.remove()
-    assert seen == [8] * 3
+    assert [len(batch) for batch in seen] == [8] * 3
 
 
 @pytest.mark.slow

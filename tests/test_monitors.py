@@ -195,7 +195,9 @@ def test_a_figure_of_one_point_has_axes_about_it(monkeypatch, value):
     monkeypatch.setattr(Figure, 'savefig', lambda figure, *args, **kwargs: figures.append(figure))
     draw_curves({'loss': [(10, value)], 'loss_orth': [(10, 0.0)], 'map': [(1, value)]}, 'map', 'curves.png')
     draw_metric([dict(model='a', parameters=10**6, mean=value, deviation=None)], 'map', 'metric.png')
-    for axis in [axis for figure in figures for axis in figure.axes]:
+    axes = [axis for figure in figures for axis in figure.axes]
+    assert len(figures) == 2 and len(axes) > 2
+    for axis in axes:
         (low, high), (left, right) = axis.get_ylim(), axis.get_xlim()
         assert low <= 0 and high >= 1 and left == 0 and right >= 1
 

@@ -1,13 +1,14 @@
 """Laws of norms in a compressed network: their statistics follow their inputs, and nothing else changes."""
 
 import copy
+import pickle
 
 import pytest
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from helpers import BASIS, evaluating, image, randomise_norms, small
+from helpers import BASIS, evaluating, image, in_two_processes, join, leave, randomise_norms, small
 from mmshared import banks, fold_layers, share_layers
 from mmshared.compress.norms import recalibrate_norms
 from mmshared.sharing.deployment import relative_difference
@@ -97,6 +98,25 @@ def test_folding_after_it_changes_nothing(mmpretrain):
     x = image(32)
     before = shared(x)
     assert relative_difference(fold_layers(shared)(x), before) < 1e-4
+
+
+def recalibrating_worker(rank, given, folder):
+    join(rank, folder)
+    plain, shared, batches = pickle.loads(given)
+    recalibrate_norms(shared, plain, batches[rank::2])
+    torch.save(shared.state_dict(), f'{folder}/{rank}.pth')
+    leave()
+
+
+@pytest.mark.slow
+def test_each_of_two_processes_gets_the_statistics_of_all_images(mmpretrain, tmp_path):
+    plain, shared = pair(BASIS)
+    batches = [image(32, 4) for _ in range(4)]
+    in_two_processes(recalibrating_worker, pickle.dumps((plain, shared, batches)), str(tmp_path))
+    recalibrate_norms(shared, plain, batches)
+    for rank in range(2):
+        found = torch.load(tmp_path / f'{rank}.pth', weights_only=True)
+        torch.testing.assert_close(found, dict(shared.state_dict()), rtol=1e-4, atol=1e-5)
 
 
 def test_maps_of_one_value_are_left_to_the_running_statistics():

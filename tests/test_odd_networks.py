@@ -5,7 +5,18 @@ import torch
 from blocks import Towers, conv_modules
 from torch import nn
 
-from helpers import BANKS, BASIS, REPEATED, TIED, evaluating, image, randomise_norms, refuses, state_of
+from helpers import (
+    BANKS,
+    BASIS,
+    REPEATED,
+    TIED,
+    evaluating,
+    image,
+    randomise_norms,
+    refuses,
+    refuses_to_share,
+    state_of,
+)
 from mmshared import Bank, SharedLayer, SharingError, banks, fold_layers, share_layers
 from mmshared.engine.build import feature_maps
 from mmshared.sharing.deployment import relative_difference
@@ -100,8 +111,8 @@ def test_bases_start_orthonormal_where_a_stage_has_more_of_them_than_dimensions(
 
 def test_each_group_of_one_has_to_be_smaller():
     network = nn.Sequential(nn.Conv2d(16, 16, 1), *[nn.Conv2d(16, 16, 3) for _ in range(9)])
-    with pytest.raises(SharingError, match="'0' would have 4.. parameters for 256"):
-        share_layers(network, layers=['0', '[1-9]'], bank=[dict(BASIS, unique_rank=16), TIED])
+    words, bank = "'0' would have 4.. parameters for 256", [dict(BASIS, unique_rank=16), TIED]
+    refuses_to_share(network, words, layers=['0', '[1-9]'], bank=bank)
 
 
 def test_a_layer_whose_weight_is_computed_is_left_out():

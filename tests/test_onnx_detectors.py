@@ -347,6 +347,10 @@ def test_the_metrics_of_a_classifier_are_those_of_pytorch(images, tmp_path):
     expected = torch_runner(copy.deepcopy(cfg), network).test()
     assert 10 < expected['accuracy/top5'] < 100
     assert evaluate_onnx(copy.deepcopy(cfg), str(tmp_path / 'plain.onnx')) == pytest.approx(expected)
+    cfg.dump(tmp_path / 'tested.py')
+    result = call('test_onnx.py', tmp_path / 'tested.py', tmp_path / 'plain.onnx')
+    assert result.returncode == 0, result.stderr
+    assert f'accuracy/top5: {expected["accuracy/top5"]:.4f}' in result.stdout + result.stderr
 
 
 @pytest.mark.slow

@@ -170,8 +170,8 @@ def run(network, tmp_path, loss_weight=10.0, iterations=2, **kwargs):
 
 
 def test_the_hook_adds_the_weighted_loss_to_the_sum_and_the_gradient(mmpretrain, tmp_path):
-    network = disturbed_small = small()
-    for banks in stage_banks(disturbed_small).values():
+    network = small()
+    for banks in stage_banks(network).values():
         banks[0].filters.data += 0.1 * torch.randn_like(banks[0].filters)
     start = {key: tensor.clone() for key, tensor in network.state_dict().items()}
     expected = 10 * single([[bank.double() for bank in banks] for banks in stage_banks(network).values()])
@@ -217,9 +217,8 @@ def test_own_filters_that_are_not_there_are_refused(mmpretrain, tmp_path):
 
 
 def test_a_model_without_a_basis_is_refused(mmpretrain, tmp_path):
-    plain = backbone(depth=18, bank=None, num_stages=2, strides=(1, 2), dilations=(1, 1), out_indices=(1,))
     with pytest.raises(SharingError, match='found no filter basis in the model'):
-        run(plain, tmp_path)
+        run(small(bank=None), tmp_path)
 
 
 def test_a_copy_of_a_hooked_model_has_a_loss_of_its_own(mmpretrain):

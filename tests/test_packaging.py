@@ -11,7 +11,7 @@ import yaml
 from mmengine.config import Config
 from mmengine.hub import get_config
 
-from helpers import ROOT
+from helpers import ROOT, loader_options
 from mmshared import SharingError
 from mmshared_cli.command import find_tools, main, summary
 
@@ -70,7 +70,7 @@ def test_an_inferencer_takes_a_name():
 
 
 def test_the_index_has_all_metafiles():
-    listed = yaml.safe_load((ROOT / 'mmshared/.mim/model-index.yml').read_text())['Import']
+    listed = yaml.safe_load((ROOT / 'mmshared/.mim/model-index.yml').read_text(encoding='utf-8'))['Import']
     assert listed == [str(path.relative_to(ROOT)) for path in sorted((ROOT / 'configs').rglob('metafile.yml'))]
 
 
@@ -161,8 +161,7 @@ def test_the_wheel_has_the_configs_by_name(installed, python, tmp_path):
 def test_the_wheel_trains_without_a_clone(installed, python, tmp_path):
     command = installed / 'bin/mmshared'
     python(command, 'digit-scenes', '--train', 4, '--val', 2, '--size', 64, '--digits', 1, 2, '--digit-size', 16, 32)
-    options = ['train_cfg.max_epochs=1', 'train_dataloader.batch_size=2', 'train_dataloader.num_workers=0']
-    options += ['train_dataloader.persistent_workers=False']
+    options = ['train_cfg.max_epochs=1', 'train_dataloader.batch_size=2', *loader_options('train')]
     python(command, 'train', DIGITS, '--no-validate', '--cfg-options', *options)
     (work_dir,) = (tmp_path / 'work_dirs').iterdir()
     assert work_dir.name == 'faster-rcnn_r50-narrow-shared_6e_digits'

@@ -157,6 +157,20 @@ def test_what_cannot_be_packed_is_refused(tmp_path, bank, form, scale, message):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (lambda found: {**found, '0.0.weight': found['0.0.weight'] + 1}, 'weights that .* unpacks into are others'),
+        (lambda found: {**found, 'more': np.zeros(1)}, 'does not unpack into the plain network'),
+    ],
+)
+def test_a_file_that_unpacks_into_another_network_is_not_written(tmp_path, monkeypatch, change, message):
+    monkeypatch.setattr('mmshared.convert.unpack.unpack', lambda path: change(unpack(path)))
+    with pytest.raises(SharingError, match=message):
+        pack(linears(dict(type='TiedFilters')), tmp_path / 'shared.safetensors')
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_file_names_no_other_operations(tmp_path):
     program = dict(steps=[['%0', 'load', 'a']], dropped=[])
     safetensors.save_file(dict(a=torch.ones(1)), tmp_path / 'a.safetensors', dict(plain=json.dumps(program)))

@@ -1,12 +1,13 @@
 """Laws of reconstruction: blocks come nearer to those of the plain network, and only what is their own changes."""
 
 import copy
+import pickle
 
 import pytest
 import torch
 from torch import nn
 
-from helpers import TIED, chain, evaluating, image, randomise_norms, small
+from helpers import TIED, chain, evaluating, image, in_two_processes, join, leave, randomise_norms, small
 from mmshared import banks, share_layers
 from mmshared.compress.reconstruction import reconstruct
 
@@ -131,3 +132,26 @@ def test_a_limit_leaves_batches_out():
     plain.register_forward_pre_hook(lambda *_: calls.append(1))
     reconstruct(shared, plain, [torch.randn(16, 8) for _ in range(10)], steps=1, limit=3.5 * 2 * 16 * 8 * 4 / 1e9)
     assert len(calls) == 3 * 3
+
+
+def reconstructing_worker(rank, given, folder):
+    join(rank, folder)
+    plain, shared, batches = pickle.loads(given)
+    inputs = batches[: 1 - rank], batches[rank:]  # at first the second process has none
+    found = [reconstruct(shared, plain, each, steps=5) for each in inputs]
+    torch.save(([len(each) for each in found], shared.state_dict()), f'{folder}/{rank}.pth')
+    leave()
+
+
+@pytest.mark.slow
+def test_of_two_processes_the_first_decides_and_a_block_needs_inputs_in_both(tmp_path):
+    make, sharing, x = NETWORKS['sequential']
+    plain, shared = pair(make, **sharing)
+    batches = [x(), x()]
+    given = pickle.dumps((plain, shared, batches))
+    in_two_processes(reconstructing_worker, given, str(tmp_path))
+    reconstruct(shared, plain, batches, steps=5)
+    for rank in range(2):
+        counts, found = torch.load(tmp_path / f'{rank}.pth', weights_only=True)
+        assert counts == [0, 3]
+        torch.testing.assert_close(dict(found), dict(shared.state_dict()))

@@ -40,6 +40,9 @@ def small_runner(tmp_path, name, **kwargs):
         train_dataloader=data,
         train_cfg=dict(by_epoch=False, max_iters=1),
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.0)),
+        val_dataloader=data,
+        val_cfg={},
+        val_evaluator=[NoMetric()],
         test_dataloader=data,
         test_cfg={},
         test_evaluator=[NoMetric()],
@@ -60,7 +63,7 @@ def state(mmpretrain):
     return Classifier(small()).state_dict()
 
 
-@pytest.mark.parametrize('use', ['test', 'resume'])
+@pytest.mark.parametrize('use', ['test', 'val', 'resume'])
 def test_what_is_tested_or_resumed_is_the_whole_network(state, tmp_path, use):
     other = checkpoint(tmp_path / 'other.pth', state, **{'fc.weight': torch.zeros(5, 32)})
     lacking = checkpoint(tmp_path / 'lacking.pth', {key: state[key] for key in state if key != 'fc.bias'})
@@ -70,7 +73,7 @@ def test_what_is_tested_or_resumed_is_the_whole_network(state, tmp_path, use):
     ):
         runner = small_runner(tmp_path, f'{use}-{Path(path).stem}', load_from=path, resume=use == 'resume')
         with pytest.raises(SharingError, match=words):
-            runner.test() if use == 'test' else runner.train()
+            runner.train() if use == 'resume' else getattr(runner, use)()
 
 
 @pytest.mark.parametrize('lacks', ['meta', 'message_hub'])

@@ -1,3 +1,5 @@
+"""Segmentors of mmseg, a third library, share too."""
+
 import subprocess
 import sys
 
@@ -5,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from helpers import ROOT
+from helpers import ROOT, loader_options
 from mmshared.engine.checkpoint import load_checkpoint_file
 
 pytest.importorskip('mmseg', reason="needs pip install '.[segmentation]'")
@@ -25,11 +27,7 @@ OPTIONS = [
     'train_dataloader.batch_size=2',
     'default_hooks.logger.interval=1',
     'default_hooks.checkpoint.interval=2',
-    *(
-        f'{loader}_dataloader.{option}'
-        for loader in ('train', 'val', 'test')
-        for option in ('num_workers=0', 'persistent_workers=False')
-    ),
+    *loader_options('train', 'val', 'test'),
 ]
 
 

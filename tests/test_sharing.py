@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from functools import partial
 from importlib import import_module
 
 import pytest
@@ -10,8 +11,23 @@ import torch.nn.functional as F
 from mmengine.model import ExponentialMovingAverage, convert_sync_batchnorm, revert_sync_batchnorm
 from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS, init_default_scope
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
-from helpers import BANKS, BASIS, LAYERS, TIED, backbone, chain, evaluating, image, randomise_norms, small, stage_banks
+from helpers import (
+    BANKS,
+    BASIS,
+    KINDS,
+    LAYERS,
+    TIED,
+    TWO_STAGES,
+    backbone,
+    chain,
+    evaluating,
+    image,
+    randomise_norms,
+    small,
+    stage_banks,
+)
 from mmshared import (
     OrthonormalFilterBasis,
     SharedLayer,
@@ -33,10 +49,7 @@ NETWORKS = [
         bank=TIED,
         base_channels=64,
         stem_channels=64,
-        num_stages=2,
-        strides=(1, 2),
-        dilations=(1, 1),
-        out_indices=(0, 1),
+        **{**TWO_STAGES, 'out_indices': (0, 1)},
     ),
     # mmpretrain names its convs by number, mmdet by their part.
     dict(
@@ -235,7 +248,7 @@ def test_stages_that_are_frozen_in_train_freeze_their_banks(mmdet):
 
 
 def norm_and_product(conv, x):
-    """What a conv on a basis computes, by a batch norm and a 1x1 conv, and its parameters and statistics."""
+    """What a conv on a basis computes, by a batch norm and a 1x1 conv."""
     x = nn.functional.conv2d(x, conv.filters(), None, conv.stride, conv.padding)
     return nn.functional.conv2d(conv.norm(x), conv.coefficients, conv.bias)
 
@@ -290,6 +303,39 @@ def test_checkpointed_blocks_have_the_same_gradients(library, bank):
         model(x)[-1].square().mean().backward()
     for (name, a), b in zip(models[0].named_parameters(), models[1].parameters()):
         torch.testing.assert_close(a.grad, b.grad, msg=lambda text, name=name: f'{name}: {text}')
+
+
+class SecondInItsWay(nn.Sequential):
+    """Blocks, of which the second, the first that shares, runs in a way of its own."""
+
+    def __init__(self, way, *blocks):
+        super().__init__(*blocks)
+        self.way = way
+
+    def forward(self, x):
+        for number, block in enumerate(self):
+            x = self.way(block, x) if number == 1 else block(x)
+        return x
+
+
+def by_autocast(block, x):
+    with torch.autocast('cpu', torch.bfloat16):
+        return block(x).float()
+
+
+@pytest.mark.parametrize('way', [partial(checkpoint, use_reentrant=True), by_autocast], ids=['checkpointed', 'mixed'])
+@pytest.mark.parametrize('bank', KINDS.values(), ids=KINDS)
+@pytest.mark.filterwarnings('ignore:Sharing saves nothing')
+def test_a_pass_has_the_gradients_of_blocks_that_run_by_themselves(bank, way):
+    network = SecondInItsWay(way, *chain(LAYERS['conv']))
+    share_layers(network, groups=['0'], bank=bank)
+    x, gradients = torch.randn(2, 16, 5, 5, requires_grad=True), []
+    for run in (network, network.forward):  # which is no pass
+        network.zero_grad()
+        run(x).square().sum().backward()
+        gradients.append([p.grad for p in network.parameters() if p.grad is not None])
+    assert gradients[0]
+    torch.testing.assert_close(*gradients)
 
 
 def test_the_norm_of_a_basis_is_the_kind_that_the_network_uses(library):

@@ -1,15 +1,13 @@
 """Laws of statistics: the moments of a layer's inputs say how large its outputs are, however it is called."""
 
 import copy
-import os
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from helpers import energy, in_two_processes
+from helpers import energy, in_two_processes, join, leave
 from mmshared import SharingError
 from mmshared.compress import statistics
 from mmshared.compress.statistics import collect_moments
@@ -176,13 +174,11 @@ def test_an_interrupted_pass_goes_on_where_it_was(tmp_path, monkeypatch):
 
 
 def worker(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group('gloo', init_method=f'file://{folder}/meet', rank=rank, world_size=2)
+    join(rank, folder)
     torch.manual_seed(0)
     model, batches = deep(), [torch.randn(2, 4, 8, 8) for _ in range(3)]
     torch.save(collect_moments(model, batches[rank::2], ['1', '2']), f'{folder}/{rank}.pth')
-    dist.destroy_process_group()
-    os._exit(0)
+    leave()
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import torch
 from mmdet.models.backbones.trident_resnet import TridentConv
 from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config
+from mmengine.logging import MessageHub
 from mmengine.model import BaseModule
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, Registry, init_default_scope
@@ -234,12 +235,19 @@ def test_a_momentum_encoder_follows_a_shared_backbone_and_a_whole_model_is_refus
     with pytest.raises(SharingError, match='SharedBYOL keeps a moving average .* share its backbone instead'):
         MODELS.build(dict(type='SharedBYOL', backbone=plain, neck=neck, head=head, sharing=sharing))
     shared = dict(plain, type='SharedResNet', sharing=sharing)
-    model = MODELS.build(dict(type='BYOL', backbone=shared, neck=neck, head=head))
-    model([image(32, 2), image(32, 2)], [DataSample()] * 2, mode='loss')['loss'].backward()
+    model = MODELS.build(dict(type='BYOL', backbone=shared, neck=neck, head=head, base_momentum=0.25))
+    inputs = [image(32, 2), image(32, 2)], [DataSample()] * 2
+    model(*inputs, mode='loss')['loss'].backward()
     online = nn.Sequential(model.backbone, model.neck).state_dict()
     followed = model.target_net.avg_parameters
-    assert sum(key.endswith('bank.filters') for key in followed) == 4
-    assert all(torch.equal(online[key], tensor) for key, tensor in followed.items())
+    filters = {key: tensor.clone() for key, tensor in followed.items() if key.endswith('bank.filters')}
+    assert len(filters) == 4 and all(torch.equal(online[key], tensor) for key, tensor in followed.items())
+    for bank in banks(model.backbone):
+        bank.filters.data += 1
+    MessageHub.get_current_instance().update_info('max_iters', 10**6)  # its momentum falls to 0 like a cosine
+    model(*inputs, mode='loss')
+    for key, before in filters.items():
+        torch.testing.assert_close(followed[key], before + 0.25)
 
 
 def test_a_head_generates_once_in_what_is_called_of_it(monkeypatch):

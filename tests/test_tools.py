@@ -14,7 +14,7 @@ from mmengine.config import Config
 from PIL import Image
 
 import helpers
-from helpers import ROOT, Forked
+from helpers import ROOT, Forked, loader_options
 from mmshared import SharingError
 from mmshared.engine.config import check_data, config_path, dotted, moved_root
 
@@ -72,8 +72,8 @@ class TestDigitScenes:
                 ink = np.abs(pixels.mean(2) - 127) > 110
                 assert ink[inside].any() and ink[~inside].mean() < 0.01
 
-    def test_train_and_val_use_different_digits(self, digits):
-        sys.path.insert(0, str((ROOT / 'tools' / SCENES).parent))
+    def test_train_and_val_use_different_digits(self, digits, monkeypatch):
+        monkeypatch.syspath_prepend((ROOT / 'tools' / SCENES).parent)
         import digit_scenes
 
         drawn = {}
@@ -82,12 +82,9 @@ class TestDigitScenes:
             drawn.setdefault(len(labels), {tuple(digit.ravel()) for digit in digits})
             return Image.new('RGB', (8, 8)), []
 
-        original, digit_scenes.scene = digit_scenes.scene, watched
-        try:
-            sys.argv = ['digit_scenes.py', str(digits.parent / 'watched'), *SMALL]
-            digit_scenes.main()
-        finally:
-            digit_scenes.scene = original
+        monkeypatch.setattr(digit_scenes, 'scene', watched)
+        monkeypatch.setattr(sys, 'argv', ['digit_scenes.py', str(digits.parent / 'watched'), *SMALL])
+        digit_scenes.main()
         train, val = sorted(drawn.values(), key=len, reverse=True)
         assert len(train) + len(val) > 1700 and len(train & val) <= 1  # two of the 1,797 are alike to the pixel
 
@@ -179,10 +176,7 @@ def test_training_can_be_interrupted_resumed_and_evaluated(digits, tmp_path):
         '--cfg-options',
         f'data_root={digits}',
         'train_dataloader.batch_size=2',
-        'train_dataloader.num_workers=0',
-        'train_dataloader.persistent_workers=False',
-        'val_dataloader.num_workers=0',
-        'val_dataloader.persistent_workers=False',
+        *loader_options('train', 'val'),
         'default_hooks.logger.interval=1',
         *SMALLER,
     ]
@@ -203,9 +197,8 @@ def test_training_can_be_interrupted_resumed_and_evaluated(digits, tmp_path):
     assert [(epoch, step) for epoch, step, _ in steps] == [('2', str(i)) for i in range(1, 5)]
     assert 'bbox_mAP' in result.stdout
 
-    loading = ['test_dataloader.num_workers=0', 'test_dataloader.persistent_workers=False']
     testing = ['test.py', CONFIG, tmp_path / 'work/epoch_2.pth', '--work-dir', tmp_path / 'test', '--cfg-options']
-    testing += [f'data_root={digits}', *loading, *SMALLER]
+    testing += [f'data_root={digits}', *loader_options('test'), *SMALLER]
     assert 'coco/bbox_mAP' in Forked(tmp_path / 'tested', *testing).result().stdout
 
     moved = (tmp_path / 'work').rename(tmp_path / 'moved')

@@ -29,7 +29,7 @@ def read_results(folder: Path) -> list[dict]:
         SharingError: If some of them are no runs of one table: there are two for one seed, or they differ in the plain
             network, or those of one row in the steps before fine-tuning.
     """
-    runs = [json.loads(path.read_text()) for path in sorted(folder.glob('*.json'))]
+    runs = [json.loads(path.read_text(encoding='utf-8')) for path in sorted(folder.glob('*.json'))]
     count = Counter((run['method'], run['keep'], *_training_of(run), run['seed']) for run in runs)
     for (method, keep, *_, seed), number in count.items():
         if number > 1:
@@ -138,7 +138,7 @@ def claims_table(file: Path, results: Path) -> str:
             of compressed networks also ``keep``.
         results (Path): The folder of the tables.
     """
-    lines, claims = [], yaml.safe_load(file.read_text())
+    lines, claims = [], yaml.safe_load(file.read_text(encoding='utf-8'))
     tables = {table: read_results(results / table) for table in {claim['table'] for claim in claims}}
     for claim in claims:
         runs = [
@@ -190,7 +190,7 @@ def tradeoffs_of(readme: Path, results: Path) -> dict[str, Tradeoff]:
         readme (Path): It has the mark of each table, see :func:`~mmshared.analysis.tables.put_tables`.
         results (Path): The folder of the tables.
     """
-    text = readme.read_text()
+    text = readme.read_text(encoding='utf-8')
     places = sorted((text.index(f'<!-- {folder.name} -->'), folder) for folder in folders_in(results))
     found = {text[:place].rpartition('\n## ')[2].partition('\n')[0]: tradeoff_of(folder) for place, folder in places}
     return {heading: each for heading, each in found.items() if each.methods}

@@ -69,7 +69,7 @@ def put_tables(readme: Path, tables: dict[str, str]) -> str:
     Raises:
         SharingError: If it lacks the marks of a table.
     """
-    text = readme.read_text()
+    text = readme.read_text(encoding='utf-8')
     for name, table in tables.items():
         start, end = f'<!-- {name} -->', f'<!-- end of {name} -->'
         before, found, rest = text.partition(start)
@@ -85,7 +85,7 @@ def readmes(root: Path) -> dict[Path, str]:
     small networks, from their results."""
     texts, main = {}, []
     for path in sorted(root.glob('configs/*/metafile.yml')):
-        models = yaml.safe_load(path.read_text())['Models']
+        models = yaml.safe_load(path.read_text(encoding='utf-8'))['Models']
         main += [model for model in models if model['Dataset'] == 'ImageNet-1k']
         readme = path.with_name('README.md')
         texts[readme] = put_tables(readme, dict(models=model_table(models, str(path.parent.relative_to(root)))))

@@ -223,7 +223,7 @@ def save_checkpoint(checkpoint: dict, path: Path) -> None:
 def _numbers() -> list:
     """What arrays and scalars of NumPy are made of in a checkpoint, except those of objects. NumPy 2 has moved the
     functions."""
-    makers = [number.__reduce__()[0] for number in (np.empty(0), np.float64())]
+    makers: list[Any] = [number.__reduce__()[0] for number in (np.empty(0), np.float64())]
     names = [(maker, f'numpy.{core}.multiarray.{maker.__name__}') for core in ('core', '_core') for maker in makers]
     types = [each for each in vars(np.dtypes).values() if isinstance(each, type) and each is not np.dtypes.ObjectDType]
     return [*names, *types]
