@@ -17,6 +17,7 @@ from helpers import (
     TIED,
     TWO_STAGES,
     backbone,
+    chain,
     evaluating,
     image,
     randomise_norms,
@@ -92,6 +93,32 @@ def test_what_a_data_set_decides_in_a_shared_stage_is_left_to_the_loader():
     torch.testing.assert_close(bank.filters, torch.stack([block['fc'].weight for block in plain]).mean(0))
     assert torch.equal(shared[1]['classify'].weight, before)
     refuses(shared, heads(80, 15, 6).state_dict(), 'classify.weight has the shape (80, 6) there and (4, 8) here')
+
+
+def test_what_is_no_tensor_outside_the_stages_is_left_to_the_loader():
+    network = nn.Sequential(chain(lambda: nn.Linear(8, 8)), nn.Linear(8, 3))
+    share_layers(network, groups=['0'], bank=TIED)
+    with pytest.raises(RuntimeError, match='1.weight'):
+        network.load_state_dict({**network.state_dict(), '1.weight': 3})
+
+
+@pytest.mark.parametrize('kind', ['tied', 'basis', 'orthonormal', 'templates', 'relaxed', 'repeated-linear'])
+def test_a_network_without_values_is_fitted_as_one_with_them(kind):
+    plain = chain(lambda: nn.Conv2d(16, 16, 3))
+    shared, empty = copy.deepcopy(plain), copy.deepcopy(plain).to('meta')
+    for network in (shared, empty):
+        share_layers(network, groups=['0'], bank=BANKS[kind])
+        network.load_state_dict(plain.state_dict(), assign=True)
+    assert all(torch.equal(empty.state_dict()[key], tensor) for key, tensor in shared.state_dict().items())
+
+
+@pytest.mark.parametrize('kind', ['repeated-bireal', 'repeated-static-drop'])
+def test_random_masks_are_not_made_of_nothing(kind):
+    plain = chain(lambda: nn.Conv2d(16, 16, 3))
+    empty = copy.deepcopy(plain).to('meta')
+    share_layers(empty, groups=['0'], bank=BANKS[kind])
+    with pytest.raises(SharingError, match='on the meta device'):
+        empty.load_state_dict(plain.state_dict(), assign=True)
 
 
 def test_an_orthonormal_basis_takes_no_other(mmpretrain):

@@ -293,6 +293,15 @@ class TestPlan:
         assert size_of(network).parameters == plan.parameters <= 0.5 * plain.parameters
         assert Plan.from_json(plan.to_json(), 'plan.json') == plan == check_plan(plan, Network(), 'plan.json')
 
+    def test_the_smallest_network_by_some_options_can_be_planned(self):
+        groups, plain = groups_of(), size_of(Network())
+        options = predict_costs(groups, lambda layers, bank: 0.0 if 'spare' in layers else rank_cost(layers, bank))
+        least = smallest(groups, plain, options)
+        assert least.parameters > smallest(groups, plain).parameters
+        assert make_plan(groups, options, plain, least.parameters).parameters == least.parameters
+        with pytest.raises(SharingError, match='give a larger one'):
+            make_plan(groups, options, plain, least.parameters - 1)
+
     @pytest.mark.parametrize('factor, names', [(1000, ['apart', 'whole']), (0.001, ['apart'])])
     def test_there_are_two_plans_if_groups_would_be_taken_apart(self, factor, names):
         groups, plain = groups_of(), size_of(Network())

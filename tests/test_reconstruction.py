@@ -47,11 +47,12 @@ class Conv(nn.Module):
 
 
 class Blocks(nn.Module):
-    """A stage that is a list, and whose blocks take several inputs."""
+    """A stage that is a list, or is run as one, and whose blocks take several inputs."""
 
-    def __init__(self):
+    def __init__(self, kind=nn.ModuleList):
         super().__init__()
-        self.blocks = nn.ModuleList(Residual() for _ in range(4))
+        self.blocks = kind()
+        self.blocks.extend([Residual() for _ in range(4)])
 
     def forward(self, x):
         x, scale = x.clone(), x.std()
@@ -67,6 +68,7 @@ NETWORKS = {
         lambda: torch.randn(4, 4, 8, 8),
     ),
     'list': (Blocks, dict(groups=['fc'], bank=RELAXED), lambda: torch.randn(16, 8)),
+    'by hand': (lambda: Blocks(nn.Sequential), dict(groups=['fc'], bank=RELAXED), lambda: torch.randn(16, 8)),
     'outright': (Blocks, dict(layers=r'blocks\.[13]\.fc', bank=RELAXED), lambda: torch.randn(16, 8)),
 }
 

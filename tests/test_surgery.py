@@ -255,6 +255,9 @@ def test_a_bank_generates_once_in_a_pass_of_a_network_of_somebody_else():
     expected = copy.deepcopy(network)
     fold_layers(expected)
     torch.testing.assert_close(network(x), expected(x), rtol=1e-4, atol=1e-5)
+    made.clear()
+    fold_layers(network)
+    assert len(made) == 1
 
 
 @pytest.mark.parametrize('own_blocks', [0, 1, 2])

@@ -56,7 +56,7 @@ def recalibrate_norms(model: nn.Module, plain: nn.Module, batches: Batches) -> N
 
 class _Statistics:
     """Within this context the batch norms of a model use the statistics of each batch, which are added up. Those of
-    filter bases work as ever, and the statistics of their responses are added up."""
+    filter bases are left as they are, and the statistics of their responses are added up."""
 
     def __init__(self, model: nn.Module):
         self.model = model

@@ -319,6 +319,12 @@ class Compression:
             save_checkpoint(moments, path)
             shutil.rmtree(cache, ignore_errors=True)
 
+    @property
+    def options(self) -> list[list[Option]]:
+        """The options of each group with their costs."""
+        read = json.loads((self.folder / 'options.json').read_text())
+        return [[Option(bank, Size(*size), cost) for bank, size, cost in each] for each in read]
+
     def write_options(self, path: Path) -> None:
         """Measure what the options of each group cost."""
         batches = list(within(calibration_loader(self.bare, self.images), _PIXELS))
@@ -354,9 +360,7 @@ class Compression:
     def write_plan(self, budget: Budget, files: Files, metric: str, path: Path) -> None:
         """The plan for a budget, from the options that were measured. Of two plans, it is that of the network with the
         better metric, only fitted."""
-        read = json.loads((self.folder / 'options.json').read_text())
-        options = [[Option(bank, Size(*size), cost) for bank, size, cost in each] for each in read]
-        plans = make_plans(self.groups, options, self.size, *budget.limit(self.size))
+        plans = make_plans(self.groups, self.options, self.size, *budget.limit(self.size))
         best, found = next(iter(plans)), {}
         if len(plans) > 1 and metric:
             for name, plan in plans.items():
@@ -385,7 +389,8 @@ class Compression:
         score = plain[metric]
         most = float(self.max_drop or 0)
         points = 100 if abs(score) <= 1 else 1  # accuracies are given in percent, average precisions from 0 to 1
-        low, high, best = smallest(self.groups, self.size).parameters / self.size.parameters, 1.0, None
+        fewest = smallest(self.groups, self.size, self.options).parameters
+        low, high, best = fewest / self.size.parameters, 1.0, None
         while high - low > _PRECISION:
             kept = round((low + high) / 2, 4)
             budget = Budget(kept, 'kept')

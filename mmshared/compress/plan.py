@@ -190,9 +190,11 @@ def _size_of_shared(layers: Sequence[SharedLayer]) -> Size:
     )
 
 
-def smallest(groups: Sequence[Group], plain: Size) -> Size:
-    """The fewest parameters and the fewest bytes that a network of this plain size can have."""
-    options = [[Option(None, each.size), *(option for ladder in each.ladders for option in ladder)] for each in groups]
+def smallest(groups: Sequence[Group], plain: Size, options: Sequence[Sequence[Option]] | None = None) -> Size:
+    """The fewest parameters and the fewest bytes that a network of this plain size can have, by these options of each
+    group; by default by all."""
+    if options is None:
+        options = [[Option(None, each.size), *(one for ladder in each.ladders for one in ladder)] for each in groups]
     return Size(*(_smallest(groups, options, plain, unit) for unit in Size._fields))
 
 
@@ -318,7 +320,7 @@ def _front(options: Sequence[Option], unit: str) -> list[Option]:
 def _cover(
     candidates: Sequence[tuple[Group, Option]], costs: Sequence[float], room: float, unit: str
 ) -> list[tuple[Group, Option]]:
-    """The candidates that have each layer once and together find room, at the least sum of costs."""
+    """The candidates that have each layer once and together fit into ``room``, at the least sum of costs."""
     layers = dict.fromkeys(layer for group, _ in candidates for layer in group.layers)
     once = np.array([[layer in group.layers for group, _ in candidates] for layer in layers], dtype=float)
     solution = milp(

@@ -114,7 +114,8 @@ def _calls(
 ) -> Iterator[tuple[str, list[_Call]]]:
     """The blocks of a stage with their calls, which depend on what the blocks before have learned by then.
 
-    The blocks of an ``nn.Sequential`` get what the one before gives. For others the models run again.
+    The blocks of an ``nn.Sequential`` get what the one before gives, if that is all they get. For others the models
+    run again.
     """
     chained = type(model.get_submodule(stage)).forward is nn.Sequential.forward
     calls: list[_Call] = []
@@ -128,6 +129,7 @@ def _calls(
         if name in blocks:
             if not (chained and calls):
                 calls = _record(model, plain, name, batches, limit)
+                chained = chained and all(len(each.args) == 1 and not each.kwargs for each in calls)
             there = torch.tensor(len(calls))
             all_reduce(there, 'min')
             if there:

@@ -189,15 +189,17 @@ class _Pass:
             sums = {name: moment.to(device) for name, moment in sums.items()} or {
                 layer.name: torch.zeros(layer.shape, dtype=torch.float64, device=device) for layer in self.layers
             }
-            saved = monotonic()
+            saved, pause = monotonic(), INTERVAL
             bar = tqdm(batches, 'moments', unit='batch', leave=False, disable=None)
             with evaluating(self.model), plain_attention(), _Sums(self.layers, sums, len(batches)):
                 for number, batch in enumerate(bar, 1):
                     if number > done:
                         predict(self.model, batch)
-                        if self.path and (number == len(batches) or monotonic() - saved > INTERVAL):
+                        if self.path and (number == len(batches) or monotonic() - saved > pause):
+                            start = monotonic()
                             save_checkpoint(dict(key=key, done=number, sums=sums), self.path)
                             saved = monotonic()
+                            pause = INTERVAL * max(1, (saved - start) / 3)  # seconds of a large file, on a slow disk
             if self.path:
                 sums = self._saved(key)[1]
         return sums

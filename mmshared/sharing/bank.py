@@ -93,8 +93,9 @@ class SharedLayer(nn.Module):
         """The weight of the plain layer, for code that reads it; made once per forward pass.
 
         Raises:
-            SharingError: If the plain layer's bias is not :attr:`bias`: who reads both, as ``switch_to_deploy`` of
-                RepVGG does, would have another layer. It is an ``AttributeError`` too: there is no such attribute.
+            SharingError: If the plain layer's bias is not :attr:`bias`: code that reads both, such as RepVGG's
+                ``switch_to_deploy``, would get another layer. It is an ``AttributeError`` too: there is no such
+                attribute.
         """
         weight, bias = self.bank.once(self.dense, self)
         if bias is not self.bias:

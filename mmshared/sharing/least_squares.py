@@ -62,7 +62,7 @@ class Metric:
     def leading_directions(self, vectors: Tensor, rank: int) -> Tensor:
         """The orthonormal vectors, (R, G, M, K), that keep the most of the energy of vectors, (P, G, M, K)."""
         leading = leading_directions(times(vectors, self.factor).flatten(1), rank).view(-1, *vectors.shape[1:])
-        return self.divide(times(leading, self.factor.mT))
+        return times(leading, self.factor, _over)
 
     def of_weight(self, weight: Tensor) -> Tensor:
         """The filters of a weight times the matrix, in the shape of the weight."""
@@ -74,12 +74,17 @@ class Metric:
         return (self.of_weight(weight) * weight).sum()
 
 
-def times(vectors: Tensor, matrices: Tensor) -> Tensor:
+def times(vectors: Tensor, matrices: Tensor, product: Callable[[Tensor, Tensor], Tensor] = torch.matmul) -> Tensor:
     """Vectors, (P, G, M, K), times a matrix for each group, (G, K, K), or one for all, (1, K, K)."""
     if len(matrices) == 1:
-        return (vectors.reshape(-1, vectors.shape[-1]) @ matrices[0]).view(vectors.shape)
+        return product(vectors.reshape(-1, vectors.shape[-1]), matrices[0]).view(vectors.shape)
     rows = vectors.transpose(0, 1).flatten(1, 2)  # (G, P M, K)
-    return (rows @ matrices).view(vectors.transpose(0, 1).shape).transpose(0, 1)
+    return product(rows, matrices).view(vectors.transpose(0, 1).shape).transpose(0, 1)
+
+
+def _over(rows: Tensor, lower: Tensor) -> Tensor:
+    """Rows times the inverse of a lower triangular matrix."""
+    return torch.linalg.solve_triangular(lower, rows, upper=False, left=False)
 
 
 class Target(NamedTuple):

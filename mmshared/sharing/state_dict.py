@@ -225,7 +225,7 @@ def _free(module: nn.Module, given: dict[str, Tensor]) -> dict[str, int]:
     for name, layer in module.named_modules():
         keys = f'{name}.weight', f'{name}.bias'
         if isinstance(layer, (nn.Linear, nn.Conv2d)) and layer.bias is not None and given.keys() >= set(keys):
-            outputs = {given[key].shape[:1] for key in keys}
+            outputs = {getattr(given[key], 'shape', ())[:1] for key in keys}  # what is no tensor the loader refuses
             free.update(dict.fromkeys(keys if len(outputs) == 1 else (), 1))
     return free
 
@@ -325,15 +325,25 @@ def _convert(
 
 def _fit(bank: Bank, kernels: list[Tensor], moments: list[Tensor] | None) -> tuple[Bank, float, float | None]:
     """A copy of a bank fitted to weights, or to outputs; the relative errors of the weights and of the outputs."""
-    fitted = copy.deepcopy(bank)
+    fitted, lacking = copy.deepcopy(bank), False
     for layer in fitted.layers:  # the first of them holds the bank
         if any(p.is_meta for p in layer.parameters()):
             layer.to_empty(device='cpu')
+            for key, tensor in layer.state_dict().items():
+                if key != 'bias' and tensor.is_floating_point():
+                    tensor.fill_(torch.nan)
+                lacking |= tensor.dtype == torch.bool  # a random mask, which no fit makes
         layer.to('cpu', kernels[0].dtype)
     if moments is None:
         fitted.fit(kernels)
     else:
         fitted.fit(kernels, moments)
+    state = [layer.state_dict() for layer in fitted.layers]
+    if lacking or not all(is_finite(tensor) for each in state for key, tensor in each.items() if key != 'bias'):
+        raise SharingError(
+            f'A {type(bank).__name__} needs more than the weights of the plain network, and this one is on the meta '
+            'device: build the network on another.'
+        )
     rests = [layer.dense()[0] - kernel for layer, kernel in zip(fitted.layers, kernels)]
     error, norm = (sum(weight.square().sum() for weight in weights) for weights in (rests, kernels))
     return (

@@ -15,7 +15,17 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .attention import put
-from .bank import Bank, ForwardPass, Layer, SharedLayer, SharingError, bases_by_space, end_passes, orthogonal_
+from .bank import (
+    Bank,
+    ForwardPass,
+    Layer,
+    SharedLayer,
+    SharingError,
+    bases_by_space,
+    end_passes,
+    generate_once,
+    orthogonal_,
+)
 from .biases import move_biases
 from .layers import PLAIN, Place, layers_by_name, matches, members_of, plain_layers, stages_of
 from .state_dict import load_shared
@@ -224,7 +234,7 @@ def fold_layers(network: nn.Module) -> nn.Module:
         )
     last = memory_format_of(network)
     end_passes(network)
-    with torch.no_grad():
+    with torch.no_grad(), generate_once(network):
         plain = {layer: layer.fold() for layer in inside}
         for folded in plain.values():
             to_format(folded, last)

@@ -34,7 +34,7 @@ def main() -> None:
     from mmshared.analysis.complexity import parameter_count
     from mmshared.analysis.logs import config_of, read_scalars, read_validations
     from mmshared.analysis.plots import detections_in, draw_curves, draw_images
-    from mmshared.engine.build import build_plain
+    from mmshared.engine.build import build_empty, build_plain
     from mmshared.engine.config import check_data, load_config
 
     config, checkpoint = config_of(args.work_dir), find_latest_checkpoint(str(args.work_dir))
@@ -74,7 +74,7 @@ def main() -> None:
     for name, curve in scalars.items():
         if metric and name.startswith(metric) and curve[-1][1] >= 0:  # -1: no object of that size
             print(f'{name}: {curve[-1][1]:.3f}')
-    plain = build_plain(cfg)
+    plain = build_empty(cfg, build_plain)  # for counting
     for name, counted, twin in (('detector', model, plain), ('backbone', model.backbone, plain.backbone)):
         here, there = parameter_count(counted), parameter_count(twin)
         print(f'parameters of the {name}: {here:,} shared, {there:,} plain ({1 - here / there:.1%} fewer)')

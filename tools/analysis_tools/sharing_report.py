@@ -22,11 +22,11 @@ def main() -> None:
     args = parser.parse_args()
     from mmshared import banks, repeated_layers
     from mmshared.analysis.complexity import complexity, sharing_groups
-    from mmshared.engine.build import build_model
+    from mmshared.engine.build import build_empty
     from mmshared.engine.config import load_config
 
     cfg = load_config(args.config, args.cfg_options)
-    model, title = build_model(cfg), Path(args.config).stem
+    model, title = build_empty(cfg), Path(args.config).stem
     totals, groups = complexity(cfg, args.shape), []
     if banks(model):
         groups = sharing_groups(model, args.shape)

@@ -29,7 +29,7 @@ def main() -> None:
     names = [f'mmshared::{path.relative_to(FOLDER).as_posix()}' for path in paths]
     try:
         print(''.join(f'{name}\n' for name in names if pattern.search(name)), end='', flush=True)
-    except BrokenPipeError:  # who reads them has enough, as in `mmshared configs | head`
+    except BrokenPipeError:  # the reader has closed the pipe, as in `mmshared configs | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
