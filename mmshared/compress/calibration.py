@@ -20,13 +20,8 @@ from ..sharing import SharingError
 Batches: TypeAlias = DataLoader | Sequence
 
 
-def calibration_loader(cfg: Config, images: int) -> DataLoader:
-    """Load images of a config's training set as for testing: without augmentation, in batches of the test set's size.
-    Each process of a distributed run gets its share of them.
-
-    Args:
-        cfg (Config): The config.
-        images (int): Their number, always the same ones. A smaller training set gives all that it has.
+def calibration_data(cfg: Config) -> ConcatDataset:
+    """A config's training set, loaded as for testing: without augmentation.
 
     Raises:
         SharingError: If the config has no training data, or if they are not there.
@@ -35,18 +30,36 @@ def calibration_loader(cfg: Config, images: int) -> DataLoader:
         raise SharingError(
             'The config has no train_dataloader: the inputs of layers are measured on training images, so add one.'
         )
-    if images < 1:
-        raise SharingError(f'images={images}: give 1 or more, some hundred if you can.')
     init_default_scope(cfg.default_scope)
     check_data(cfg, ['train_dataloader'])
-    tested = cfg.get('test_dataloader') or cfg.get('val_dataloader') or cfg.train_dataloader
-    pipeline = next(inner_datasets(tested.dataset)).get('pipeline')
+    pipeline = next(inner_datasets(_tested(cfg).dataset)).get('pipeline')
     parts = []
     for each in inner_datasets(cfg.train_dataloader.dataset):
         parts.append(DATASETS.build({**each, **(dict(pipeline=pipeline) if pipeline else {})}))
-    dataset: Any = ConcatDataset(parts)
+    return ConcatDataset(parts)
+
+
+def _tested(cfg: Config) -> Any:
+    return cfg.get('test_dataloader') or cfg.get('val_dataloader') or cfg.train_dataloader
+
+
+def calibration_loader(cfg: Config, images: int, data: ConcatDataset | None = None) -> DataLoader:
+    """Load images of a config's training set as for testing, in batches of the test set's size. Each process of a
+    distributed run gets its share of them.
+
+    Args:
+        cfg (Config): The config.
+        images (int): Their number, always the same ones. A smaller training set gives all that it has.
+        data (ConcatDataset, optional): What :func:`calibration_data` gives, by default made here.
+
+    Raises:
+        SharingError: If the config has no training data, or if they are not there.
+    """
+    if images < 1:
+        raise SharingError(f'images={images}: give 1 or more, some hundred if you can.')
+    dataset: Any = calibration_data(cfg) if data is None else data
     drawn = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))[:images]
-    loader = {key: value for key, value in tested.items() if key not in ('batch_sampler', 'num_batch_per_epoch')}
+    loader = {key: value for key, value in _tested(cfg).items() if key not in ('batch_sampler', 'num_batch_per_epoch')}
     if cfg.default_scope == 'mmpretrain':  # as its own tools do
         loader.setdefault('collate_fn', dict(type='default_collate'))
     loader.update(

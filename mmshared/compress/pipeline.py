@@ -26,6 +26,7 @@ from mmengine.registry import DATASETS, RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 from rich.console import Console
 from torch import Tensor, nn
+from torch.utils.data import ConcatDataset, DataLoader
 
 from ..analysis.logs import read_scalars
 from ..analysis.plots import detections_in
@@ -36,7 +37,7 @@ from ..engine.config import check_twins, class_of_hook, dump_config, in_work_dir
 from ..engine.data import images_named
 from ..engine.runner import check_config, has_begun, join_group, numbers_in
 from ..sharing import SharingError
-from .calibration import calibration_loader, within
+from .calibration import calibration_data, calibration_loader, within
 from .costs import CostMeter
 from .files import Files, digest_of, say
 from .fit import fit_model
@@ -179,7 +180,7 @@ class Compression:
         """
         join_group(self.cfg.get('launcher', 'none'), self.cfg.get('env_cfg', {}))  # which says where models are
         self.check()
-        with self.alone(), images_named(lambda: [calibration_loader(self.bare, self.images).dataset]):
+        with self.alone(), images_named(lambda: [self.data]):
             return self.run_steps()
 
     @contextmanager
@@ -256,6 +257,14 @@ class Compression:
         return load_model(self.cfg, self.checkpoint).to(get_device())
 
     @cached_property
+    def data(self) -> ConcatDataset:
+        return calibration_data(self.bare)
+
+    def loader(self, images: int | None = None) -> DataLoader:
+        """Some images for the statistics, by default all."""
+        return calibration_loader(self.bare, images or self.images, self.data)
+
+    @cached_property
     def size(self) -> Size:
         return size_of(self.model)
 
@@ -314,7 +323,7 @@ class Compression:
 
     def write_moments(self, path: Path) -> None:
         cache = path.with_suffix('')  # of an interrupted pass
-        moments = collect_moments(self.model, calibration_loader(self.bare, self.images), self.layers, cache=cache)
+        moments = collect_moments(self.model, self.loader(), self.layers, cache=cache)
         if is_main_process():
             save_checkpoint(moments, path)
             shutil.rmtree(cache, ignore_errors=True)
@@ -327,7 +336,7 @@ class Compression:
 
     def write_options(self, path: Path) -> None:
         """Measure what the options of each group cost."""
-        batches = list(within(calibration_loader(self.bare, self.images), _PIXELS))
+        batches = list(within(self.loader(), _PIXELS))
         meter = CostMeter(self.model, batches, self.moments, self.folder / 'costs.json')
         options = predict_costs(self.groups, meter)
         write_text(path, json.dumps(options))
@@ -418,8 +427,8 @@ class Compression:
             write_text(path, text)
 
         def write_checkpoint(path: Path) -> None:
-            model, loader = build_model(cfg), calibration_loader(self.bare, self.images)
-            fit_model(model, self.model, self.checkpoint, self.moments, loader, steps)
+            model = build_model(cfg)
+            fit_model(model, self.model, self.checkpoint, self.moments, self.loader(), steps)
             if is_main_process():
                 save_checkpoint(converted(model.cpu().state_dict(), self.checkpoint, cfg), path)
 
@@ -451,7 +460,7 @@ class Compression:
     def write_folded(self, cfg: Config, checkpoint: Path, path: Path) -> None:
         """Fold the shared network into the plain one that it equals."""
         shared: Any = load_model(cfg, str(checkpoint))
-        batch = next(iter(calibration_loader(self.bare, 2)))
+        batch = next(iter(self.loader(2)))
         folded = fold_model(cfg, shared, shared.data_preprocessor(batch, False)['inputs'])
         dump_config(folded.config, path.with_suffix('.py'))
         save_checkpoint(converted(folded.plain.state_dict(), str(checkpoint), folded.config), path)
@@ -459,7 +468,7 @@ class Compression:
     def write_report(self, networks: dict[str, Network], plan: Plan, training: Path | None, path: Path) -> None:
         """Write the report on the networks, with the curves of the fine-tuning in its work dir."""
         models = {name: load_model(each.cfg, str(each.checkpoint)) for name, each in networks.items()}
-        batch = next(iter(calibration_loader(self.bare, 1)))
+        batch = next(iter(self.loader(1)))
         measured = measure(models, batch)
         last = networks[list(networks)[-1]].checkpoint
         plain: Any = models['plain']
