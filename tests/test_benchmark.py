@@ -71,7 +71,8 @@ def test_an_interrupted_suite_goes_on_and_gives_one_table(images, tmp_path):
     told = process.result()
     assert 'Interrupted. Call the same command again to go on.' in told.stderr and told.returncode == 1
     assert (first / 'result.json').exists() and not (second / 'result.json').exists()
-    assert not any(str(work_dir) in command for command in commands_that_run())
+    commands = [*commands_that_run()]
+    assert commands and not any(str(work_dir) in command for command in commands)
     finished = (first / 'result.json').stat().st_mtime_ns
 
     result = benchmark(suite, work_dir)

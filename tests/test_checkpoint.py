@@ -250,6 +250,13 @@ def test_torch_load_itself_refuses_a_payload_once_pickles_are_refused(tmp_path, 
     assert torch.load(tmp_path / 'good.pth', **arguments)['weight'].eq(1).all()
 
 
+@pytest.mark.parametrize('values', [np.array([None]), np.zeros(2, 'V8'), np.zeros(2, [('a', 'f4')]), np.array(['a'])])
+def test_arrays_of_anything_but_numbers_are_refused(values, tmp_path):
+    torch.save(dict(state_dict={}, values=values), tmp_path / 'model.pth')
+    with pytest.raises(SharingError, match='holds more than weights .*DType'):
+        load_checkpoint_file(str(tmp_path / 'model.pth'))
+
+
 def test_what_is_downloaded_is_checked_as_local_files_are(tmp_path, monkeypatch, saved):
     state_dict, path = saved
     content = bytearray(path.read_bytes())
@@ -269,7 +276,7 @@ def test_what_is_downloaded_is_checked_as_local_files_are(tmp_path, monkeypatch,
             with pytest.raises(SharingError, match='the checksum of .* is wrong'):
                 CheckpointLoader.load_checkpoint(f'{address}/damaged.pth')
         server.shutdown()
-    assert sorted(each.name for each in (tmp_path / 'hub' / 'checkpoints').iterdir()) == ['damaged.pth', 'whole.pth']
+    assert [each.name for each in (tmp_path / 'hub' / 'checkpoints').iterdir()] == ['whole.pth']
 
 
 @pytest.mark.slow
@@ -302,7 +309,7 @@ def test_what_mmengine_saves_is_loaded_from_anywhere(tmp_path):
             assert load(str(tmp_path / 'model.pth'))['message_hub']['loss'].mean() == 1.5
 
 
-@pytest.mark.parametrize('kind', [np.float32, np.float16, np.int32, np.uint8, np.bool_, np.complex64, np.str_])
+@pytest.mark.parametrize('kind', [np.float32, np.float16, np.int32, np.uint8, np.bool_, np.complex64])
 def test_numbers_of_numpy_are_loaded_whatever_their_type_and_whichever_version_saved_them(kind, tmp_path):
     numbers = dict(state_dict={}, best_score=kind(1), scores=np.ones(2, kind))
     torch.save(numbers, tmp_path / 'new.pth', _use_new_zipfile_serialization=False)

@@ -310,6 +310,7 @@ class TestPipeline:
         'plain.json',
         'moments.pth',
         'options.json',
+        'plans.json',
         *(2 * ['plan.json', *NETWORK]),  # of which one is taken
         'plan.json',
         *NETWORK,

@@ -5,6 +5,8 @@ The result is evaluated, fine-tuned, folded and reported.
 The config is a file, or the name of a config of mmshared, mmdet or mmpretrain: mmdet::yolox/yolox_s_8xb8-300e_coco.py.
 Everything is written to the work dir. What is there is not made again: the same command goes on where it was
 interrupted. With another budget nothing is measured again, and its network gets a folder in the work dir.
+
+Networks are compared by mAP, mIoU, PQ or top-1, or else by the first metric, of which more has to be better.
 """
 
 import argparse
@@ -36,8 +38,8 @@ def parse_args() -> argparse.Namespace:
         '--max-drop',
         type=float,
         metavar='POINTS',
-        help='find the smallest network whose metric (mAP, mIoU, PQ, top-1, or else the first, of which more has to '
-        'be better) drops by no more than so many points of 100 before fine-tuning',
+        help='find the smallest network whose metric (see below) drops by no more than so many points of 100 before '
+        'fine-tuning',
     )
     goal.add_argument('--plan', type=Path, metavar='FILE', help='take this plan, for example plan.json after an edit')
     parser.add_argument('--images', type=int, default=512, help='training images for the statistics (default: 512)')

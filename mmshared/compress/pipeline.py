@@ -109,8 +109,8 @@ class Compression:
     ``moments.pth``           second moments of its layers' inputs
     ``costs.json``            the costs of the options that were measured
     ``options.json``          all options of each group, with their sizes and costs, measured or interpolated
-    ``plan.json``             which layers share what; of two plans, whose networks are in ``apart`` and ``whole``, the
-                              one with the better metric
+    ``plans.json``            one plan or two of which layers share what; two have networks in ``apart`` and ``whole``
+    ``plan.json``             the one with the better metric, of which more has to be better
     ``compressed.py``         the config of the shared network
     ``converted.pth, .json``  its checkpoint and metrics before any training
     ``finetuned.pth, .json``  the same after fine-tuning, with the plain network as the teacher
@@ -362,25 +362,32 @@ class Compression:
 
     def plan_for(self, budget: Budget, files: Files, metric: str) -> Files:
         """A folder with the plan for a budget."""
-        sources = [budget, self.folder / 'options.json']
-        files.make('plan.json', sources, partial(self.write_plan, budget, files, metric), together=True)
+        plans = files.make('plans.json', [budget, self.folder / 'options.json'], partial(self.write_plans, budget))
+        sources = [plans, metric, without_training(self.bare)]
+        files.make('plan.json', sources, partial(self.write_plan, files, plans, metric), together=True)
         return files
 
-    def write_plan(self, budget: Budget, files: Files, metric: str, path: Path) -> None:
-        """The plan for a budget, from the options that were measured. Of two plans, it is that of the network with the
-        better metric, only fitted."""
+    def write_plans(self, budget: Budget, path: Path) -> None:
+        """The plans for a budget by their names, from the options that were measured."""
         plans = make_plans(self.groups, self.options, self.size, *budget.limit(self.size))
-        best, found = next(iter(plans)), {}
-        if len(plans) > 1 and metric:
-            for name, plan in plans.items():
-                tried, text = Files(files.folder / name), plan.to_json()
+        write_text(path, json.dumps({name: plan.to_json() for name, plan in plans.items()}))
+
+    def write_plan(self, files: Files, plans: Path, metric: str, path: Path) -> None:
+        """One of the plans in a file: that of the network with the better metric, only fitted."""
+        texts = json.loads(plans.read_text())
+        best, found = next(iter(texts)), {}
+        if len(texts) > 1 and metric:
+            for name, text in texts.items():
+                tried = Files(files.folder / name)
                 tried.make('plan.json', [text], partial(write_text, text=text))
-                found[name] = self.evaluate(tried, 'converted', *self.convert(tried, 0)).get(metric, 0.0)
+                score = self.evaluate(tried, 'converted', *self.convert(tried, 0)).get(metric, math.nan)
+                found[name] = -math.inf if math.isnan(score) else score
             say(f'{metric} with groups taken apart: {found["apart"]:.4g}, with whole ones: {found["whole"]:.4g}')
             best = max(found, key=lambda name: found[name])
-            files.adopt(Files(files.folder / best), 'converted.pth', 'converted.json')
+            if not self.steps:
+                files.adopt(Files(files.folder / best), 'converted.pth', 'converted.json')
         if is_main_process():
-            write_text(path, plans[best].to_json())
+            write_text(path, texts[best])
 
     def plan_in(self, files: Files) -> Plan:
         """The plan in a folder, which may have been edited there."""

@@ -199,7 +199,7 @@ class _Pass:
                             start = monotonic()
                             save_checkpoint(dict(key=key, done=number, sums=sums), self.path)
                             saved = monotonic()
-                            pause = INTERVAL * max(1, (saved - start) / 3)  # seconds of a large file, on a slow disk
+                            pause = INTERVAL * max(1, (saved - start) / 3)  # at most a twentieth of the time
             if self.path:
                 sums = self._saved(key)[1]
         return sums

@@ -24,7 +24,7 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor
 
 from ..sharing import SharingError
-from ..sharing.state_dict import is_finite
+from ..sharing.bank import is_finite
 from .config import first_line
 
 # Both keep functions of their own class in their state, which a checkpoint gets by getattr.
@@ -72,8 +72,8 @@ def load_checkpoint_file(filename: str, map_location: Any = 'cpu', mmap: bool = 
             _check_archive(filename)
             checkpoint = torch.load(filename, map_location=map_location, weights_only=True, mmap=mmap)
     except Exception as error:  # torch.load and zipfile raise many types
-        said = str(error).strip().rpartition('WeightsUnpickler error: ')[2]  # after what torch says of any file
-        reason = re.split(r'[.\n]\s', said)[0] or type(error).__name__
+        said = str(error).rpartition('WeightsUnpickler error: ')[2]  # after what torch says of any file
+        reason = re.split(r'[.\n]\s', said.strip())[0] or type(error).__name__
         raise SharingError(
             f'The checkpoint {filename} cannot be loaded: it is damaged or cut off, or it holds more '
             f'than weights ({reason}). Copy or download it again, or save only its weights (see troubleshooting).'
@@ -97,13 +97,23 @@ def load_from_url(url: str, model_dir: str | None = None, map_location: Any = 'c
         model_dir (str, optional): The folder. Defaults to ``checkpoints`` in that of ``torch.hub``.
         map_location (Any): Where its tensors go.
         progress (bool): Whether to show the progress of the download.
+
+    Raises:
+        SharingError: If it cannot be used. What was just downloaded is then removed.
     """
     folder = Path(model_dir or Path(torch.hub.get_dir(), 'checkpoints'))
     file = folder / Path(urlparse(url).path).name
-    if not file.is_file():
+    there = file.is_file()
+    if not there:
         folder.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(file), progress=progress)
-    return load_checkpoint_file(str(file), map_location)
+    try:
+        return load_checkpoint_file(str(file), map_location)
+    except SharingError as error:
+        if there:
+            raise SharingError(f'{error} It was there before: once it is removed, it is downloaded again.') from None
+        file.unlink()
+        raise
 
 
 def as_stored(tensors: dict[str, Tensor], aliases: dict[str, str]) -> dict[str, Tensor]:
@@ -221,12 +231,10 @@ def save_checkpoint(checkpoint: dict, path: Path) -> None:
 
 
 def _numbers() -> list:
-    """What arrays and scalars of NumPy are made of in a checkpoint, except those of objects. NumPy 2 has moved the
-    functions."""
+    """What arrays of numbers and single numbers are made of by NumPy in a checkpoint. NumPy 2 has moved functions."""
     makers: list[Any] = [number.__reduce__()[0] for number in (np.empty(0), np.float64())]
     names = [(maker, f'numpy.{core}.multiarray.{maker.__name__}') for core in ('core', '_core') for maker in makers]
-    types = [each for each in vars(np.dtypes).values() if isinstance(each, type) and each is not np.dtypes.ObjectDType]
-    return [*names, *types]
+    return [*names, *{type(np.dtype(code)) for code in np.typecodes['All'] if np.dtype(code).kind in 'biufc'}]
 
 
 def refuse_pickles() -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.hooks import Hook
 from mmengine.registry import DATASETS, HOOKS, MODELS
 from mmengine.utils import import_modules_from_strings
 
@@ -206,10 +207,12 @@ def shares(model: Any) -> bool:
     return any('.sharing.' in f'.{key}.' for key, _ in dotted(model))
 
 
-def class_of_hook(hook: dict) -> type:
-    """The class of a hook by its config; ``object`` if it is not known."""
-    kind = hook['type']
-    return (HOOKS.get(kind) if isinstance(kind, str) else kind) or object
+def class_of_hook(hook: dict | Hook) -> type:
+    """The class of a hook, or of one by its config; ``object`` if it is not known."""
+    if isinstance(hook, Hook):
+        return type(hook)
+    kind = HOOKS.get(hook['type']) if isinstance(hook['type'], str) else hook['type']
+    return kind if isinstance(kind, type) else object
 
 
 def drop_hooks(cfg: Config) -> Config:

@@ -251,7 +251,7 @@ class Bank(nn.Module):
         shapes, wanted = [tuple(each.shape) for each in kernels], [tuple(layer.shape) for layer in self.layers]
         if shapes != wanted:
             raise SharingError(f'The kernels to fit have the shapes {shapes}: give one for each layer, {wanted}.')
-        if not all(kernel.isfinite().all() for kernel in kernels):
+        if any(kernel.is_meta or not is_finite(kernel) for kernel in kernels):
             raise SharingError('The kernels to fit hold numbers that are not finite: give finite ones.')
 
     def basis(self) -> Tensor | None:
@@ -321,6 +321,14 @@ def bases_by_space(banks: dict[str, Bank]) -> list[dict[str, Bank]]:
 def in_float(tensor: Tensor) -> Tensor:
     """The tensor, in float32 if it has less precision."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all numbers of a tensor are finite."""
+    if not tensor.is_floating_point() and not tensor.is_complex():
+        return True
+    # There is no isfinite for 8-bit formats.
+    return bool((tensor.float() if tensor.dtype.itemsize == 1 else tensor).isfinite().all())
 
 
 @torch.no_grad()

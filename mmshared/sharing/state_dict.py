@@ -11,7 +11,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from .attention import is_packed
-from .bank import Bank, SharedLayer, SharingError, end_passes, in_float, stage_in
+from .bank import Bank, SharedLayer, SharingError, end_passes, in_float, is_finite, stage_in
 from .least_squares import output_error
 
 _WANTED = (
@@ -209,14 +209,6 @@ def _check_values(groups: list[_Group], given: dict[str, Any]) -> None:
                 raise SharingError(f'The checkpoint holds numbers that are not finite in {key}. {_WANTED}')
 
 
-def is_finite(tensor: Tensor) -> bool:
-    """Whether all numbers of a tensor are finite."""
-    if not tensor.is_floating_point() and not tensor.is_complex():
-        return True
-    # There is no isfinite for 8-bit formats.
-    return bool((tensor.float() if tensor.dtype.itemsize == 1 else tensor).isfinite().all())
-
-
 def _free(module: nn.Module, given: dict[str, Tensor]) -> dict[str, int]:
     """How many of the first dimensions of tensors may differ in a checkpoint, which is left to the loader, as in plain
     networks: the outputs of a linear or conv with a bias, which may be classes, if the checkpoint has as many of both,
@@ -326,13 +318,14 @@ def _convert(
 def _fit(bank: Bank, kernels: list[Tensor], moments: list[Tensor] | None) -> tuple[Bank, float, float | None]:
     """A copy of a bank fitted to weights, or to outputs; the relative errors of the weights and of the outputs."""
     fitted, lacking = copy.deepcopy(bank), False
+    empty = any(p.is_meta for layer in fitted.layers for p in layer.parameters())
     for layer in fitted.layers:  # the first of them holds the bank
-        if any(p.is_meta for p in layer.parameters()):
+        if empty:
             layer.to_empty(device='cpu')
             for key, tensor in layer.state_dict().items():
                 if key != 'bias' and tensor.is_floating_point():
                     tensor.fill_(torch.nan)
-                lacking |= tensor.dtype == torch.bool  # a random mask, which no fit makes
+                lacking |= tensor.dtype == torch.bool  # no fit sets a random mask
         layer.to('cpu', kernels[0].dtype)
     if moments is None:
         fitted.fit(kernels)
@@ -343,6 +336,8 @@ def _fit(bank: Bank, kernels: list[Tensor], moments: list[Tensor] | None) -> tup
         raise SharingError(
             f'A {type(bank).__name__} needs more than the weights of the plain network, and this one is on the meta '
             'device: build the network on another.'
+            if empty
+            else f'A {type(bank).__name__} cannot be fitted to the weights of the plain network: they are too large.'
         )
     rests = [layer.dense()[0] - kernel for layer, kernel in zip(fitted.layers, kernels)]
     error, norm = (sum(weight.square().sum() for weight in weights) for weights in (rests, kernels))
