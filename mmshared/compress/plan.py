@@ -521,12 +521,10 @@ def make_plans(
     Args and errors are those of :func:`make_plan`.
     """
     plans = dict(apart=make_plan(groups, options, plain, limit, unit))
-    layers = {group.layers for group in whole_groups(groups)}
-    whole = [(group, each) for group, each in zip(groups, options) if group.layers in layers]
-    if any(row.layers not in map(list, layers) for row in plans['apart'].rows):
+    whole, choices = whole_groups(groups), {group.layers: each for group, each in zip(groups, options)}
+    if not {tuple(row.layers) for row in plans['apart'].rows} <= {group.layers for group in whole}:
         with suppress(SharingError):
-            found, some = [group for group, _ in whole], [each for _, each in whole]
-            plans['whole'] = make_plan(found, some, plain, limit, unit)
+            plans['whole'] = make_plan(whole, [choices[group.layers] for group in whole], plain, limit, unit)
     return plans
 
 
