@@ -24,7 +24,8 @@ def test_tables_and_plots_of_results_have_means_with_intervals_of_n_minus_1_degr
         )
         for epochs, steps in ((0, 0), (0, 60), (3, 60)):
             run = dict(method='planned', keep=0.4, steps=steps, epochs=epochs, seed=seed, plain=networks['plain'])
-            run |= networks if epochs else dict(converted=dict(parameters=400, metrics=dict(top1=71)))
+            shorter = dict(converted=dict(parameters=400, metrics=dict(top1=71)), int8=networks['float32'])
+            run |= networks if epochs else shorter
             (tmp_path / f'{epochs}-{steps}-{seed}.json').write_text(json.dumps(run))
     lines = result_table(tmp_path).splitlines()
     assert lines[0] == '| kept | method | multiply-adds | fitted | 60 steps | 3 epochs | kB | int8 | kB |'

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterable
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ def folders_in(results: Path) -> list[Path]:
 
 
 def read_results(folder: Path) -> list[dict]:
-    """The results in a folder.
+    """The results in a folder. Of compressed networks only those after the longest training have ONNX models.
 
     Raises:
         SharingError: If some of them are no runs of one table: there are two for one seed, or they differ in the plain
@@ -43,6 +44,10 @@ def read_results(folder: Path) -> list[dict]:
     plain = {(run['plain']['parameters'], metric_of(run['plain'])) for run in runs if 'plain' in run}
     if len(plain) > 1:
         raise SharingError(f'{folder} has results of {len(plain)} plain networks: keep those of one.')
+    longest = max(map(_training_of, runs))
+    shorter = [run for run in runs if 'plain' in run and _training_of(run) < longest]
+    for run, form in product(shorter, FORMS):
+        run.pop(form, None)
     return runs
 
 

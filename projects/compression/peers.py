@@ -70,7 +70,8 @@ def inner_layers(block: nn.Module) -> list[nn.Module]:
     is a block of a detector's head, whose outputs only the next one sees."""
     if isinstance(block, nn.Linear):
         return [block]
-    return [child for name, child in block.named_children() if name.startswith('conv')][:-1]
+    children = [child for name, child in block.named_children() if name.startswith('conv')]
+    return [each for child in children for each in child.modules() if isinstance(each, nn.Conv2d)][:-1]
 
 
 def pruned(model: nn.Module, share: float, batch: dict, importance: str) -> nn.Module:
@@ -166,19 +167,18 @@ def main() -> None:
             whole = whole or evaluated(plain, cfg, folder / 'plain', shape)
             converted = evaluated(network, cfg, folder / f'{method}-{keep}', shape)
         for result in results:
-            networks = dict(plain=whole, converted=converted)
-            if args.epochs:
-                tuned, tuning = copy.deepcopy(network), fine_tuning(cfg, args.epochs, args.checkpoint)
-                tuning.randomness = dict(seed=result.seed)
-                if method == 'plain':
-                    tuning.custom_hooks.pop()  # its teacher
-                work_dir = folder / result.name
-                with stdout_if(False):
-                    runner_of(tuned, tuning, work_dir).train()
-                    networks['finetuned'] = evaluated(tuned, cfg, work_dir, shape)
-                    networks |= as_onnx(tuned, cfg, work_dir, shape, networks['finetuned']['metrics'])
+            networks, last, work_dir = dict(plain=whole, converted=converted), network, folder / result.name
+            with stdout_if(False):
+                if args.epochs:
+                    last, tuning = copy.deepcopy(network), fine_tuning(cfg, args.epochs, args.checkpoint)
+                    tuning.randomness = dict(seed=result.seed)
                     if method == 'plain':
-                        networks['onnxruntime'] = quantised(cfg, work_dir, [batch['inputs'] for batch in batches])
+                        tuning.custom_hooks.pop()  # its teacher
+                    runner_of(last, tuning, work_dir).train()
+                    networks['finetuned'] = evaluated(last, cfg, work_dir, shape)
+                networks |= as_onnx(last, cfg, work_dir, shape, [*networks.values()][-1]['metrics'])
+                if method == 'plain':
+                    networks['onnxruntime'] = quantised(cfg, work_dir, [batch['inputs'] for batch in batches])
             result.write(table, networks)
 
 

@@ -109,6 +109,7 @@ def as_onnx(network: nn.Module, cfg: Config, folder: Path, shape: tuple[int, ...
 
     Returns their bytes and metrics: in float32 those of PyTorch, with weights as integers by onnxruntime.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     network.eval()
     plain = fold_layers(copy.deepcopy(network))
     forms = onnx_forms(network, plain, shape, keep_shared=bool(banks(network)), bits=8)

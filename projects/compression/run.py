@@ -84,10 +84,9 @@ def main() -> None:
                 for name in ('plain', 'converted', 'finetuned')
                 if name in report
             }
-            if args.epochs:
-                shared = load_model(load_config(str(folder / 'compressed.py')), str(folder / 'finetuned.pth'))
-                shape = image_shape(shared, cfg)
-                networks |= as_onnx(shared, cfg, folder, shape, networks['finetuned']['metrics'])
+            last = [*networks][-1]
+            shared = load_model(load_config(str(folder / 'compressed.py')), str(folder / f'{last}.pth'))
+            networks |= as_onnx(shared, cfg, folder, image_shape(shared, cfg), networks[last]['metrics'])
         result.write(table, networks)
 
 
