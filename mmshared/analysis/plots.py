@@ -394,8 +394,8 @@ def draw_tradeoff(panels: dict[str, Tradeoff], out: Path) -> None:
         axis.xaxis.set_minor_formatter(NullFormatter())
         axis.grid(alpha=0.3)
         named = [Line2D([], [], color=colours[each], label=each) for each in panel.methods]
-        below = dict(loc='upper center', bbox_to_anchor=(0.5, -0.14), ncols=3)
+        below = dict(loc='upper center', bbox_to_anchor=(0.5, -0.14), ncols=2)
         axis.legend(handles=named, fontsize=8, frameon=False, **below)
     handles = [Line2D([], [], color='grey', label=form, **look) for form, look in looks.items()]
-    figure.legend(handles=handles, loc='outside right upper', fontsize=8)
+    figure.legend(handles=handles, loc='outside upper center', ncols=len(handles), fontsize=8)
     figure.savefig(out, dpi=120, bbox_inches='tight')  # a legend may be wider than its panel

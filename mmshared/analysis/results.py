@@ -72,16 +72,17 @@ def _compressed(runs: list[dict]) -> str:
     heads, forms = _forms_of(runs)
     titles = ['multiply-adds', *titles, *heads]
     plain = runs[0]['plain']
+    digits = _digits([metric_of(plain)])
     lines = []
     for row in sorted(rows, reverse=True):
         networks = [run.get('finetuned', run['converted']) for run in rows[row]]
         line = [f'{networks[-1]["parameters"] / plain["parameters"]:.3f}', row[1]]
         work = {network['multiply_adds'] for network in networks if 'multiply_adds' in network}
         line.append(f'{max(work) / 1e6:,.1f} M' if work else '')
-        line += [mean_text(_metrics_in(rows[row], *column)) for column in columns]
-        lines.append(line + _cells_of(rows[row], forms))
+        line += [mean_text(_metrics_in(rows[row], *column), digits) for column in columns]
+        lines.append(line + _cells_of(rows[row], forms, digits))
     caption = (
-        f'{next(iter(plain["metrics"]))}; the plain network has {mean_text([metric_of(plain)])}, with '
+        f'{next(iter(plain["metrics"]))}; the plain network has {mean_text([metric_of(plain)], digits)}, with '
         f'{plain["parameters"]:,} parameters.'
     )
     return markdown_table(['kept', 'method', *titles], lines, text=(1,)) + f'\n\n{caption}'
@@ -108,12 +109,13 @@ def _from_scratch(runs: list[dict]) -> str:
         rows.setdefault((-run['epochs'], -run['trained']['parameters'], run['method']), []).append(run)
     heads, forms = _forms_of(runs)
     titles = ['network', 'parameters', 'multiply-adds', 'epochs', 'seeds', 'accuracy', *heads]
+    digits = _digits(metric_of(run['trained']) for run in runs)
     lines = []
     for (epochs, _, name), found in sorted(rows.items()):
         network = found[0]['trained']
         counts = [f'{network["parameters"]:,}', f'{network["multiply_adds"] / 1e6:,.1f} M', str(-epochs)]
         metrics = [metric_of(run['trained']) for run in found]
-        lines.append([name, *counts, str(len(found)), mean_text(metrics), *_cells_of(found, forms)])
+        lines.append([name, *counts, str(len(found)), mean_text(metrics, digits), *_cells_of(found, forms, digits)])
     return markdown_table(titles, lines) + f'\n\n{next(iter(runs[0]["trained"]["metrics"]))} after the last epoch.'
 
 
@@ -124,12 +126,12 @@ def _forms_of(runs: list[dict]) -> tuple[list[str], list[str]]:
     return titles, forms  # the metric of float32 has its column already
 
 
-def _cells_of(runs: list[dict], forms: list[str]) -> list[str]:
-    """The metrics and the sizes of the ONNX models of runs."""
+def _cells_of(runs: list[dict], forms: list[str], digits: int) -> list[str]:
+    """The metrics, with so many digits, and the sizes of the ONNX models of runs."""
     cells = []
     for form in forms:
         models = [run[form] for run in runs if form in run]
-        cells += [] if form == 'float32' else [mean_text([metric_of(model) for model in models])]
+        cells += [] if form == 'float32' else [mean_text([metric_of(model) for model in models], digits)]
         cells.append(f'{np.mean([model["bytes"] for model in models]) / 1e3:,.0f}' if models else '')
     return cells
 
@@ -207,15 +209,14 @@ def interval(values: list[float]) -> tuple[float, float]:
     return float(np.mean(values)), float(width)
 
 
-def mean_text(values: list[float], digits: int | None = None) -> str:
-    """The mean of values, with the half width of its interval if there are several: percents as they are, fractions
-    with three digits."""
+def mean_text(values: list[float], digits: int) -> str:
+    """The mean of values, with the half width of its interval if there are several."""
     if not values:
         return ''
-    digits = digits or _digits(values)
     mean, width = interval(values)
     return f'{mean:.{digits}f}' + (f' ± {width:.{digits}f}' if len(values) > 1 else '')
 
 
 def _digits(values: Iterable[float]) -> int:
+    """The digits of metrics: fractions have three, percents two."""
     return 3 if max(values, default=0) <= 1 else 2
