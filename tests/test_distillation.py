@@ -131,13 +131,26 @@ def losses_of(model, number=4):
     return model(**batch(number), mode='loss')
 
 
-def test_a_student_that_equals_its_teacher_has_nothing_to_learn(cfg, checkpoint):
+# What follows a norm works in place: the maps that are compared are those that it has returned.
+@pytest.mark.parametrize('modules', [None, {'backbone.layer2.1.bn2': 'outputs'}, {'backbone.bn1': 'features'}])
+def test_a_student_that_equals_its_teacher_has_nothing_to_learn(cfg, checkpoint, modules):
     model = build_plain(cfg)
     model.load_state_dict(torch.load(checkpoint, weights_only=True)['state_dict'])
-    loss = losses_of(attach(DistillationHook(checkpoint), model.eval(), cfg))['loss_distill']
+    loss = losses_of(attach(DistillationHook(checkpoint, modules=modules), model.eval(), cfg))['loss_distill']
     loss.backward()
     assert loss.abs() < 1e-6
-    assert all(p.grad.abs().max() < 1e-5 for p in model.parameters())
+    assert all(p.grad is None or p.grad.abs().max() < 1e-5 for p in model.parameters())
+
+
+def test_what_learns_nothing_is_told_in_a_sentence(cfg, checkpoint):
+    cfg.model.backbone.with_cp = True
+    inner, block = ({name: 'features'} for name in ('backbone.layer2.1.conv2', 'backbone.layer2.1'))
+    losses_of(attach(DistillationHook(checkpoint, modules=block), student_of(cfg, checkpoint), cfg))
+    model = attach(DistillationHook(checkpoint, modules=inner), student_of(cfg, checkpoint), cfg)
+    with pytest.raises(SharingError, match='compares backbone.layer2.1.conv2, which learns nothing by it'):
+        losses_of(model)
+    with torch.no_grad():
+        losses_of(model)
 
 
 def test_the_loss_is_that_of_the_logits_by_weight(cfg, checkpoint):

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from mmengine.config import Config
 from torch import nn
 from torchvision.ops import DeformConv2d
@@ -129,6 +130,12 @@ def test_multiply_adds_of_a_list_of_necks_count_for_the_neck():
     assert counts['neck'] > counts['neck.0'] > 0
     assert counts['backbone.layer1.0.downsample'] == 16**2 * 64 * 256
     assert counts[''] == counts['backbone'] + counts['neck']
+
+
+def test_a_network_without_values_has_none():
+    """As DINO's, whose level embedding is made without regard to the device."""
+    network = build_empty(Config(), lambda cfg: nn.ParameterList([torch.Tensor(4), torch.empty(4)]))
+    assert all(parameter.is_meta for parameter in network)
 
 
 def test_multiply_adds_are_counted_for_images_of_one_channel():

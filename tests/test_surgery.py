@@ -32,6 +32,7 @@ from mmshared import (
     Bank,
     SharedLayer,
     SharingError,
+    TiedFilters,
     banks,
     deploy,
     fold_layers,
@@ -411,6 +412,28 @@ def test_a_bank_of_somebody_else_keeps_its_own_start():
     network = nn.Sequential(*[nn.ModuleDict(dict(a=LAYERS['conv'](), b=LAYERS['conv']())) for _ in range(3)])
     share_layers(network, groups=['a', 'b'], bank=dict(type=Halves))
     assert all(bank.filters.eq(0.5).all() for bank in banks(network))
+
+
+def test_a_mistake_in_a_layer_of_somebody_else_is_named():
+    class Mistyped(SharedLayer):
+        def dense(self):
+            return self.bank.filtres, self.bias
+
+    class Weighted(SharedLayer):
+        def __init__(self, layer, bank, norm=None):
+            super().__init__(layer, bank, norm)
+            self.weight = nn.Parameter(torch.zeros_like(layer.weight))
+
+    class Mistaken(TiedFilters):
+        layer_class = Mistyped
+
+    network = chain(LAYERS['linear'])
+    share_layers(network, groups=['0'], bank=dict(type=Mistaken))
+    with pytest.raises(RuntimeError, match='Mistyped.dense.. failed: .* no attribute .filtres'):
+        hasattr(network[1][0], 'weight')
+    Mistaken.layer_class = Weighted
+    words = 'The weight of a Weighted is what dense.. returns: give its parameter another name'
+    refuses_to_share(chain(LAYERS['linear']), words, groups=['0'], bank=dict(type=Mistaken))
 
 
 def test_a_checkpoint_without_anything_shared_is_left_to_torch(mmpretrain):

@@ -1,10 +1,12 @@
 """Stock configs with their backbone swapped, and the usual knobs on top."""
 
+import copy
 import re
 from importlib import import_module
 
 import pytest
 import torch
+from mmdet.models import ResNet
 from mmdet.models.backbones.trident_resnet import TridentConv
 from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config
@@ -12,6 +14,7 @@ from mmengine.logging import MessageHub
 from mmengine.model import BaseModule
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, Registry, init_default_scope
+from mmengine.runner.checkpoint import load_state_dict
 from mmpretrain.structures import DataSample
 from torch import nn
 
@@ -23,6 +26,7 @@ from helpers import (
     Classifier,
     Forked,
     backbone,
+    chain,
     evaluating,
     image,
     randomise_norms,
@@ -33,6 +37,7 @@ from mmshared import (
     OrthogonalityLossHook,
     SharedLayer,
     SharingError,
+    SharingMixin,
     TiedFilters,
     banks,
     named_banks,
@@ -262,10 +267,60 @@ def test_a_head_generates_once_in_what_is_called_of_it(monkeypatch):
     assert len(made) == 2  # what was made is not kept
 
 
-def test_a_class_in_a_config_is_a_twin_as_its_name_is():
+class Trained(BaseModule):
+    """A network that has its weights from the start, as timm's, and which names them in its own way, as mmpretrain's
+    classifiers of timm do."""
+
+    def __init__(self, pretrained=False):
+        super().__init__()
+        self.model = chain(lambda: nn.Linear(4, 4))
+        if pretrained:
+            for number, block in enumerate(self.model):
+                nn.init.constant_(block[0].weight, number)
+        self._register_state_dict_hook(self._save)
+        self._register_load_state_dict_pre_hook(self._load)
+
+    @staticmethod
+    def _save(self, state, *_):
+        state.update({key.removeprefix('model.'): state.pop(key) for key in list(state)})
+
+    @staticmethod
+    def _load(state, *_):
+        state.update({f'model.{key}': state.pop(key) for key in list(state)})
+
+
+class SharedTrained(SharingMixin, Trained):
+    pass
+
+
+@pytest.mark.parametrize('kind, plain', [(SharedResNet, ResNet), (SharedTrained, Trained)])
+def test_a_class_in_a_config_is_a_twin_as_its_name_is(kind, plain):
     sharing = dict(groups=['conv2'], bank=TIED)
-    model = dict(type='ImageClassifier', backbone=dict(type=SharedResNet, depth=50, sharing=sharing))
-    assert plain_twin(model)['backbone'] == dict(type=SharedResNet.plain, depth=50)
+    model = dict(type='ImageClassifier', backbone=dict(type=kind, depth=50, sharing=sharing))
+    assert plain_twin(model)['backbone'] == dict(type=plain, depth=50)
+
+
+def test_weights_that_a_network_is_built_with_are_shared():
+    shared = SharedTrained(sharing=dict(groups=['0'], bank=TIED, own_blocks=0), pretrained=True)
+    (bank,) = banks(shared)
+    wanted = sum(range(len(shared.model))) / len(shared.model)
+    assert bank.filters.eq(wanted).all()
+    shared.init_weights()
+    assert bank.filters.eq(wanted).all()
+    for state in (copy.deepcopy(shared.state_dict()), Trained(pretrained=True).state_dict()):
+        nn.init.zeros_(bank.filters)
+        shared.load_state_dict(state)
+        assert bank.filters.eq(wanted).all()
+
+
+def test_old_names_of_weights_are_those_of_the_plain_network(mmpretrain):
+    """mmpretrain's SwinTransformer takes them only if it is of exactly its class."""
+    options = dict(arch='tiny', img_size=64, sharing=dict(groups=['ffn.layers.1'], bank=TIED))
+    network = MODELS.build(dict(type='SharedSwinTransformer', **options))
+    state = {key.replace('norm3.', 'norm.'): tensor for key, tensor in network.state_dict().items()}
+    state['norm.bias'] = torch.full_like(network.norm3.bias, 7)
+    load_state_dict(network, state, strict=True)
+    assert network.norm3.bias.eq(7).all() and type(network).__name__ == 'SharedSwinTransformer'
 
 
 class TestSweep:

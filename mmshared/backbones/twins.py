@@ -31,6 +31,12 @@ class SharingMixin:
         **kwargs: The same, by name.
     """
 
+    plain: type[nn.Module]  # the class of the plain network
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        cls.plain = cls.__mro__[cls.__mro__.index(SharingMixin) + 1]
+
     def __init__(self, *args: Any, sharing: dict | list[dict] | None = None, **kwargs: Any):
         sharings = list(sharing) if isinstance(sharing, (list, tuple)) else [sharing]
         for each in sharings:
@@ -47,8 +53,22 @@ class SharingMixin:
                 f'{type(self).__name__} keeps a moving average of parts of itself, which would not follow what is '
                 'shared: share its backbone instead, by backbone=dict(type="Shared...", sharing=...).'
             )
+        # timm's and Hugging Face's networks have weights already, others get theirs in init_weights.
+        own = kwargs.get('pretrained') is True or kwargs.get('checkpoint_path')
+        weights = self.state_dict() if own else None
         for each in sharings:
             share_layers(self, **each)
+        if weights:
+            self.load_state_dict(weights)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        """As in the plain network, which may look whether it is of exactly its class, as ``SwinTransformer`` does."""
+        load, kind = super()._load_from_state_dict, type(self)
+        self.__class__ = kind.plain
+        try:
+            load(*args, **kwargs)
+        finally:
+            self.__class__ = kind
 
     def train(self, mode: bool = True) -> Any:
         """As in the plain network, which may freeze stages here: a bank in them that layers of others use learns."""
@@ -115,7 +135,7 @@ def make_twins(networks: Iterable[Any], registry: Registry, module: str) -> dict
             name = f'Shared{parent.__name__}'
             doc = f'``{parent.__name__}`` whose layers share parameters. Takes all of its arguments, and ``sharing``.'
             body = {each: _in_one_pass(getattr(parent, each)) for each in _ENTRIES if hasattr(parent, each)}
-            body.update({'__doc__': doc, '__module__': module, 'plain': parent})
+            body.update({'__doc__': doc, '__module__': module})
             twins[name] = type(name, (SharingMixin, parent), body)
             registry.register_module(module=twins[name])
     return twins

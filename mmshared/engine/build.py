@@ -39,7 +39,7 @@ def build_empty(cfg: Config, build: Callable[[Config], nn.Module] = build_model)
     try:
         # Backbones read their drop path rates from a linspace.
         with patch('torch.linspace', partial(torch.linspace, device='cpu')), torch.device('meta'):
-            return build(cfg)
+            return build(cfg).to('meta')  # some parameters ignore the device, as those by torch.Tensor(256)
     except NotImplementedError:  # escnn reads the values of its filters
         return build(cfg)
 

@@ -116,6 +116,11 @@ class Complete(Exception):
     """A network has returned all that is wanted of it."""
 
 
+def copies_in(output: object) -> list[Tensor]:
+    """Copies of the tensors in an output, which what follows may change in place."""
+    return [each.clone() for each in tensors_in(output)]
+
+
 def record(network: nn.Module, names: Iterable[str], seen: Outputs) -> list[RemovableHandle]:
     """Let modules of a network add the tensors that they return to ``seen``, as long as it has their names.
 
@@ -131,7 +136,7 @@ def record(network: nn.Module, names: Iterable[str], seen: Outputs) -> list[Remo
     def recorder(name: str) -> Callable[[nn.Module, tuple, object], None]:
         def keep(module: nn.Module, args: tuple, output: object) -> None:
             if name in seen:
-                seen[name] += tensors_in(output)
+                seen[name] += copies_in(output)
 
         return keep
 
@@ -156,7 +161,7 @@ def teach(teacher: nn.Module, student: Outputs, args: tuple, kwargs: dict) -> Ou
     def recorded(name: str, forward: Callable) -> Callable:
         def run(*args: object, **kwargs: object) -> object:
             output = forward(*args, **kwargs)
-            seen[name] += tensors_in(output)
+            seen[name] += copies_in(output)
             if all(len(seen[each]) >= len(tensors) for each, tensors in student.items()):
                 raise Complete
             return output
@@ -292,6 +297,12 @@ class DistillationHook(LossHook):
             student = dict(seen)
             seen.clear()  # nothing is recorded in validation, nor when a checkpointed block runs again
             pairs = agreeing(student, teach(teacher, student, args, kwargs))
+            for name in pairs:
+                if torch.is_grad_enabled() and not any(s.requires_grad for s, _ in pairs[name]):
+                    raise SharingError(
+                        f'DistillationHook compares {name}, which learns nothing by it: it is frozen, or inside a '
+                        'block that is checkpointed (with_cp). Name another module, or the whole block.'
+                    )
             if not told:
                 compared = ', '.join(f'{modules[name]} of {name} ({len(pairs[name])})' for name in pairs)
                 left = ', '.join(name for name in modules if name not in pairs)

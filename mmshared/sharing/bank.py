@@ -97,7 +97,10 @@ class SharedLayer(nn.Module):
                 ``switch_to_deploy``, would get another layer. It is an ``AttributeError`` too: there is no such
                 attribute.
         """
-        weight, bias = self.bank.once(self.dense, self)
+        try:
+            weight, bias = self.bank.once(self.dense, self)
+        except AttributeError as error:  # which would read as if there were no weight
+            raise RuntimeError(f'{type(self).__name__}.dense() failed: {error}') from error
         if bias is not self.bias:
             raise AttributeError  # after which Python asks __getattr__
         return weight
@@ -109,6 +112,13 @@ class SharedLayer(nn.Module):
                 'first (fold_layers), or take a bank that adds none, as a FilterBasis with_norm=False.'
             )
         return super().__getattr__(name)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        if name == 'weight':
+            raise SharingError(
+                f'The weight of a {type(self).__name__} is what dense() returns: give its parameter another name.'
+            )
+        super().register_parameter(name, param)
 
     def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """Apply a weight and a bias to an input, with the geometry of this layer."""

@@ -124,7 +124,7 @@ def share_state_dict(
     )
     if not any(_touches(group, given) for group in groups):
         return []
-    own, blocks = module.state_dict(), _Blocks(groups)
+    own, blocks = _tensors_in(module), _Blocks(groups)
     _check_values(groups, given)
     free, every = _free(module, given), [key for each in groups for key in each.plain]
     for group in groups:
@@ -144,6 +144,14 @@ def share_state_dict(
             state_dict.pop(prefix + key, None)
     state_dict.update({prefix + key: value for key, value in added.items()})
     return conversions
+
+
+def _tensors_in(module: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a state dict by their names in the module: its own hooks may save them under others."""
+    found: dict[str, Tensor] = {}
+    for name, part in module.named_modules(remove_duplicate=False):
+        part._save_to_state_dict(found, f'{name}.' if name else '', keep_vars=False)
+    return found
 
 
 def _groups(module: nn.Module) -> tuple[list[_Group], dict[str, str]]:
