@@ -17,16 +17,18 @@ from mmshared import SharingError, banks
 from mmshared.compress.calibration import calibration_loader, within
 from mmshared.compress.files import Files
 from mmshared.compress.fit import fit_model
+from mmshared.compress.outputs import check_outputs
 from mmshared.compress.pipeline import (
     Budget,
     Compression,
+    commands,
     fine_tuning,
     main_metric,
     relative,
     without_pretrained,
 )
 from mmshared.compress.plan import Plan, predict_costs, size_of
-from mmshared.engine.build import build_model, load_model
+from mmshared.engine.build import build_empty, build_model, load_model
 from mmshared.engine.checkpoint import load_checkpoint_file
 from mmshared.engine.config import load_config, merge_options
 from mmshared.engine.runner import SharingRunner, numbers_in
@@ -175,8 +177,8 @@ class TestChecks:
         assert refusal(dict(val_dataloader=None)) == 'The config has no val_dataloader, which compression needs.'
 
     def test_missing_parts_of_the_config_are_named(self, refusal):
-        told = refusal(dict(val_evaluator=None, optim_wrapper=None))
-        assert told.startswith('The config has no val_evaluator and no optim_wrapper, which compression needs')
+        told = refusal(dict(val_evaluator=None, val_cfg=None, optim_wrapper=None))
+        assert told == 'The config has no val_evaluator and no val_cfg and no optim_wrapper, which compression needs.'
 
     def test_a_config_without_a_learning_rate_is_refused(self, refusal):
         told = refusal({'optim_wrapper.optimizer': dict(_delete_=True, type='Adam')})
@@ -255,6 +257,18 @@ def test_fine_tuning_takes_a_part_of_the_learning_rate_no_average_and_the_plain_
     assert tuned.custom_hooks == [kept, dict(type='DistillationHook', checkpoint='plain.pth')]
     assert tuned.train_dataloader.sampler == dict(type='DefaultSampler', shuffle=True)
     assert cfg.optim_wrapper.optimizer.lr == 0.1
+
+
+def test_an_onnx_model_is_offered_where_there_can_be_one():
+    title, path = 'Write it as a small ONNX model', Path('work/finetuned.pth')
+    assert commands(path.parent, path, (3, 32, 48), 0.1)[title].endswith('--keep-shared --int8 --shape 3 32 48')
+    assert title not in commands(path.parent, path, None, 0.1)
+
+
+def test_networks_whose_outputs_cannot_be_compared_are_refused():
+    cfg = load_config('mmdet::cascade_rpn/cascade-rpn_faster-rcnn_r50-caffe_fpn_1x_coco.py')
+    with pytest.raises(SharingError, match='CascadeRPNHead proposes in several stages'):
+        check_outputs(build_empty(cfg))
 
 
 class Killed(Exception):
@@ -514,6 +528,36 @@ class TestPipeline:
         monkeypatch.setattr(Compression, 'evaluate', lambda *args: {})
         report = compression(config, checkpoint, tmp_path / 'work', epochs=0).run()
         assert json.loads(report.with_suffix('.json').read_text())['plain']['metrics'] == {}
+
+    def test_weights_are_all_that_a_checkpoint_needs_without_training(self, config, checkpoint, tmp_path, capsys):
+        torch.save(load_checkpoint_file(checkpoint)['state_dict'], tmp_path / 'bare.pth')
+        found = compression(config, str(tmp_path / 'bare.pth'), tmp_path / 'work', epochs=0)
+        for cfg in (found.cfg, found.bare):
+            cfg.merge_from_dict(dict(optim_wrapper=None, custom_hooks=[dict(type='EMAHook')]))
+        found.run()
+        assert re.findall('(plain|converted): accuracy/top1 [0-9]', capsys.readouterr().err)[::3] == [
+            'plain',
+            'converted',
+        ]
+
+    def test_what_is_fine_tuned_has_the_names_of_its_classes(self, config, checkpoint, tmp_path):
+        found = compression(config, checkpoint, tmp_path / 'work')
+        for cfg in (found.cfg, found.bare):
+            cfg.train_dataloader.dataset.metainfo = dict(classes=[str(number) for number in range(10)])
+        found.run()
+        for name in ('finetuned.pth', 'folded.pth'):
+            meta = load_checkpoint_file(str(tmp_path / 'work' / name))['meta']
+            assert list(meta['dataset_meta']['classes']) == list('0123456789')
+
+    def test_a_fine_tuning_that_diverges_says_so_each_time(self, config, checkpoint, tmp_path):
+        found = compression(config, checkpoint, tmp_path / 'work')
+        for cfg in (found.cfg, found.bare):
+            cfg.optim_wrapper.optimizer.lr = 1e30
+        for _ in range(2):
+            with pytest.raises(
+                SharingError, match='The fine-tuning diverged: give a lower optim_wrapper.optimizer.lr'
+            ):
+                found.run()
 
     def test_options_of_the_config_are_kept(self, config, checkpoint, tmp_path):
         work_dir = tmp_path / 'work'

@@ -16,8 +16,8 @@ from torch import nn
 
 from helpers import ROOT, call, evaluating, image, randomise_norms
 from mmshared import SharingError, banks, fold_layers, share_layers
-from mmshared.engine.build import build_model
-from mmshared.engine.config import config_path
+from mmshared.engine.build import build_empty, build_model
+from mmshared.engine.config import config_path, load_config
 
 onnx = pytest.importorskip('onnx')
 pytest.importorskip('onnxruntime')
@@ -236,6 +236,14 @@ def test_a_detector_that_cannot_be_traced_is_refused():
     cfg.model.backbone.type = 'Undecided'
     with pytest.raises(SharingError, match='RetinaNet cannot be exported to ONNX: Could not guard on data'):
         exported(detector(cfg)).export((3, 96, 64), None)
+
+
+@pytest.mark.parametrize(
+    'name', ['mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py', 'rtmdet/rtmdet-ins_tiny_8xb32-300e_coco.py']
+)
+def test_a_detector_of_masks_is_refused(name):
+    with pytest.raises(SharingError, match='predicts masks too'):
+        exported(build_empty(load_config(f'mmdet::{name}')))
 
 
 @pytest.mark.slow

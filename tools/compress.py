@@ -4,9 +4,11 @@ The result is evaluated, fine-tuned, folded and reported.
 
 The config is a file, or the name of a config of mmshared, mmdet or mmpretrain: mmdet::yolox/yolox_s_8xb8-300e_coco.py.
 Everything is written to the work dir. What is there is not made again: the same command goes on where it was
-interrupted. With another budget nothing is measured again, and its network gets a folder in the work dir.
+interrupted, and a fine-tuning after its last whole epoch. With another budget nothing is measured again, and its
+network gets a folder in the work dir.
 
-Networks are compared by mAP, mIoU, PQ or top-1, or else by the first metric, of which more has to be better.
+Networks are compared by mAP (of boxes, if masks are evaluated too), mIoU, PQ or top-1, or else by the first metric,
+of which more has to be better.
 """
 
 import argparse

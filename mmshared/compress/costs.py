@@ -60,16 +60,12 @@ class CostMeter:
             :func:`~mmshared.compress.statistics.collect_moments` gives them.
         cache (Path, optional): A file that keeps the costs, so that an interrupted plan goes on. One of other weights,
             images or moments is replaced.
-
-    Attributes:
-        measured (int): Number of costs that were not in the file.
     """
 
     def __init__(
         self, model: nn.Module, batches: Sequence[Any], moments: dict[str, Tensor], cache: Path | None = None
     ):
         self.model, self.batches, self.moments, self.cache = model.eval(), batches, moments, cache
-        self.measured = 0
         self._places = plain_layers(model)
         self._plain: list[Outputs] = []
         parts = model.state_dict(), list(batches), moments
@@ -83,7 +79,6 @@ class CostMeter:
             plain = [self._places[name].layer for name in layers]
             moments = [self.moments[name] for name in layers] if set(layers) <= set(self.moments) else None
             self._costs[key] = self.change(dict(zip(layers, fit_bank(bank, plain, moments))))
-            self.measured += 1
             if self.cache is not None:
                 write_text(self.cache, json.dumps(dict(digest=self._digest, costs=self._costs), indent=1))
         return self._costs[key]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..engine.build import has_softmax, is_detector, tensors_in
+from ..sharing import SharingError
 
 # Of each kind of output for a batch, so many values are compared.
 _VALUES = 2**18
@@ -27,6 +28,15 @@ class Outputs(NamedTuple):
 
     kinds: list[Tensor]
     chosen: list[Any]
+
+
+def check_outputs(model: Any) -> None:
+    """Raise a :class:`SharingError` if the outputs of a network cannot be compared."""
+    if _has_rpn(model) and type(model.rpn_head).forward is nn.Module.forward:
+        raise SharingError(
+            f'{type(model.rpn_head).__name__} proposes in several stages: the costs of sharing cannot be measured on '
+            'the outputs of such a network.'
+        )
 
 
 @torch.no_grad()

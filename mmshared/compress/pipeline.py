@@ -31,8 +31,15 @@ from torch.utils.data import ConcatDataset, DataLoader
 from ..analysis.logs import read_scalars
 from ..analysis.plots import detections_in
 from ..convert.fold import fold_model
-from ..engine.build import build_model, is_detector, load_model
-from ..engine.checkpoint import converted, load_checkpoint_file, save_checkpoint, state_dict_of, write_text
+from ..engine.build import build_model, is_detector, load_model, predicts_masks
+from ..engine.checkpoint import (
+    DivergedError,
+    converted,
+    load_checkpoint_file,
+    save_checkpoint,
+    state_dict_of,
+    write_text,
+)
 from ..engine.config import check_twins, class_of_hook, dump_config, in_work_dir, load_config, shared_type, shares
 from ..engine.data import images_named
 from ..engine.runner import check_config, has_begun, join_group, numbers_in
@@ -41,6 +48,7 @@ from .calibration import calibration_data, calibration_loader, within
 from .costs import CostMeter
 from .files import Files, digest_of, say
 from .fit import fit_model
+from .outputs import check_outputs
 from .plan import (
     Group,
     Option,
@@ -224,8 +232,14 @@ class Compression:
 
     def check(self) -> None:
         """Raise a :class:`SharingError` for what can be known to be wrong before anything has run."""
-        needed = ['train_dataloader', 'val_dataloader', 'val_evaluator', *(['optim_wrapper'] if self.epochs else [])]
-        missing = [part for part in needed if not self.cfg.get(part)]
+        needed = [
+            'train_dataloader',
+            'val_dataloader',
+            'val_evaluator',
+            'val_cfg',
+            *(['optim_wrapper'] if self.epochs else []),
+        ]
+        missing = [part for part in needed if self.cfg.get(part) is None]
         if missing:
             raise SharingError(f'The config has no {" and no ".join(missing)}, which compression needs.')
         if shares(self.cfg.model):
@@ -244,6 +258,7 @@ class Compression:
         shared = copy.deepcopy(self.bare)
         shared.model.type = shared_type(shared.model.type)
         check_twins(shared)
+        check_outputs(self.model)
         if not self.groups:
             raise SharingError('No layer of this network can become smaller.')
         if self.budget:
@@ -298,13 +313,16 @@ class Compression:
         """The metrics of a network on the validation images."""
 
         def make(path: Path) -> None:
-            metrics = self.runner(cfg, path.with_suffix(''), load_from=str(checkpoint)).val()
+            runner = self.runner(only_validating(cfg), path.with_suffix(''), load_from=str(checkpoint))
+            metrics = runner.val()
             if is_main_process():
                 write_text(path, json.dumps(numbers_in(metrics), indent=1))
 
-        return json.loads(
-            files.make(f'{name}.json', [without_training(cfg), Path(checkpoint)], make, together=True).read_text()
-        )
+        path = files.make(f'{name}.json', [without_training(cfg), Path(checkpoint)], make, together=True)
+        metrics = json.loads(path.read_text())
+        metric = main_metric(metrics)
+        say(f'{name}: {metric} {metrics[metric]:.4g}' if metric else f'{name}: nothing is detected, so no metric')
+        return metrics
 
     def runner(self, cfg: Config, work_dir: Path, **settings: Any) -> Runner:
         """A runner of a config with its own work dir."""
@@ -457,10 +475,16 @@ class Compression:
 
         def make(path: Path) -> None:
             begun = has_begun(folder)
-            self.runner(cfg, folder, resume=begun, load_from=None if begun else str(checkpoint)).train()
-            if is_main_process():
-                trained = state_dict_of(load_checkpoint_file(find_latest_checkpoint(str(folder))))
-                save_checkpoint(converted(trained, self.checkpoint, cfg), path)
+            try:
+                self.runner(cfg, folder, resume=begun, load_from=None if begun else str(checkpoint)).train()
+                if is_main_process():
+                    latest = find_latest_checkpoint(str(folder))
+                    save_checkpoint(converted(state_dict_of(load_checkpoint_file(latest)), latest, cfg), path)
+            except DivergedError as error:
+                raise SharingError(
+                    f'The fine-tuning diverged: give a lower optim_wrapper.optimizer.lr, of which it takes {_LR:.0%}, '
+                    f'or 0 epochs. ({error})'
+                ) from None
 
         return files.make('finetuned.pth', sources, make, together=True), folder
 
@@ -488,7 +512,7 @@ class Compression:
                 [dict(asdict(row), bank=row.bank['type'] if row.bank else '', rank=row.rank) for row in plan.rows],
                 read_scalars(training) if training else {},
                 self.detections(networks) if is_detector(self.model) else {},
-                commands(path.parent, last, shape, learning_rate(self.cfg)),
+                commands(path.parent, last, None if predicts_masks(plain) else shape, learning_rate(self.cfg)),
             ),
             path.parent,
         )
@@ -523,6 +547,19 @@ def without_training(cfg: Config) -> dict:
     return found
 
 
+def only_validating(cfg: Config) -> Config:
+    """The config without training, and without a moving average of weights: those to evaluate are given."""
+    cfg = copy.deepcopy(cfg)
+    cfg.train_dataloader = cfg.train_cfg = cfg.optim_wrapper = cfg.param_scheduler = None
+    cfg.custom_hooks = without_average(cfg)
+    return cfg
+
+
+def without_average(cfg: Config) -> list:
+    """The custom hooks of a config that keep no moving average of the weights."""
+    return [hook for hook in cfg.get('custom_hooks') or [] if not issubclass(class_of_hook(hook), EMAHook)]
+
+
 def learning_rate(cfg: Config) -> float | None:
     """The learning rate that a fine-tuning starts at; None if the config of the plain network has none."""
     rate = ((cfg.get('optim_wrapper') or {}).get('optimizer') or {}).get('lr')
@@ -542,8 +579,7 @@ def fine_tuning(cfg: Config, epochs: int, teacher: str) -> Config:
     # Of two checkpoints one is whole while the other is written.
     cfg.default_hooks.checkpoint = dict(type='CheckpointHook', interval=1, max_keep_ckpts=2)
     # A slow average would be saved in place of what a short training has learnt.
-    hooks = [hook for hook in cfg.get('custom_hooks') or [] if not issubclass(class_of_hook(hook), EMAHook)]
-    cfg.custom_hooks = [*hooks, dict(type='DistillationHook', checkpoint=teacher)]
+    cfg.custom_hooks = [*without_average(cfg), dict(type='DistillationHook', checkpoint=teacher)]
     sampler = cfg.train_dataloader.get('sampler')
     if sampler and 'Infinite' in sampler.type:  # it has no epochs
         cfg.train_dataloader.sampler = dict(type='DefaultSampler', shuffle=True)
@@ -575,9 +611,9 @@ def relative(path: str, folder: Path) -> str:
         return osp.abspath(path)
 
 
-def commands(folder: Path, checkpoint: Path, shape: Sequence[int], lr: float | None) -> dict[str, str]:
-    """Commands that use a compressed network, whose images have a shape, (C, H, W). Further training takes a learning
-    rate; if it is None, the config's own."""
+def commands(folder: Path, checkpoint: Path, shape: Sequence[int] | None, lr: float | None) -> dict[str, str]:
+    """Commands that use a compressed network. An ONNX model is for images of a shape, (C, H, W); if it is None, there
+    can be none. Further training takes a learning rate; if it is None, the config's own."""
     config, plain, small = folder / 'compressed.py', folder / 'folded.pth', folder / 'small.onnx'
     rate = [] if lr is None else [f'optim_wrapper.optimizer.lr={lr:g}']
     words: dict[str, list[Any]] = {
@@ -585,7 +621,8 @@ def commands(folder: Path, checkpoint: Path, shape: Sequence[int], lr: float | N
         'Train it further': ['train', config, '--work-dir', folder / 'further', '--cfg-options']
         + [f'load_from={checkpoint}', *rate],
         'Evaluate the plain network that it equals': ['test', plain.with_suffix('.py'), plain],
-        'Write it as a small ONNX model': ['fold', config, checkpoint, plain, '--onnx', small]
-        + ['--keep-shared', '--int8', '--shape', *shape],
     }
+    if shape is not None:
+        words['Write it as a small ONNX model'] = ['fold', config, checkpoint, plain, '--onnx', small]
+        words['Write it as a small ONNX model'] += ['--keep-shared', '--int8', '--shape', *shape]
     return {title: shlex.join(['mmshared', *map(str, each)]) for title, each in words.items()}

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from ..analysis.speed import time_in_turn
-from ..engine.build import is_detector
+from ..engine.build import is_detector, predicts_masks
 from ..engine.checkpoint import written_whole
-from ..engine.config import first_line
+from ..engine.config import first_line, root_of
 from ..sharing import SharingError
 from ..sharing.deployment import relative_difference
 
@@ -84,11 +84,8 @@ class Exported:
         except SharingError:
             raise
         except Exception as error:
-            reason: BaseException = error
-            while reason.__cause__:  # the exporter's own text is the same for all
-                reason = reason.__cause__
             kind = type(self.network).__name__
-            raise SharingError(f'{kind} cannot be exported to ONNX: {first_line(reason)}') from error
+            raise SharingError(f'{kind} cannot be exported to ONNX: {first_line(root_of(error))}') from error
         # The exporter may fix a size by itself.
         if any(side.HasField('dim_value') for side in model.graph.input[0].type.tensor_type.shape.dim[2:]):
             warnings.warn(f'The ONNX model is only for images of {"x".join(map(str, shape[1:]))}.')
@@ -125,6 +122,11 @@ class Exported:
 def exported(network: nn.Module) -> Exported:
     if not is_detector(network):
         return Exported(network)
+    if predicts_masks(network):
+        raise SharingError(
+            f'ONNX models of detectors have boxes, scores and labels, and {type(network).__name__} predicts masks '
+            'too: export only a PyTorch checkpoint.'
+        )
     from .onnx_detector import ExportedDetector
 
     return ExportedDetector(network)

@@ -20,7 +20,7 @@ from onnxscript import optimizer
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from ..engine.config import first_line
+from ..engine.config import first_line, root_of
 from ..sharing import SharedLayer, SharingError, banks
 from ..sharing.bank import dense_weights
 
@@ -161,11 +161,8 @@ def shared_weights(model: ModelProto, network: nn.Module) -> ModelProto:
             output_names=list(found),
         )
     except torch.onnx.errors.OnnxExporterError as error:
-        reason: BaseException = error
-        while reason.__cause__:
-            reason = reason.__cause__
         raise SharingError(
-            f'The weights of a bank cannot be computed in ONNX, only stored: {first_line(reason)}'
+            f'The weights of a bank cannot be computed in ONNX, only stored: {first_line(root_of(error))}'
         ) from error
     weights = onnx.compose.add_prefix(weights, PREFIX, rename_outputs=False)
     store_integers(weights.graph)

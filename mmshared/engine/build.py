@@ -115,6 +115,12 @@ def has_softmax(model: nn.Module) -> bool:
     return not several and not any(getattr(each, 'use_sigmoid', False) for each in losses)
 
 
+def predicts_masks(detector: Any) -> bool:
+    """Whether a detector predicts a mask of each object."""
+    in_head = hasattr(getattr(detector, 'bbox_head', None), 'mask_head')  # as in RTMDet-Ins
+    return in_head or getattr(detector, 'with_mask', False)
+
+
 def feature_maps(model: nn.Module, images: Tensor) -> tuple[Tensor, ...]:
     """The output of a model for images, (N, 3, H, W): the logits of a classifier, or the neck's feature maps of a
     detector.

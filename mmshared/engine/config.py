@@ -46,6 +46,13 @@ def config_path(name: str) -> str:
     return path
 
 
+def root_of(error: BaseException) -> BaseException:
+    """The error that was the first cause of another: the text of an exporter's own is the same for all."""
+    while error.__cause__:
+        error = error.__cause__
+    return error
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message; its type if it has none."""
     return _lines_of(error)[0][:200]

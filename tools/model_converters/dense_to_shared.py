@@ -59,9 +59,8 @@ def print_conversions(conversions: list[Conversion], args: argparse.Namespace) -
     """Print what each group of layers loses."""
     from mmshared.convert.dense import rank_for_energy
 
-    numbers, rows = ['kernels', 'shared filters', 'dimensions', 'energy kept', 'relative error'], []
-    if args.images is not None:
-        numbers.append('of the outputs')
+    numbers, rows = ['kernels', 'shared filters', 'dimensions', 'relative error'], []
+    numbers.append('energy kept' if args.images is None else 'of the outputs')
     if args.rank_for_energy:
         numbers.append(f'filters for {args.rank_for_energy:.0%}')
     for conversion in conversions:
@@ -72,10 +71,11 @@ def print_conversions(conversions: list[Conversion], args: argparse.Namespace) -
             str(len(conversion.kernels)),
             '' if filters is None else str(len(filters)),
             str(conversion.kernels[0][0].numel()),
-            f'{1 - conversion.error**2:.1%}',
             f'{conversion.error:.4f}',
         ]
-        if args.images is not None:
+        if args.images is None:  # a fit to outputs is no projection of the weights, of whose energy it keeps a part
+            cells.append(f'{1 - conversion.error**2:.1%}')
+        else:
             cells.append('' if conversion.output_error is None else f'{conversion.output_error:.4f}')
         if args.rank_for_energy:
             rank = rank_for_energy(conversion, args.rank_for_energy)
