@@ -257,14 +257,6 @@ def test_arrays_of_anything_but_numbers_are_refused(values, tmp_path):
         load_checkpoint_file(str(tmp_path / 'model.pth'))
 
 
-def test_hooks_of_mmengine_get_a_state_dict_from_every_checkpoint(tmp_path):
-    """As EMAHook, which takes it out of the checkpoint."""
-    state_dict = dict(weight=torch.ones(2))
-    for number, content in enumerate((state_dict, dict(state_dict=state_dict))):
-        torch.save(content, tmp_path / f'{number}.pth')
-        assert list(CheckpointLoader.load_checkpoint(str(tmp_path / f'{number}.pth'))['state_dict']) == ['weight']
-
-
 def test_what_is_downloaded_is_checked_as_local_files_are(tmp_path, monkeypatch, saved):
     state_dict, path = saved
     content = bytearray(path.read_bytes())

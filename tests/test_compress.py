@@ -532,22 +532,26 @@ class TestPipeline:
     def test_weights_are_all_that_a_checkpoint_needs_without_training(self, config, checkpoint, tmp_path, capsys):
         torch.save(load_checkpoint_file(checkpoint)['state_dict'], tmp_path / 'bare.pth')
         found = compression(config, str(tmp_path / 'bare.pth'), tmp_path / 'work', epochs=0)
+        hooks = [dict(type='EMAHook'), dict(type='EarlyStoppingHook', monitor='accuracy/top1')]
         for cfg in (found.cfg, found.bare):
-            cfg.merge_from_dict(dict(optim_wrapper=None, custom_hooks=[dict(type='EMAHook')]))
+            cfg.merge_from_dict(dict(optim_wrapper=None, custom_hooks=hooks))
         found.run()
-        assert re.findall('(plain|converted): accuracy/top1 [0-9]', capsys.readouterr().err)[::3] == [
-            'plain',
-            'converted',
-        ]
+        told = re.findall('(plain|converted): accuracy/top1 [0-9]', capsys.readouterr().err)
+        assert (told[0], told[-1]) == ('plain', 'converted')
 
-    def test_what_is_fine_tuned_has_the_names_of_its_classes(self, config, checkpoint, tmp_path):
+    @pytest.mark.parametrize('of', ['data', 'checkpoint'])
+    def test_what_is_fine_tuned_has_the_names_of_its_classes(self, of, config, checkpoint, tmp_path):
+        names = dict(classes=[str(number) for number in range(10)])
+        if of == 'checkpoint':
+            torch.save({**load_checkpoint_file(checkpoint), 'meta': dict(dataset_meta=names)}, checkpoint)
         found = compression(config, checkpoint, tmp_path / 'work')
-        for cfg in (found.cfg, found.bare):
-            cfg.train_dataloader.dataset.metainfo = dict(classes=[str(number) for number in range(10)])
+        if of == 'data':
+            for cfg in (found.cfg, found.bare):
+                cfg.train_dataloader.dataset.metainfo = names
         found.run()
         for name in ('finetuned.pth', 'folded.pth'):
             meta = load_checkpoint_file(str(tmp_path / 'work' / name))['meta']
-            assert list(meta['dataset_meta']['classes']) == list('0123456789')
+            assert list(meta['dataset_meta']['classes']) == names['classes']
 
     def test_a_fine_tuning_that_diverges_says_so_each_time(self, config, checkpoint, tmp_path):
         found = compression(config, checkpoint, tmp_path / 'work')

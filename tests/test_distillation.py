@@ -147,10 +147,15 @@ def test_what_learns_nothing_is_told_in_a_sentence(cfg, checkpoint):
     inner, block = ({name: 'features'} for name in ('backbone.layer2.1.conv2', 'backbone.layer2.1'))
     losses_of(attach(DistillationHook(checkpoint, modules=block), student_of(cfg, checkpoint), cfg))
     model = attach(DistillationHook(checkpoint, modules=inner), student_of(cfg, checkpoint), cfg)
-    with pytest.raises(SharingError, match='compares backbone.layer2.1.conv2, which learns nothing by it'):
+    with pytest.raises(SharingError, match='nothing is learnt: backbone.layer2.1.conv2 is frozen, or inside a block'):
         losses_of(model)
     with torch.no_grad():
         losses_of(model)
+    losses = [
+        losses_of(attach(DistillationHook(checkpoint, modules=modules), student_of(cfg, checkpoint), cfg))
+        for modules in (dict(head='logits'), dict(inner, head='logits'))
+    ]
+    torch.testing.assert_close(losses[1]['loss_distill'], losses[0]['loss_distill'])
 
 
 def test_the_loss_is_that_of_the_logits_by_weight(cfg, checkpoint):

@@ -47,6 +47,15 @@ def test_tables_and_plots_of_results_have_means_with_intervals_of_n_minus_1_degr
             result_table(tmp_path)
 
 
+def test_methods_without_steps_of_blocks_have_onnx_models_beside_one_with_them(tmp_path):
+    plain = dict(parameters=9, metrics=dict(top1=90))
+    for method, steps, size in (('planned', 0, 1000), ('planned', 60, 2000), ('pruned', 0, 3000)):
+        run = dict(method=method, keep=0.4, steps=steps, epochs=0, seed=0, plain=plain, converted=plain)
+        run['int8'] = dict(bytes=size, metrics=dict(top1=80))
+        (tmp_path / f'{method}-{steps}.json').write_text(json.dumps(run))
+    assert [line.split(' | ')[-1] for line in result_table(tmp_path).splitlines()[2:4]] == ['3 |', '2 |']
+
+
 def test_a_panel_has_the_heading_of_its_table_and_the_place(tmp_path):
     run = dict(method='planned', keep=0.4, steps=0, epochs=0, seed=0, plain=dict(parameters=9, metrics=dict(top1=90)))
     for name in ('a', 'b', 'c'):

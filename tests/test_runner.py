@@ -9,7 +9,9 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
+from mmengine.hooks import EMAHook
 from mmengine.registry import RUNNERS
+from mmengine.runner.checkpoint import CheckpointLoader
 from torch.utils.data import DataLoader
 
 from helpers import ROOT, Classifier, small
@@ -61,6 +63,15 @@ def checkpoint(path, state, **changes):
 @pytest.fixture
 def state(mmpretrain):
     return Classifier(small()).state_dict()
+
+
+def test_an_average_of_weights_begins_from_a_bare_state_dict_too(state, tmp_path):
+    torch.save(state, tmp_path / 'bare.pth')
+    assert 'state_dict' not in CheckpointLoader.load_checkpoint(str(tmp_path / 'bare.pth'))
+    average = EMAHook()
+    small_runner(tmp_path, 'ema', load_from=str(tmp_path / 'bare.pth'), custom_hooks=[average]).val()
+    averaged = average.ema_model.module.state_dict()
+    assert all(torch.equal(averaged[key], tensor) for key, tensor in state.items())
 
 
 @pytest.mark.parametrize('use', ['test', 'val', 'resume'])

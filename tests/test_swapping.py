@@ -34,6 +34,7 @@ from helpers import (
     train,
 )
 from mmshared import (
+    Bank,
     OrthogonalityLossHook,
     SharedLayer,
     SharingError,
@@ -289,7 +290,22 @@ class Trained(BaseModule):
         state.update({f'model.{key}': state.pop(key) for key in list(state)})
 
 
-class SharedTrained(SharingMixin, Trained):
+class Extra:
+    """Something else beside a network."""
+
+
+class SharedTrained(SharingMixin, Extra, Trained):
+    pass
+
+
+class Whole(BaseModule):
+    def __init__(self):
+        super().__init__()
+        self.backbone = Trained(pretrained=True).model
+        self.backbone._is_init = True  # as timm's backbones say it
+
+
+class SharedWhole(SharingMixin, Whole):
     pass
 
 
@@ -300,13 +316,25 @@ def test_a_class_in_a_config_is_a_twin_as_its_name_is(kind, plain):
     assert plain_twin(model)['backbone'] == dict(type=plain, depth=50)
 
 
+class Unfitted(TiedFilters):
+    fit = Bank.fit
+
+
 def test_weights_that_a_network_is_built_with_are_shared():
-    shared = SharedTrained(sharing=dict(groups=['0'], bank=TIED, own_blocks=0), pretrained=True)
-    (bank,) = banks(shared)
+    sharing = dict(groups=['0'], bank=TIED, own_blocks=0)
+    shared = SharedTrained(sharing=sharing, pretrained=True)
     wanted = sum(range(len(shared.model))) / len(shared.model)
-    assert bank.filters.eq(wanted).all()
-    shared.init_weights()
-    assert bank.filters.eq(wanted).all()
+    for network in (SharedWhole(sharing=sharing), shared):
+        (bank,) = banks(network)
+        assert bank.filters.eq(wanted).all()
+        network.init_weights()
+        assert bank.filters.eq(wanted).all()
+    with torch.device('meta'):
+        assert all(parameter.is_meta for parameter in SharedTrained(sharing=sharing, pretrained=True).parameters())
+    with pytest.warns(
+        UserWarning, match='lose the weights that SharedTrained begins with: Unfitted cannot be started'
+    ):
+        SharedTrained(sharing=dict(sharing, bank=dict(type=Unfitted)), pretrained=True)
     for state in (copy.deepcopy(shared.state_dict()), Trained(pretrained=True).state_dict()):
         nn.init.zeros_(bank.filters)
         shared.load_state_dict(state)

@@ -3,7 +3,6 @@
 import json
 from collections import Counter
 from collections.abc import Iterable
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -44,10 +43,14 @@ def read_results(folder: Path) -> list[dict]:
     plain = {(run['plain']['parameters'], metric_of(run['plain'])) for run in runs if 'plain' in run}
     if len(plain) > 1:
         raise SharingError(f'{folder} has results of {len(plain)} plain networks: keep those of one.')
-    longest = max(map(_training_of, runs))
-    shorter = [run for run in runs if 'plain' in run and _training_of(run) < longest]
-    for run, form in product(shorter, FORMS):
-        run.pop(form, None)
+    most, longest = max(run['epochs'] for run in runs), {}
+    for run in runs:
+        row = run['method'], run['keep']
+        longest[row] = max(longest.get(row, (0, 0)), _training_of(run))
+    for run in runs:
+        if 'plain' in run and (run['epochs'] < most or _training_of(run) < longest[run['method'], run['keep']]):
+            for form in FORMS:
+                run.pop(form, None)
     return runs
 
 

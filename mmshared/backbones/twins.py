@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterable
 from functools import wraps
 from types import ModuleType
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from mmengine.model import BaseAveragedModel
 from mmengine.registry import Registry
-from torch import nn
+from torch import Tensor, nn
 
 from ..sharing import SharingError, banks, share_layers
 from ..sharing.bank import generate_once
@@ -35,7 +36,8 @@ class SharingMixin:
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
-        cls.plain = cls.__mro__[cls.__mro__.index(SharingMixin) + 1]
+        after = cls.__mro__[cls.__mro__.index(SharingMixin) + 1 :]
+        cls.plain = vars(cls).get('plain') or next(each for each in after if issubclass(each, nn.Module))
 
     def __init__(self, *args: Any, sharing: dict | list[dict] | None = None, **kwargs: Any):
         sharings = list(sharing) if isinstance(sharing, (list, tuple)) else [sharing]
@@ -53,22 +55,16 @@ class SharingMixin:
                 f'{type(self).__name__} keeps a moving average of parts of itself, which would not follow what is '
                 'shared: share its backbone instead, by backbone=dict(type="Shared...", sharing=...).'
             )
-        # timm's and Hugging Face's networks have weights already, others get theirs in init_weights.
-        own = kwargs.get('pretrained') is True or kwargs.get('checkpoint_path')
-        weights = self.state_dict() if own else None
+        weights = _weights_of(self, kwargs.get('pretrained') is True)
         for each in sharings:
             share_layers(self, **each)
         if weights:
-            self.load_state_dict(weights)
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        """As in the plain network, which may look whether it is of exactly its class, as ``SwinTransformer`` does."""
-        load, kind = super()._load_from_state_dict, type(self)
-        self.__class__ = kind.plain
-        try:
-            load(*args, **kwargs)
-        finally:
-            self.__class__ = kind
+            try:
+                self.load_state_dict(weights, strict=False)
+            except SharingError as error:
+                warnings.warn(
+                    f'The layers that share lose the weights that {type(self).__name__} begins with: {error}'
+                )
 
     def train(self, mode: bool = True) -> Any:
         """As in the plain network, which may freeze stages here: a bank in them that layers of others use learns."""
@@ -96,6 +92,18 @@ class SharingMixin:
             for bank, parameter, start in starts:
                 if not bank.loaded:
                     parameter.copy_(start)
+
+
+def _weights_of(network: nn.Module, whole: bool) -> dict[str, Tensor]:
+    """The weights that a network, or parts of it, have from the start, as those of timm and Hugging Face: others get
+    theirs in ``init_weights``. On the meta device there are none."""
+    if any(parameter.is_meta for parameter in network.parameters()):
+        return {}
+    found = network.state_dict() if whole else {}
+    for name, part in network.named_modules():
+        if getattr(part, '_is_init', False):
+            found.update(part.state_dict(prefix=f'{name}.' if name else ''))
+    return found
 
 
 def _shared(bank: nn.Module) -> list[nn.Parameter]:

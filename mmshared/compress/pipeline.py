@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import broadcast_object_list, is_main_process
-from mmengine.hooks import EMAHook
+from mmengine.hooks import EarlyStoppingHook, EMAHook
 from mmengine.registry import DATASETS, RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 from rich.console import Console
@@ -258,7 +258,8 @@ class Compression:
         shared = copy.deepcopy(self.bare)
         shared.model.type = shared_type(shared.model.type)
         check_twins(shared)
-        check_outputs(self.model)
+        if self.plan is None:
+            check_outputs(self.model)
         if not self.groups:
             raise SharingError('No layer of this network can become smaller.')
         if self.budget:
@@ -478,8 +479,11 @@ class Compression:
             try:
                 self.runner(cfg, folder, resume=begun, load_from=None if begun else str(checkpoint)).train()
                 if is_main_process():
-                    latest = find_latest_checkpoint(str(folder))
-                    save_checkpoint(converted(state_dict_of(load_checkpoint_file(latest)), latest, cfg), path)
+                    trained = load_checkpoint_file(find_latest_checkpoint(str(folder)))
+                    found = converted(state_dict_of(trained), self.checkpoint, cfg)
+                    if names := trained['meta'].get('dataset_meta'):
+                        found['meta']['dataset_meta'] = names
+                    save_checkpoint(found, path)
             except DivergedError as error:
                 raise SharingError(
                     f'The fine-tuning diverged: give a lower optim_wrapper.optimizer.lr, of which it takes {_LR:.0%}, '
@@ -551,13 +555,13 @@ def only_validating(cfg: Config) -> Config:
     """The config without training, and without a moving average of weights: those to evaluate are given."""
     cfg = copy.deepcopy(cfg)
     cfg.train_dataloader = cfg.train_cfg = cfg.optim_wrapper = cfg.param_scheduler = None
-    cfg.custom_hooks = without_average(cfg)
+    cfg.custom_hooks = hooks_except(cfg, EMAHook, EarlyStoppingHook)
     return cfg
 
 
-def without_average(cfg: Config) -> list:
-    """The custom hooks of a config that keep no moving average of the weights."""
-    return [hook for hook in cfg.get('custom_hooks') or [] if not issubclass(class_of_hook(hook), EMAHook)]
+def hooks_except(cfg: Config, *kinds: type) -> list:
+    """The custom hooks of a config except those of some kinds."""
+    return [hook for hook in cfg.get('custom_hooks') or [] if not issubclass(class_of_hook(hook), kinds)]
 
 
 def learning_rate(cfg: Config) -> float | None:
@@ -579,7 +583,7 @@ def fine_tuning(cfg: Config, epochs: int, teacher: str) -> Config:
     # Of two checkpoints one is whole while the other is written.
     cfg.default_hooks.checkpoint = dict(type='CheckpointHook', interval=1, max_keep_ckpts=2)
     # A slow average would be saved in place of what a short training has learnt.
-    cfg.custom_hooks = [*without_average(cfg), dict(type='DistillationHook', checkpoint=teacher)]
+    cfg.custom_hooks = [*hooks_except(cfg, EMAHook), dict(type='DistillationHook', checkpoint=teacher)]
     sampler = cfg.train_dataloader.get('sampler')
     if sampler and 'Infinite' in sampler.type:  # it has no epochs
         cfg.train_dataloader.sampler = dict(type='DefaultSampler', shuffle=True)

@@ -118,7 +118,7 @@ def has_softmax(model: nn.Module) -> bool:
 def predicts_masks(detector: Any) -> bool:
     """Whether a detector predicts a mask of each object."""
     in_head = hasattr(getattr(detector, 'bbox_head', None), 'mask_head')  # as in RTMDet-Ins
-    return in_head or getattr(detector, 'with_mask', False)
+    return in_head or hasattr(detector, 'panoptic_head') or getattr(detector, 'with_mask', False)
 
 
 def feature_maps(model: nn.Module, images: Tensor) -> tuple[Tensor, ...]:

@@ -92,12 +92,6 @@ def load_checkpoint_file(filename: str, map_location: Any = 'cpu', mmap: bool = 
     return checkpoint
 
 
-def load_for_mmengine(filename: str, map_location: Any = 'cpu') -> dict:
-    """What :func:`load_checkpoint_file` loads, in the form that hooks of mmengine expect: with a ``state_dict``."""
-    checkpoint = load_checkpoint_file(filename, map_location)
-    return dict(state_dict=checkpoint) if _is_state_dict(checkpoint) else checkpoint
-
-
 def load_from_url(url: str, model_dir: str | None = None, map_location: Any = 'cpu', progress: bool = True) -> dict:
     """Load a checkpoint with :func:`load_checkpoint_file` from the folder of downloads, into which it is downloaded if
     it is not there yet: a stand-in for ``torch.hub.load_state_dict_from_url``.
@@ -118,7 +112,7 @@ def load_from_url(url: str, model_dir: str | None = None, map_location: Any = 'c
         folder.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(file), progress=progress)
     try:
-        return load_for_mmengine(str(file), map_location)
+        return load_checkpoint_file(str(file), map_location)
     except SharingError as error:
         if there:
             raise SharingError(f'{error} It was there before: once it is removed, it is downloaded again.') from None
@@ -267,5 +261,5 @@ def refuse_pickles() -> None:
     torch.serialization.add_safe_globals([*named, *_numbers(), *_FUNCTIONS, (_function_of, 'builtins.getattr')])
     # mmengine's own list has getattr, and would be removed again after each checkpoint with all that it holds.
     mmengine_checkpoint.get_torch_safe_globals = list
-    CheckpointLoader.register_scheme('', load_for_mmengine, force=True)
+    CheckpointLoader.register_scheme('', load_checkpoint_file, force=True)
     mmengine_checkpoint.load_url = load_from_url

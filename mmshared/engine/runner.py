@@ -136,6 +136,11 @@ class SharingRunner(Runner):
             has_begun(Path(self.work_dir))
         super().load_or_resume()
 
+    def call_hook(self, fn_name: str, **kwargs: Any) -> None:
+        if fn_name == 'after_load_checkpoint' and 'state_dict' not in kwargs['checkpoint']:
+            kwargs['checkpoint'] = dict(state_dict=kwargs['checkpoint'])  # which EMAHook expects
+        super().call_hook(fn_name, **kwargs)
+
     def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> dict:
         checkpoint = self._load_checkpoint(filename, *args, **kwargs)
         averages = [hook.ema_model for hook in self.hooks if hasattr(hook, 'ema_model')]

@@ -209,6 +209,23 @@ def agreeing(student: Outputs, teacher: Outputs) -> dict[str, list[tuple[Tensor,
     return pairs
 
 
+def learning(pairs: dict[str, list[tuple[Tensor, Tensor]]]) -> dict[str, list[tuple[Tensor, Tensor]]]:
+    """The pairs by which the student learns something, where anything can be learnt.
+
+    Raises:
+        SharingError: If there are none.
+    """
+    if not torch.is_grad_enabled():
+        return pairs
+    found = {name: each for name, each in pairs.items() if any(student.requires_grad for student, _ in each)}
+    if not found:
+        raise SharingError(
+            f'By what DistillationHook compares nothing is learnt: {", ".join(pairs)} is frozen, or inside a block '
+            'that is checkpointed (with_cp). Name other modules, or the whole block.'
+        )
+    return found
+
+
 def _shapes(tensors: list[Tensor]) -> str:
     return ', '.join('x'.join(map(str, tensor.shape)) for tensor in tensors) or 'nothing'
 
@@ -296,17 +313,11 @@ class DistillationHook(LossHook):
             nonlocal told
             student = dict(seen)
             seen.clear()  # nothing is recorded in validation, nor when a checkpointed block runs again
-            pairs = agreeing(student, teach(teacher, student, args, kwargs))
-            for name in pairs:
-                if torch.is_grad_enabled() and not any(s.requires_grad for s, _ in pairs[name]):
-                    raise SharingError(
-                        f'DistillationHook compares {name}, which learns nothing by it: it is frozen, or inside a '
-                        'block that is checkpointed (with_cp). Name another module, or the whole block.'
-                    )
+            pairs = learning(agreeing(student, teach(teacher, student, args, kwargs)))
             if not told:
                 compared = ', '.join(f'{modules[name]} of {name} ({len(pairs[name])})' for name in pairs)
                 left = ', '.join(name for name in modules if name not in pairs)
-                but = f' ({left} returns other tensors in the teacher, and is left out)' if left else ''
+                but = f' (not {left}: other tensors in the teacher, or nothing that learns)' if left else ''
                 print_log(f'{self.name} compares {compared}, weight {self.loss_weight:g}{but}', logger='current')
                 told = True
             return sum(self.distance(modules[name], found) for name, found in pairs.items())

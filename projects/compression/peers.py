@@ -177,7 +177,7 @@ def main() -> None:
                     runner_of(last, tuning, work_dir).train()
                     networks['finetuned'] = evaluated(last, cfg, work_dir, shape)
                 networks |= as_onnx(last, cfg, work_dir, shape, [*networks.values()][-1]['metrics'])
-                if method == 'plain':
+                if method == 'plain' and 'float32' in networks:
                     networks['onnxruntime'] = quantised(cfg, work_dir, [batch['inputs'] for batch in batches])
             result.write(table, networks)
 

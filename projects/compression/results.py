@@ -9,7 +9,7 @@ from typing import NamedTuple
 from mmengine.config import Config
 from torch import nn
 
-from mmshared import banks, fold_layers
+from mmshared import SharingError, banks, fold_layers
 from mmshared.analysis.complexity import count_multiply_adds
 from mmshared.compress.calibration import calibration_loader
 from mmshared.compress.plan import size_of
@@ -105,14 +105,18 @@ def evaluated(network: nn.Module, cfg: Config, work_dir: Path, shape: tuple[int,
 
 
 def as_onnx(network: nn.Module, cfg: Config, folder: Path, shape: tuple[int, ...], metrics: dict) -> dict:
-    """Write the ONNX models of a network, which stay shared if it is.
+    """Write the ONNX models of a network, which stay shared if it is. If it has none, only says why.
 
     Returns their bytes and metrics: in float32 those of PyTorch, with weights as integers by onnxruntime.
     """
     folder.mkdir(parents=True, exist_ok=True)
     network.eval()
     plain = fold_layers(copy.deepcopy(network))
-    forms = onnx_forms(network, plain, shape, keep_shared=bool(banks(network)), bits=8)
+    try:
+        forms = onnx_forms(network, plain, shape, keep_shared=bool(banks(network)), bits=8)
+    except SharingError as error:
+        print(error, flush=True)
+        return {}
     floats, integers = [form.SerializeToString() for form in forms.values()][-2:]
     (folder / 'float32.onnx').write_bytes(floats)
     (folder / 'int8.onnx').write_bytes(integers)
