@@ -146,7 +146,7 @@ def test_the_command_writes_what_loading_makes(tmp_path):
     shared.load_state_dict(plain.state_dict())
     written = load_checkpoint_file(str(tmp_path / 'shared.pth'))['state_dict']
     assert written.keys() == shared.state_dict().keys()
-    kept, rank = re.search(r'layer3 .* (\d+\.\d)% │ +(\d+) │', result.stdout).groups()
+    kept, rank = re.search(r'layer3 .* │ +\d\.\d+ │ +(\d+\.\d)% │ +(\d+) │', result.stdout).groups()
     rows = torch.cat(
         [conv.weight.flatten(1) for block in list(plain.backbone.layer3)[1:] for conv in (block.conv1, block.conv2)]
     )

@@ -43,12 +43,10 @@ def read_results(folder: Path) -> list[dict]:
     plain = {(run['plain']['parameters'], metric_of(run['plain'])) for run in runs if 'plain' in run}
     if len(plain) > 1:
         raise SharingError(f'{folder} has results of {len(plain)} plain networks: keep those of one.')
-    most, longest = max(run['epochs'] for run in runs), {}
+    most = max(run['epochs'] for run in runs)
     for run in runs:
-        row = run['method'], run['keep']
-        longest[row] = max(longest.get(row, (0, 0)), _training_of(run))
-    for run in runs:
-        if 'plain' in run and (run['epochs'] < most or _training_of(run) < longest[run['method'], run['keep']]):
+        row = [each for each in runs if (each['method'], each['keep']) == (run['method'], run['keep'])]
+        if 'plain' in run and (run['epochs'] < most or _training_of(run) < max(map(_training_of, row))):
             for form in FORMS:
                 run.pop(form, None)
     return runs

@@ -627,6 +627,6 @@ def commands(folder: Path, checkpoint: Path, shape: Sequence[int] | None, lr: fl
         'Evaluate the plain network that it equals': ['test', plain.with_suffix('.py'), plain],
     }
     if shape is not None:
-        words['Write it as a small ONNX model'] = ['fold', config, checkpoint, plain, '--onnx', small]
-        words['Write it as a small ONNX model'] += ['--keep-shared', '--int8', '--shape', *shape]
+        form = ['--onnx', small, '--keep-shared', '--int8', '--shape', *shape]
+        words['Write it as a small ONNX model'] = ['fold', config, checkpoint, plain, *form]
     return {title: shlex.join(['mmshared', *map(str, each)]) for title, each in words.items()}
